@@ -1,0 +1,163 @@
+"""A diffusers folder of Stable Diffusion 1.x or 2.x: finding its parts, reading and writing them.
+
+    model_index.json
+    unet/  vae/  text_encoder/     config.json and weights as safetensors, one file or shards with an index
+    tokenizer/  scheduler/
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from memattn_jax.checkpoints.names import leaves, modern_name
+from memattn_jax.errors import InputError
+from memattn_jax.models.clip_text import CLIPTextModel
+from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.models.vae import AutoencoderKL
+
+M = TypeVar("M", bound=nnx.Module)
+
+DTYPES = ("float32", "bfloat16", "float16")
+PARTS: dict[str, tuple[type[Config], Callable[..., nnx.Module], str]] = {
+    "unet": (UNetConfig, UNet2DConditionModel, "diffusion_pytorch_model"),
+    "vae": (VAEConfig, AutoencoderKL, "diffusion_pytorch_model"),
+    "text_encoder": (CLIPTextConfig, CLIPTextModel, "model"),
+}
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise InputError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return content
+
+
+def check_folder(folder: Path) -> None:
+    """Raises unless the folder is a Stable Diffusion 1.x or 2.x checkpoint with all its parts.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      InputError: another family of models, or a part is missing.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such model: {folder} (a diffusers folder with model_index.json is needed)")
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"{folder}: not a diffusers folder, it lacks model_index.json")
+    family = read_json(index).get("_class_name")
+    if family != MODEL_INDEX["_class_name"]:
+        raise InputError(
+            f"{index}: {family} is not supported; Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) are"
+        )
+    needed = [*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json", "tokenizer"]
+    if missing := [name for name in needed if not (folder / name).exists()]:
+        raise InputError(f"{folder}: lacks {', '.join(missing)}")
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of one part: a single file, shards named by an index, or the fp16 variant of either."""
+    for variant in ("", ".fp16"):
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if index.is_file():
+            return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        single = folder / f"{stem}{variant}.safetensors"
+        if single.is_file():
+            return [single]
+    hint = ""
+    if any(folder.glob("*.bin")):
+        hint = "; the .bin files there are pickles, save them with safe_serialization=True"
+    raise InputError(f"{folder}: lacks {stem}.safetensors{hint}")
+
+
+def stored_tensors(files: list[Path]) -> Iterator[tuple[str, Callable[[], np.ndarray], tuple[int, ...]]]:
+    """Name, reader and shape of every tensor; nothing is read before its reader is called."""
+    with ExitStack() as stack:
+        for path in files:
+            try:
+                file = stack.enter_context(safe_open(path, framework="numpy"))
+            except FileNotFoundError:
+                raise InputError(f"{path}: missing, although the index names it") from None
+            except SafetensorError as error:
+                raise InputError(f"{path}: not a whole safetensors file ({error})") from None
+            for name in file.keys():  # noqa: SIM118 -- the file is no mapping
+                yield name, lambda file=file, name=name: file.get_tensor(name), tuple(file.get_slice(name).get_shape())
+
+
+def fill(module: nnx.Module, files: list[Path], dtype: str) -> None:
+    """Fills an abstract module from safetensors, one tensor at a time.
+
+    Raises:
+      InputError: tensors are missing, unexpected or misshapen (all of them are listed), or a file is damaged.
+    """
+    wanted = {leaf.name: leaf for leaf in leaves(module)}
+    problems, missing = [], set(wanted)
+    for stored_name, read, shape in stored_tensors(files):
+        name = modern_name(stored_name)
+        if name is None:
+            continue
+        missing.discard(name)
+        leaf = wanted.get(name)
+        if leaf is None:
+            problems.append(f"unexpected {stored_name} {list(shape)}")
+        elif shape != leaf.torch_shape:
+            problems.append(f"misshapen {stored_name} {list(shape)}, not {list(leaf.torch_shape)}")
+        elif not problems:
+            setattr(leaf.owner, leaf.attribute, nnx.Param(jnp.asarray(leaf.from_torch(read()), dtype)))
+    problems += [f"missing {name} {list(wanted[name].torch_shape)}" for name in sorted(missing)]
+    if problems:
+        raise InputError(f"{files[0].parent}: {len(problems)} tensors do not fit the config: {'; '.join(problems)}")
+
+
+def load_part(folder: Path, part: str, dtype: str) -> nnx.Module:
+    """One of the networks, its weights converted to `dtype`.
+
+    Args:
+      folder: the diffusers folder.
+      part: "unet", "vae" or "text_encoder".
+      dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+      InputError: an unsupported config or dtype, or weights that do not fit.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    config_class, model_class, stem = PARTS[part]
+    path = folder / part / "config.json"
+    config = config_class.from_json(read_json(path), where=str(path))
+    module = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+    fill(module, weight_files(folder / part, stem), dtype)
+    return module
+
+
+def save_part(module: nnx.Module, folder: Path, part: str) -> None:
+    """Writes one network so that PyTorch's `from_pretrained` reads the same bits."""
+    _, _, stem = PARTS[part]
+    (folder / part).mkdir(parents=True, exist_ok=True)
+    config = module.config.to_json()
+    (folder / part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = {leaf.name: leaf.to_torch(jax.device_get(leaf.param[...])) for leaf in leaves(module)}
+    save_file(tensors, folder / part / f"{stem}.safetensors", metadata={"format": "pt"})

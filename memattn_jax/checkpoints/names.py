@@ -1,0 +1,72 @@
+"""How a parameter of ours is called, and laid out, in PyTorch.
+
+Module paths are the same on both sides, so only the leaf is renamed and, for kernels, transposed. What to do follows
+from the type of the layer that owns the leaf; no table of layers exists.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from flax import nnx
+
+# {layer type: {our leaf: (PyTorch's leaf, axes of ours in PyTorch's order)}}
+LEAVES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
+    nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},  # [in, out] to [out, in]
+    nnx.Conv: {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", (0,))},  # [h, w, in, out] to [out, in, h, w]
+    nnx.GroupNorm: {"scale": ("weight", (0,)), "bias": ("bias", (0,))},
+    nnx.LayerNorm: {"scale": ("weight", (0,)), "bias": ("bias", (0,))},
+    nnx.Embed: {"embedding": ("weight", (0, 1))},
+}
+
+
+class Leaf(NamedTuple):
+    """One parameter: where it lives in the module and how PyTorch stores it."""
+
+    owner: nnx.Module
+    attribute: str
+    name: str
+    axes: tuple[int, ...]
+
+    @property
+    def param(self) -> nnx.Param:
+        """The parameter itself."""
+        return getattr(self.owner, self.attribute)
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        """Its shape in PyTorch."""
+        return tuple(self.param.shape[axis] for axis in self.axes)
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """Our layout to PyTorch's."""
+        return np.ascontiguousarray(array.transpose(self.axes))
+
+    def from_torch(self, array: np.ndarray) -> np.ndarray:
+        """PyTorch's layout to ours."""
+        return array.transpose(np.argsort(self.axes))
+
+
+def leaves(module: nnx.Module) -> Iterator[Leaf]:
+    """Every parameter of a module, concrete or abstract."""
+    for path, owner in nnx.iter_modules(module):
+        for attribute, (leaf, axes) in LEAVES.get(type(owner), {}).items():
+            if getattr(owner, attribute) is not None:
+                yield Leaf(owner, attribute, ".".join(map(str, (*path, leaf))), axes)
+
+
+def modern_name(name: str) -> str | None:
+    """The name that PyTorch's current classes give to a stored tensor; None for one that no model needs.
+
+    Stable Diffusion's checkpoints of 2022 call the autoencoder's attention layers by older names and hold the text
+    encoder's position indices; transformers 5 leaves out the text encoder's outermost module.
+    """
+    if name.endswith("embeddings.position_ids"):
+        return None
+    if name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm.")):
+        name = f"text_model.{name}"
+    *path, layer, leaf = name.split(".")
+    if "mid_block" in path and "attentions" in path and "transformer_blocks" not in path:
+        renamed = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+        layer = renamed.get(layer, layer)
+    return ".".join((*path, layer, leaf))

@@ -1,0 +1,194 @@
+"""Attention layers and the transformer of the UNet, after diffusers' `attention.py` and `transformer_2d.py`."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memattn_jax.interceptors import Interceptor, cross_attention
+from memattn_jax.models.layers import conv1x1, group_norm
+
+KeysValues = tuple[Array, Array]  # each [batch, tokens, heads, head_dim]
+Text = dict[str, KeysValues]  # {site: keys and values of the text at that site}
+Taps = dict[str, Array]
+
+BLOCKED_FROM = 1024  # pixels; below, the whole map is small and one matmul is faster
+QUERY_BLOCK = 256
+
+
+def blocked_attention(query: Array, keys: Array, values: Array) -> Array:
+    """Exact attention that materialises the map of `QUERY_BLOCK` queries at a time; for CPUs.
+
+    Arguments and result as in `self_attention`.
+    """
+
+    def attend(query: Array) -> Array:  # one query of every row and head: [batch, heads, head_dim]
+        logits = jnp.einsum("bhd,bkhd->bhk", query, keys, preferred_element_type=jnp.float32)
+        probs = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1).astype(values.dtype)
+        return jnp.einsum("bhk,bkhd->bhd", probs, values)
+
+    out = jax.lax.map(attend, query.swapaxes(0, 1), batch_size=QUERY_BLOCK)  # [pixels, batch, heads, head_dim]
+    return out.swapaxes(0, 1)
+
+
+def self_attention(query: Array, keys: Array, values: Array) -> Array:
+    """Attention of pixels to pixels, [batch, pixels, heads, head_dim] each, never holding a large map on a CPU."""
+    if query.shape[1] < BLOCKED_FROM:
+        return jax.nn.dot_product_attention(query, keys, values)
+    return jax.lax.platform_dependent(
+        query, keys, values, cpu=blocked_attention, default=jax.nn.dot_product_attention
+    )
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    return x.reshape(*x.shape[:-1], heads, -1)  # [batch, length, heads, head_dim]
+
+
+def merge_heads(x: Array) -> Array:
+    return x.reshape(*x.shape[:-2], -1)  # [batch, length, heads · head_dim]
+
+
+class SelfAttention(nnx.Module):
+    """Attention of pixels to pixels; `attn1`, and with biases the autoencoder's attention."""
+
+    def __init__(self, channels: int, heads: int, *, use_bias: bool = False, rngs: nnx.Rngs):
+        self.heads = heads
+        self.to_q = nnx.Linear(channels, channels, use_bias=use_bias, rngs=rngs)
+        self.to_k = nnx.Linear(channels, channels, use_bias=use_bias, rngs=rngs)
+        self.to_v = nnx.Linear(channels, channels, use_bias=use_bias, rngs=rngs)
+        self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
+
+    def __call__(self, hidden: Array) -> Array:
+        """[batch, pixels, channels] to the same."""
+        query, keys, values = (split_heads(to(hidden), self.heads) for to in (self.to_q, self.to_k, self.to_v))
+        return self.to_out[0](merge_heads(self_attention(query, keys, values)))
+
+
+class CrossAttention(nnx.Module):
+    """Attention of pixels to text tokens, through the interceptor's seam.
+
+    Attributes:
+      site: this layer's path in the model, its name for interceptors; the model that owns the layer sets it.
+    """
+
+    def __init__(self, channels: int, context_channels: int, heads: int, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.site = ""
+        self.to_q = nnx.Linear(channels, channels, use_bias=False, rngs=rngs)
+        self.to_k = nnx.Linear(context_channels, channels, use_bias=False, rngs=rngs)
+        self.to_v = nnx.Linear(context_channels, channels, use_bias=False, rngs=rngs)
+        self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
+
+    def keys_values(self, context: Array) -> KeysValues:
+        """Text embeddings [batch, tokens, context_channels] to keys and values, which no step changes."""
+        return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
+
+    def __call__(self, hidden: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
+        """hidden [batch, pixels, channels] to the same, and the tap if one was asked for here."""
+        query = split_heads(self.to_q(hidden), self.heads)
+        out, taps = cross_attention(query, *text[self.site], interceptor, self.site)
+        return self.to_out[0](merge_heads(out)), taps
+
+
+class GEGLU(nnx.Module):
+    """Gated linear unit with an exact GELU gate (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, channels: int, inner: int, *, rngs: nnx.Rngs):
+        self.proj = nnx.Linear(channels, 2 * inner, rngs=rngs)
+
+    def __call__(self, hidden: Array) -> Array:
+        """[..., channels] to [..., inner]."""
+        hidden, gate = jnp.split(self.proj(hidden), 2, axis=-1)
+        return hidden * jax.nn.gelu(gate, approximate=False)
+
+
+class Dropout(nnx.Module):
+    """Holds the place of PyTorch's dropout, which does nothing at inference, in the numbering of a list."""
+
+    def __call__(self, hidden: Array) -> Array:
+        """The identity."""
+        return hidden
+
+
+class FeedForward(nnx.Module):
+    """The transformer's perceptron, four times as wide inside."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        inner = 4 * channels
+        self.net = nnx.List(
+            [GEGLU(channels, inner, rngs=rngs), Dropout(), nnx.Linear(inner, channels, rngs=rngs)]
+        )
+
+    def __call__(self, hidden: Array) -> Array:
+        """[batch, pixels, channels] to the same."""
+        for layer in self.net:
+            hidden = layer(hidden)
+        return hidden
+
+
+class BasicTransformerBlock(nnx.Module):
+    """Self-attention (or, with `cross_only`, a second cross-attention), cross-attention, perceptron."""
+
+    def __init__(
+        self, channels: int, context_channels: int, heads: int, *, cross_only: bool, rngs: nnx.Rngs
+    ):
+        self.cross_only = cross_only
+        self.norm1 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        if cross_only:
+            self.attn1 = CrossAttention(channels, context_channels, heads, rngs=rngs)
+        else:
+            self.attn1 = SelfAttention(channels, heads, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.attn2 = CrossAttention(channels, context_channels, heads, rngs=rngs)
+        self.norm3 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.ff = FeedForward(channels, rngs=rngs)
+
+    def __call__(self, hidden: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
+        """hidden [batch, pixels, channels] to the same, and the taps of its cross-attention."""
+        taps: Taps = {}
+        if self.cross_only:
+            out, taps = self.attn1(self.norm1(hidden), text, interceptor)
+        else:
+            out = self.attn1(self.norm1(hidden))
+        hidden = hidden + out
+        out, new = self.attn2(self.norm2(hidden), text, interceptor)
+        hidden = hidden + out
+        return hidden + self.ff(self.norm3(hidden)), taps | new
+
+
+class Transformer2DModel(nnx.Module):
+    """Transformer blocks over the pixels of a feature map, with a residual connection around them."""
+
+    def __init__(
+        self,
+        channels: int,
+        context_channels: int,
+        heads: int,
+        *,
+        layers: int,
+        groups: int,
+        linear_projection: bool,
+        cross_only: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = group_norm(channels, groups, 1e-6, rngs=rngs)
+        project = nnx.Linear if linear_projection else conv1x1  # on channels-last arrays they compute the same
+        self.proj_in = project(channels, channels, rngs=rngs)
+        self.transformer_blocks = nnx.List(
+            BasicTransformerBlock(channels, context_channels, heads, cross_only=cross_only, rngs=rngs)
+            for _ in range(layers)
+        )
+        self.proj_out = project(channels, channels, rngs=rngs)
+
+    def __call__(self, hidden: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
+        """hidden [batch, height, width, channels] to the same, and the taps of its blocks."""
+        batch, height, width, channels = hidden.shape
+        residual, taps = hidden, {}
+        hidden = self.proj_in(self.norm(hidden)).reshape(batch, height * width, channels)
+        for block in self.transformer_blocks:
+            hidden, new = block(hidden, text, interceptor)
+            taps |= new
+        hidden = self.proj_out(hidden.reshape(batch, height, width, channels))
+        return hidden + residual, taps

@@ -1,0 +1,125 @@
+"""CLIP's text encoder, after transformers' `modeling_clip.py` (Radford et al., arXiv 2103.00020)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memattn_jax.models.attention import merge_heads, split_heads
+from memattn_jax.models.configs import CLIPTextConfig
+
+
+def quick_gelu(x: Array) -> Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+def layer_norm(config: CLIPTextConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(
+        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs
+    )
+
+
+class Embeddings(nnx.Module):
+    """Sum of token and position embeddings."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.token_embedding = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
+        self.position_embedding = nnx.Embed(config.max_position_embeddings, config.hidden_size, rngs=rngs)
+
+    def __call__(self, input_ids: Array) -> Array:
+        """int [batch, tokens] to [batch, tokens, hidden_size]."""
+        return self.token_embedding(input_ids) + self.position_embedding(jnp.arange(input_ids.shape[1]))
+
+
+class Attention(nnx.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        size = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.k_proj = nnx.Linear(size, size, rngs=rngs)
+        self.v_proj = nnx.Linear(size, size, rngs=rngs)
+        self.q_proj = nnx.Linear(size, size, rngs=rngs)
+        self.out_proj = nnx.Linear(size, size, rngs=rngs)
+
+    def __call__(self, hidden: Array) -> Array:
+        """[batch, tokens, hidden_size] to the same."""
+        query, keys, values = (
+            split_heads(project(hidden), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(merge_heads(jax.nn.dot_product_attention(query, keys, values, is_causal=True)))
+
+
+class MLP(nnx.Module):
+    """Two linear layers with CLIP's activation between."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
+        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
+
+    def __call__(self, hidden: Array) -> Array:
+        """[batch, tokens, hidden_size] to the same."""
+        return self.fc2(self.activation(self.fc1(hidden)))
+
+
+class EncoderLayer(nnx.Module):
+    """Attention and perceptron, each after a norm and inside a residual connection."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.self_attn = Attention(config, rngs=rngs)
+        self.layer_norm1 = layer_norm(config, rngs=rngs)
+        self.mlp = MLP(config, rngs=rngs)
+        self.layer_norm2 = layer_norm(config, rngs=rngs)
+
+    def __call__(self, hidden: Array) -> Array:
+        """[batch, tokens, hidden_size] to the same."""
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class Encoder(nnx.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.layers = nnx.List(EncoderLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers))
+
+    def __call__(self, hidden: Array) -> Array:
+        """[batch, tokens, hidden_size] to the same."""
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+class TextTransformer(nnx.Module):
+    """Embeddings, layers and a last norm."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, rngs=rngs)
+        self.encoder = Encoder(config, rngs=rngs)
+        self.final_layer_norm = layer_norm(config, rngs=rngs)
+
+    def __call__(self, input_ids: Array) -> Array:
+        """int [batch, tokens] to [batch, tokens, hidden_size]."""
+        return self.final_layer_norm(self.encoder(self.embeddings(input_ids)))
+
+
+class CLIPTextModel(nnx.Module):
+    """Token ids to the embeddings that the UNet attends to. As in Stable Diffusion, padding is not masked."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.text_model = TextTransformer(config, rngs=rngs)
+
+    def __call__(self, input_ids: Array) -> Array:
+        """int [batch, tokens], at most max_position_embeddings, to the last hidden state [batch, tokens, hidden_size]."""
+        return self.text_model(input_ids)

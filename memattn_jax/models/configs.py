@@ -1,0 +1,256 @@
+"""Model configurations, read from the `config.json` files that diffusers and transformers write.
+
+Field names, defaults and meanings are theirs. A key that would change the maths and that these models do not
+implement is an error, so that a checkpoint either computes what PyTorch computes or does not load.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
+
+from memattn_jax.errors import InputError
+
+T = TypeVar("T")
+ANY = object()  # marks a key that never changes what these models compute
+
+
+def per_block(value: T | tuple[T, ...], blocks: int) -> tuple[T, ...]:
+    return value if isinstance(value, tuple) else (value,) * blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the three configurations share: reading, refusing and writing JSON."""
+
+    class_name: ClassVar[str]  # the PyTorch class that computes the same
+
+    @classmethod
+    def neutral(cls) -> Mapping[str, Any]:
+        """Keys that are not fields, with the values (or `ANY`) under which they change nothing."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], where: str = "config.json") -> Self:
+        """Reads a parsed `config.json`; `where` names it in errors.
+
+        Raises:
+          InputError: the config is another class's, or a key is unknown or asks for what is not implemented.
+        """
+        class_name = config.get("_class_name", cls.class_name)
+        if class_name != cls.class_name:
+            raise InputError(f"{where}: holds a {class_name}, which is not supported, only {cls.class_name}")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        neutral = cls.neutral()
+        for key, value in config.items():
+            if key in fields or key.startswith("_"):
+                continue
+            if key not in neutral:
+                raise InputError(f"{where}: unknown key {key!r}; its effect on the model is not known")
+            if neutral[key] is not ANY and value not in neutral[key]:
+                supported = " or ".join(map(repr, neutral[key]))
+                raise InputError(f"{where}: {key}={value!r} is not supported, only {supported}")
+        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in fields}
+        return cls(**frozen)
+
+    def to_json(self) -> dict[str, Any]:
+        """The class and the fields as JSON types; the keys left out have PyTorch's defaults."""
+        items = dataclasses.asdict(self).items()
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in items}
+        return {"_class_name": self.class_name} | fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(Config):
+    """UNet2DConditionModel of Stable Diffusion 1.x and 2.x; the defaults are Stable Diffusion 1's.
+
+    Attributes:
+      attention_head_dim: heads per attention layer, one number or one per down block. The name is diffusers' own
+        mistake, kept because every checkpoint has it.
+      num_attention_heads: the same, under the right name; wins where both are given.
+      only_cross_attention: whether `attn1` attends to the text as well, one flag or one per down block.
+      sample_size: height and width of the latents the model was trained on.
+    """
+
+    class_name = "UNet2DConditionModel"
+
+    sample_size: int | tuple[int, int] = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    mid_block_type: str = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    only_cross_attention: bool | tuple[bool, ...] = False
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 768
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8
+    num_attention_heads: int | tuple[int, ...] | None = None
+    use_linear_projection: bool = False
+
+    def __post_init__(self) -> None:
+        known = {
+            "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
+            "mid_block_type": {"UNetMidBlock2DCrossAttn"},
+            "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D"},
+        }
+        for key, supported in known.items():
+            value = getattr(self, key)
+            if unknown := {value} - supported if isinstance(value, str) else set(value) - supported:
+                raise InputError(
+                    f"UNet config: {key} holds {', '.join(sorted(unknown))}, which is not supported; "
+                    f"Stable Diffusion 1.x and 2.x have {' and '.join(sorted(supported))}"
+                )
+        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if channels % heads:
+                raise InputError(f"UNet config: {channels} channels do not divide into {heads} heads")
+
+    @classmethod
+    def neutral(cls) -> Mapping[str, Any]:
+        """See `Config.neutral`."""
+        return {
+            "act_fn": ("silu", "swish"),
+            "addition_embed_type": (None,),
+            "addition_embed_type_num_heads": ANY,  # read only with addition_embed_type
+            "addition_time_embed_dim": (None,),
+            "attention_type": ("default",),
+            "center_input_sample": (False,),
+            "class_embed_type": (None,),
+            "class_embeddings_concat": (False,),
+            "conv_in_kernel": (3,),
+            "conv_out_kernel": (3,),
+            "cross_attention_norm": (None,),
+            "downsample_padding": (1,),
+            "dropout": ANY,
+            "dual_cross_attention": (False,),
+            "encoder_hid_dim": (None,),
+            "encoder_hid_dim_type": (None,),
+            "mid_block_only_cross_attention": (None, False),
+            "mid_block_scale_factor": (1,),
+            "num_class_embeds": (None,),
+            "projection_class_embeddings_input_dim": (None,),
+            "resnet_out_scale_factor": (1,),
+            "resnet_skip_time_act": (False,),
+            "resnet_time_scale_shift": ("default",),
+            "reverse_transformer_layers_per_block": (None,),
+            "time_cond_proj_dim": (None,),
+            "time_embedding_act_fn": (None,),
+            "time_embedding_dim": (None,),
+            "time_embedding_type": ("positional",),
+            "timestep_post_act": (None,),
+            "upcast_attention": ANY,  # the softmax is in float32 either way
+        }
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each down block."""
+        return per_block(self.num_attention_heads or self.attention_head_dim, len(self.block_out_channels))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """ResNet layers of each down block."""
+        return per_block(self.layers_per_block, len(self.block_out_channels))
+
+    @property
+    def transformer_layers(self) -> tuple[int, ...]:
+        """Transformer layers in each attention of each down block."""
+        return per_block(self.transformer_layers_per_block, len(self.block_out_channels))
+
+    @property
+    def cross_only(self) -> tuple[bool, ...]:
+        """Whether `attn1` of each down block attends to the text."""
+        return per_block(self.only_cross_attention, len(self.block_out_channels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig(Config):
+    """AutoencoderKL; the defaults are Stable Diffusion's."""
+
+    class_name = "AutoencoderKL"
+
+    sample_size: int | tuple[int, int] = 512
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        for key, supported in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            if unknown := set(getattr(self, key)) - {supported}:
+                raise InputError(
+                    f"VAE config: {key} holds {', '.join(sorted(unknown))}, which is not supported, only {supported}"
+                )
+
+    @classmethod
+    def neutral(cls) -> Mapping[str, Any]:
+        """See `Config.neutral`."""
+        return {
+            "act_fn": ("silu", "swish"),
+            "force_upcast": ANY,  # advice to fp16 users of PyTorch
+            "latents_mean": (None,),
+            "latents_std": (None,),
+            "shift_factor": (None,),
+        }
+
+    @property
+    def scale(self) -> int:
+        """Pixels per latent, along each side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPTextConfig(Config):
+    """CLIPTextModel; the defaults are Stable Diffusion 1's."""
+
+    class_name = "CLIPTextModel"
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise InputError(
+                f"text encoder config: hidden_act={self.hidden_act!r} is not supported, only 'quick_gelu' and 'gelu'"
+            )
+
+    @classmethod
+    def neutral(cls) -> Mapping[str, Any]:
+        """See `Config.neutral`. Most of these are housekeeping that transformers writes into every config."""
+        housekeeping = (
+            "architectures attention_dropout bos_token_id chunk_size_feed_forward dropout dtype eos_token_id "
+            "id2label initializer_factor initializer_range is_encoder_decoder label2id output_attentions "
+            "output_hidden_states pad_token_id problem_type projection_dim return_dict tie_word_embeddings "
+            "torch_dtype torchscript transformers_version use_bfloat16 use_cache"
+        )
+        return {key: ANY for key in housekeeping.split()} | {
+            "model_type": ("clip_text_model",),
+            "is_decoder": (False,),
+            "add_cross_attention": (False,),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Config.to_json`; transformers names the class in another way than diffusers."""
+        fields = super().to_json()
+        return {"architectures": [fields.pop("_class_name")], "model_type": "clip_text_model"} | fields

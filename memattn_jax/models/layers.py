@@ -1,0 +1,105 @@
+"""Layers that the UNet and the autoencoder share, after diffusers' `models/resnet.py` and `models/embeddings.py`.
+
+A model computes in the dtype of its weights; norms take their statistics in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+
+def group_norm(channels: int, groups: int, eps: float, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    return nnx.GroupNorm(channels, groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
+
+
+def conv3x3(in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(in_channels, out_channels, (3, 3), padding=1, rngs=rngs)
+
+
+def conv1x1(in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs)
+
+
+def timestep_embedding(timesteps: Array, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Array:
+    """Sinusoidal embedding of timesteps [batch], float32 [batch, channels] (diffusers `get_timestep_embedding`)."""
+    half = channels // 2
+    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies  # [batch, channels / 2]
+    waves = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.concatenate(waves, axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two-layer perceptron from the sinusoidal embedding to what every ResNet block receives."""
+
+    def __init__(self, in_channels: int, channels: int, *, rngs: nnx.Rngs):
+        self.linear_1 = nnx.Linear(in_channels, channels, rngs=rngs)
+        self.linear_2 = nnx.Linear(channels, channels, rngs=rngs)
+
+    def __call__(self, embedding: Array) -> Array:
+        """[batch, in_channels] to [batch, channels]."""
+        return self.linear_2(jax.nn.silu(self.linear_1(embedding)))
+
+
+class ResnetBlock2D(nnx.Module):
+    """Two convolutions with a residual connection; the UNet's also add the timestep embedding."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        time_channels: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = group_norm(in_channels, groups, eps, rngs=rngs)
+        self.conv1 = conv3x3(in_channels, out_channels, rngs=rngs)
+        if time_channels is not None:
+            self.time_emb_proj = nnx.Linear(time_channels, out_channels, rngs=rngs)
+        self.norm2 = group_norm(out_channels, groups, eps, rngs=rngs)
+        self.conv2 = conv3x3(out_channels, out_channels, rngs=rngs)
+        self.conv_shortcut = conv1x1(in_channels, out_channels, rngs=rngs) if in_channels != out_channels else None
+
+    def __call__(self, hidden: Array, time: Array | None = None) -> Array:
+        """hidden [batch, height, width, in_channels], time [batch, time_channels] or None."""
+        residual = hidden if self.conv_shortcut is None else self.conv_shortcut(hidden)
+        hidden = self.conv1(jax.nn.silu(self.norm1(hidden)))
+        if time is not None:
+            hidden = hidden + self.time_emb_proj(jax.nn.silu(time))[:, None, None, :]
+        hidden = self.conv2(jax.nn.silu(self.norm2(hidden)))
+        return hidden + residual
+
+
+class Downsample2D(nnx.Module):
+    """Halves height and width by a strided convolution.
+
+    The UNet pads by one on each side, the autoencoder's encoder only after the last row and column.
+    """
+
+    def __init__(self, channels: int, *, padding: tuple[int, int] = (1, 1), rngs: nnx.Rngs):
+        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=(padding, padding), rngs=rngs)
+
+    def __call__(self, hidden: Array) -> Array:
+        """[batch, height, width, channels] to [batch, ⌈height / 2⌉, ⌈width / 2⌉, channels]."""
+        return self.conv(hidden)
+
+
+class Upsample2D(nnx.Module):
+    """Doubles height and width by repeating pixels, then convolves."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.conv = conv3x3(channels, channels, rngs=rngs)
+
+    def __call__(self, hidden: Array, size: tuple[int, int] | None = None) -> Array:
+        """[batch, h, w, channels] to [batch, *size, channels], size 2h × 2w or one less.
+
+        Odd sizes occur where the latents are no multiple of the UNet's total stride: the skip connection's size is
+        then one less than the double, and PyTorch's nearest-neighbour index is `i // 2` for both.
+        """
+        hidden = hidden.repeat(2, axis=1).repeat(2, axis=2)
+        if size is not None:
+            hidden = hidden[:, : size[0], : size[1], :]
+        return self.conv(hidden)
