@@ -1,0 +1,60 @@
+"""Inference-time mitigation of Ren et al. (ECCV 2024, arXiv 2403.11052): mask tokens, strengthen the begin token."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from memattn_jax.errors import InputError
+from memattn_jax.interceptors import Edit, MaskTokens, ScaleBeginToken, Sites, static
+
+Mask = Literal["padding", "summary"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AttentionMask:
+    """Removes padding or all summary tokens from the softmax and multiplies the begin token's logit.
+
+        probs = softmax([C·s₀, s₁, …, s_{keep−1}, −∞, …])
+
+    The defaults are the reference's command line: `--cross_attn_mask --miti_mem --c1 1.25`.
+
+    Attributes:
+      begin_scale: C, on conditional rows only; 1 changes nothing.
+      mask: "padding" keeps the end token, as the reference does by default; "summary" masks it too, as the paper
+        describes and the reference does with `--mask_length_minis1`; None masks nothing.
+      mask_unconditional: whether the unconditional half of guidance is masked at the same positions (by the
+        *conditional* prompt's length), as the reference does; False leaves that half alone.
+      sites: where; None is every cross-attention layer.
+
+    Raises:
+      InputError: an unknown mask.
+    """
+
+    begin_scale: float | Array = field(default=1.25)
+    mask: Mask | None = static("padding")
+    mask_unconditional: bool = static(True)
+    sites: Sites = static(None)
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.mask not in get_args(Mask):
+            raise InputError(f"no mask {self.mask!r}; there are 'padding', 'summary' and None")
+
+    def edits(self, lengths: Array, conditional: Array, tokens: int) -> tuple[Edit, ...]:
+        """The edits for one batch.
+
+        Args:
+          lengths: int [rows], of each row's conditional prompt, begin and end token counted.
+          conditional: bool [rows].
+          tokens: length of the padded sequence.
+        """
+        scale = ScaleBeginToken(self.begin_scale, conditional, sites=self.sites)
+        if self.mask is None:
+            return (scale,)
+        keep = lengths - 1 if self.mask == "summary" else lengths
+        if not self.mask_unconditional:
+            keep = jnp.where(conditional, keep, tokens)
+        return MaskTokens(keep, sites=self.sites), scale

@@ -1,0 +1,238 @@
+"""StableDiffusion: prompts in; pictures, token attention and latents out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from memattn_jax.checkpoints.diffusers_folder import MODEL_INDEX, check_folder, load_part, read_json, save_part
+from memattn_jax.errors import InputError
+from memattn_jax.interceptors import AttentionMaps, Interceptor, TokenMeans
+from memattn_jax.mitigations import AttentionMask
+from memattn_jax.models.clip_text import CLIPTextModel
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.sampling import denoise, unit_noise
+from memattn_jax.schedulers import make_schedule
+from memattn_jax.tokenizer import Tokenizer, Tokens
+
+Taps = Literal["tokens", "maps"]
+TAPS = {None: None, "tokens": TokenMeans(), "maps": AttentionMaps()}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One sampled batch. A step is one call of the UNet; PNDM makes one more than asked for.
+
+    Attributes:
+      prompts: the texts.
+      seeds: one a row.
+      images: uint8 [batch, height, width, 3].
+      latents: float32 [batch, h, w, channels], before the decoder.
+      tokens: {site: float32 [steps, batch, heads, tokens]}, the conditional rows' attention averaged over pixels,
+        sites in forward order; empty without taps.
+      maps: {site: float32 [steps, batch, heads, pixels, tokens]}; empty unless asked for.
+      input_ids: int32 [batch, tokens].
+      lengths: int32 [batch], begin and end token counted.
+      timesteps: float32 [steps].
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    images: np.ndarray
+    latents: Array
+    tokens: dict[str, Array]
+    maps: dict[str, Array]
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    timesteps: np.ndarray
+
+    @cached_property
+    def finite(self) -> np.ndarray:
+        """bool [batch], False where a row's latents hold NaN or infinity; the other rows are unaffected."""
+        return np.isfinite(np.asarray(self.latents)).all(axis=(1, 2, 3))
+
+
+@jax.jit
+def embed(text_encoder: CLIPTextModel, input_ids: Array) -> Array:
+    return text_encoder(input_ids)
+
+
+@jax.jit
+def decode(vae: AutoencoderKL, latents: Array) -> Array:
+    pictures = vae.decode(latents / vae.config.scaling_factor).astype(jnp.float32)
+    return jnp.round(jnp.clip(pictures / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+
+
+def as_list(value: object, rows: int, what: str) -> list:
+    """One value for all rows, or one a row."""
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray | Array):
+        return [value] * rows
+    if len(value) != rows:
+        raise InputError(f"{len(value)} {what} for {rows} prompts; give one, or one for each")
+    return list(value)
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """A Stable Diffusion 1.x or 2.x checkpoint, ready to sample.
+
+    Attributes:
+      unet, vae, text_encoder: the networks, NNX modules.
+      tokenizer: prompts to token ids.
+      scheduler_config: the checkpoint's scheduler_config.json; every scheduler is built from it.
+    """
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: Tokenizer
+    scheduler_config: dict
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, dtype: str = "float32") -> "StableDiffusion":
+        """Loads a diffusers folder.
+
+        Args:
+          model: the folder, as PyTorch's `save_pretrained` writes it, with safetensors.
+          dtype: "float32", "bfloat16" or "float16", of weights and computation; softmax, norms' statistics, the
+            scheduler and everything measured stay float32.
+
+        Raises:
+          FileNotFoundError: no such folder.
+          InputError: another family of models, a missing part, or weights that do not fit their config.
+        """
+        folder = Path(model)
+        check_folder(folder)
+        text_encoder = load_part(folder, "text_encoder", dtype)
+        return cls(
+            unet=load_part(folder, "unet", dtype),
+            vae=load_part(folder, "vae", dtype),
+            text_encoder=text_encoder,
+            tokenizer=Tokenizer(folder / "tokenizer", text_encoder.config.max_position_embeddings),
+            scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a diffusers folder that PyTorch's StableDiffusionPipeline loads, with the same bits."""
+        folder = Path(folder)
+        for part in ("unet", "vae", "text_encoder"):
+            save_part(getattr(self, part), folder, part)
+        self.tokenizer.clip.save_pretrained(folder / "tokenizer")
+        (folder / "scheduler").mkdir(exist_ok=True)
+        scheduler = self.scheduler_config
+        index = MODEL_INDEX | {"scheduler": ["diffusers", scheduler["_class_name"]]}
+        for path, content in (("scheduler/scheduler_config.json", scheduler), ("model_index.json", index)):
+            (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Array, Tokens]:
+        """Text embeddings [batch, tokens, channels], and the token ids and lengths they come from."""
+        tokens = self.tokenizer(prompts)
+        return embed(self.text_encoder, tokens.input_ids), tokens
+
+    def decode(self, latents: Array) -> np.ndarray:
+        """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3]."""
+        return np.asarray(decode(self.vae, latents))
+
+    def _noise(
+        self, latents: Array | np.ndarray | None, seeds: tuple[int, ...], height: int | None, width: int | None
+    ) -> Array:
+        """The given latents if they fit, else the seeds' noise: float32 [batch, h, w, channels]."""
+        scale, size = self.vae.config.scale, self.unet.config.sample_size
+        trained = size if isinstance(size, tuple) else (size, size)
+        shape = [len(seeds), *trained, self.unet.config.in_channels]
+        for axis, what, pixels in ((1, "height", height), (2, "width", width)):
+            if pixels is not None:
+                if pixels <= 0 or pixels % scale:
+                    raise InputError(f"{what} {pixels} is not a positive multiple of {scale} pixels")
+                shape[axis] = pixels // scale
+        if latents is None:
+            return unit_noise(jnp.asarray(seeds, jnp.uint32), tuple(shape[1:]))
+        if height is None and width is None and np.ndim(latents) == 4:
+            shape[1:3] = np.shape(latents)[1:3]
+        if np.shape(latents) != tuple(shape):
+            raise InputError(f"latents have the shape {np.shape(latents)}; {tuple(shape)} would fit")
+        return jnp.asarray(latents, jnp.float32)
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: int | Sequence[int] = 0,
+        steps: int = 50,
+        guidance_scale: float | Sequence[float] = 7.5,
+        scheduler: str = "ddim",
+        negative_prompts: str | Sequence[str] | None = None,
+        latents: Array | np.ndarray | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        mitigation: AttentionMask | None = None,
+        taps: Taps | None = "tokens",
+    ) -> Samples:
+        """Generates one picture for each prompt, in one compiled program.
+
+        A row depends on its prompt, its seed and the settings, not on the rows beside it. Another number, prompt or
+        length compiles nothing; another number of prompts or steps, size, scheduler or kind of mitigation does.
+
+        Args:
+          prompts: the texts.
+          seeds: one for all rows or one a row, in [0, 2³²).
+          steps: sampling steps.
+          guidance_scale: classifier-free guidance, one for all rows or one a row; where none exceeds 1, the
+            unconditional half is not computed.
+          scheduler: "ddim" (as in the papers), "pndm", "euler" or "dpm-solver++".
+          negative_prompts: one for all rows or one a row; the empty prompt by default.
+          latents: unit noise [batch, h, w, channels] to start from instead of the seeds'; the scheduler scales it.
+          height, width: of the pictures, in pixels; by default what the model was trained on.
+          mitigation: for example `mitigations.AttentionMask()`.
+          taps: "tokens", the mean attention per token; "maps", whole attention maps (a large amount of memory) and
+            the means; None.
+
+        Raises:
+          InputError: see the message.
+        """
+        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        batch = len(prompts)
+        if not batch:
+            raise InputError("no prompts: at least one is needed")
+        if taps is not None and taps not in get_args(Taps):
+            raise InputError(f"no taps {taps!r}; there are 'tokens', 'maps' and None")
+        seeds = tuple(int(seed) for seed in as_list(seeds, batch, "seeds"))
+        if not all(0 <= seed < 2**32 for seed in seeds):
+            raise InputError(f"seeds must lie in [0, 2**32), not {min(seeds)} to {max(seeds)}")
+        scales = np.asarray(as_list(guidance_scale, batch, "guidance scales"), np.float32)
+        schedule = make_schedule(self.scheduler_config, scheduler, steps)
+        noise = self._noise(latents, seeds, height, width)
+
+        context, tokens = self.encode(prompts)
+        conditional = np.ones(batch, bool)
+        lengths = tokens.lengths
+        if (scales > 1).any():
+            negative, _ = self.encode(as_list(negative_prompts or "", batch, "negative prompts"))
+            context = jnp.concatenate([negative, context])
+            conditional = np.repeat([False, True], batch)
+            lengths = np.tile(lengths, 2)
+        edits = () if mitigation is None else mitigation.edits(lengths, conditional, context.shape[1])
+        final, tapped = denoise(
+            self.unet, schedule, noise, context, scales, Interceptor(edits=edits, tap=TAPS[taps])
+        )
+        tapped = {site: tapped[site] for site in self.unet.sites} if tapped else {}  # jit sorts by name
+        maps = tapped if taps == "maps" else {}
+        return Samples(
+            prompts=prompts,
+            seeds=seeds,
+            images=self.decode(final),
+            latents=final,
+            tokens={site: tap.mean(axis=-2) for site, tap in maps.items()} if maps else tapped,
+            maps=maps,
+            input_ids=tokens.input_ids,
+            lengths=tokens.lengths,
+            timesteps=np.asarray(schedule.timesteps),
+        )

@@ -1,0 +1,63 @@
+"""Prompts to token ids, by CLIP's tokenizer."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from memattn_jax.errors import InputError
+
+
+class Tokens(NamedTuple):
+    """Tokenized prompts.
+
+    Attributes:
+      input_ids: int32 [batch, tokens], padded.
+      lengths: int32 [batch], tokens of each prompt, begin and end token counted, padding not.
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+
+
+class Tokenizer:
+    """CLIPTokenizer of a checkpoint. The padding token is the checkpoint's: the end token in SD 1, "!" in SD 2."""
+
+    def __init__(self, folder: Path, tokens: int):
+        """Reads vocab.json and merges.txt, or tokenizer.json.
+
+        Args:
+          folder: the checkpoint's `tokenizer`.
+          tokens: length of the padded sequence, the text encoder's.
+
+        Raises:
+          InputError: no tokenizer there.
+        """
+        from transformers import CLIPTokenizer  # a second of imports, that only prompts need
+
+        try:
+            self.clip: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{folder}: holds no CLIP tokenizer ({str(error).splitlines()[0]})") from None
+        self.tokens = tokens
+
+    def __call__(self, prompts: Sequence[str]) -> Tokens:
+        """Tokenizes and pads; a prompt too long is cut, with a warning that shows what was cut."""
+        end = self.clip.eos_token_id
+        input_ids = np.full((len(prompts), self.tokens), self.clip.pad_token_id, np.int32)
+        lengths = np.zeros(len(prompts), np.int32)
+        for row, prompt in enumerate(prompts):
+            ids = self.clip(prompt, verbose=False)["input_ids"]
+            if len(ids) > self.tokens:
+                cut = self.clip.decode(ids[self.tokens - 1 : -1])
+                ids = [*ids[: self.tokens - 1], end]
+                warnings.warn(f"prompt cut at {self.tokens} tokens, this was left out: {cut!r}", stacklevel=2)
+            input_ids[row, : len(ids)] = ids
+            lengths[row] = len(ids)
+        return Tokens(input_ids, lengths)
+
+    def words(self, input_ids: np.ndarray) -> list[str]:
+        """Each token of one row as text."""
+        return [self.clip.decode([int(token)]) for token in input_ids]
