@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import xlogy
+
+from memattn_jax.errors import InputError
 
 TokenAttention = Mapping[str, Array]  # {site: float32 [steps, batch, heads, tokens]}, sites in forward order
 
@@ -25,17 +28,19 @@ def token_entropy(attention: Array, where: Array | None = None) -> Array:
 
     Returns:
       float32 [...].
+
     """
     attention = attention.astype(jnp.float32)
     return -jnp.sum(xlogy(attention, attention), axis=-1, where=where)
 
 
-def is_summary(lengths: Array, tokens: int) -> Array:
+def is_summary(lengths: Array | np.ndarray, tokens: int) -> Array:
     """Which positions hold summary tokens, the end token and the padding: bool [batch, tokens].
 
     Args:
       lengths: int [batch], tokens of each prompt with its begin and end token.
       tokens: length of the padded sequence.
+
     """
     return jnp.arange(tokens) >= lengths[:, None] - 1
 
@@ -59,13 +64,24 @@ def metric_e(attention: TokenAttention, site: str | None = None) -> Array:
     Returns:
       float32 [batch].
 
+    Raises:
+      InputError: no such site.
+
     Source: Ren et al. section 4, `detect.py --mode E` of the reference.
+
     """
-    site = list(attention)[METRIC_E_SITE] if site is None else site
+    sites = list(attention)
+    if site is None and len(sites) > METRIC_E_SITE:
+        site = sites[METRIC_E_SITE]
+    if site not in sites:
+        wanted = f"site number {METRIC_E_SITE}" if site is None else repr(site)
+        raise InputError(f"metric E: no {wanted} among the {len(sites)} tapped sites: {', '.join(sites)}")
     return token_entropy(attention[site][0].mean(axis=1))
 
 
-def metric_d(attention: TokenAttention, lengths: Array, variant: Literal["code", "paper"] = "code") -> Array:
+def metric_d(
+    attention: TokenAttention, lengths: Array | np.ndarray, variant: Literal["code", "paper"] = "code"
+) -> Array:
     """Metric D: entropy over the last fifth of the steps, plus how far the summary tokens' share of it moved.
 
     With Eₜ the entropy at step t of the mean over sites and heads, Sₜ its part on summary tokens and ⟨·⟩ the mean
@@ -81,6 +97,7 @@ def metric_d(attention: TokenAttention, lengths: Array, variant: Literal["code",
 
     Returns:
       float32 [batch].
+
     """
     mean = mean_over_sites(attention)  # [steps, batch, tokens]
     last = slice(-max(1, len(mean) // 5), None)

@@ -73,6 +73,7 @@ class ScaleBeginToken:
       scale: float, one number or [batch].
       conditional: bool [batch], the rows to scale.
       sites: where; None is everywhere.
+
     """
 
     scale: Array | float
@@ -101,6 +102,7 @@ class MaskTokens:
       keep: int [batch], at least 1, tokens to keep: a prompt's length masks its padding, its length less one its
         summary tokens (end token and padding), the length of the sequence nothing.
       sites: where; None is everywhere.
+
     """
 
     keep: Array
@@ -163,6 +165,7 @@ class Interceptor:
       edits: applied in order.
       tap: what to return of each site it names; None returns nothing.
       form: whether edits act on the keys (the default: cheaper) or on the logits; the results are equal.
+
     """
 
     edits: tuple[Edit, ...] = ()
@@ -179,6 +182,7 @@ class Interceptor:
 
 
 def acts_on(part: Edit | Tap | None, site: str) -> bool:
+    """Whether an edit or tap applies at a site."""
     return part is not None and (part.sites is None or site in part.sites)
 
 
@@ -196,6 +200,7 @@ def cross_attention(
 
     Returns:
       The output [batch, pixels, heads, head_dim] in query's dtype, and `{site: tap}` or `{}`.
+
     """
     edits = [edit for edit in interceptor.edits if acts_on(edit, site)]
     tap = interceptor.tap if acts_on(interceptor.tap, site) else None
@@ -206,8 +211,6 @@ def cross_attention(
             keys, kept = edit.edit_keys(keys, kept)
         mask = kept[:, None, None, :]  # [batch or 1, 1, 1, tokens]
         edits = []
-    if not edits and tap is None:
-        return jax.nn.dot_product_attention(query, keys, values, mask=mask), {}
 
     # b batch, q pixels, k tokens, h heads, d head_dim
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, keys, preferred_element_type=jnp.float32)

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from memattn_jax.checkpoints.diffusers_folder import MODEL_INDEX, check_folder, load_part, read_json, save_part
+from memattn_jax.checkpoints.diffusers_folder import (
+    MODEL_INDEX,
+    check_folder,
+    load_part,
+    read_json,
+    save_part,
+)
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors import AttentionMaps, Interceptor, TokenMeans
 from memattn_jax.mitigations import AttentionMask
@@ -42,6 +48,7 @@ class Samples:
       input_ids: int32 [batch, tokens].
       lengths: int32 [batch], begin and end token counted.
       timesteps: float32 [steps].
+
     """
 
     prompts: tuple[str, ...]
@@ -62,11 +69,13 @@ class Samples:
 
 @jax.jit
 def embed(text_encoder: CLIPTextModel, input_ids: Array) -> Array:
+    """Token ids [batch, tokens] to embeddings [batch, tokens, channels]."""
     return text_encoder(input_ids)
 
 
 @jax.jit
 def decode(vae: AutoencoderKL, latents: Array) -> Array:
+    """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3]."""
     pictures = vae.decode(latents / vae.config.scaling_factor).astype(jnp.float32)
     return jnp.round(jnp.clip(pictures / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
 
@@ -88,6 +97,7 @@ class StableDiffusion:
       unet, vae, text_encoder: the networks, NNX modules.
       tokenizer: prompts to token ids.
       scheduler_config: the checkpoint's scheduler_config.json; every scheduler is built from it.
+
     """
 
     unet: UNet2DConditionModel
@@ -108,6 +118,7 @@ class StableDiffusion:
         Raises:
           FileNotFoundError: no such folder.
           InputError: another family of models, a missing part, or weights that do not fit their config.
+
         """
         folder = Path(model)
         check_folder(folder)
@@ -142,7 +153,11 @@ class StableDiffusion:
         return np.asarray(decode(self.vae, latents))
 
     def _noise(
-        self, latents: Array | np.ndarray | None, seeds: tuple[int, ...], height: int | None, width: int | None
+        self,
+        latents: Array | np.ndarray | None,
+        seeds: tuple[int, ...],
+        height: int | None,
+        width: int | None,
     ) -> Array:
         """The given latents if they fit, else the seeds' noise: float32 [batch, h, w, channels]."""
         scale, size = self.vae.config.scale, self.unet.config.sample_size
@@ -190,13 +205,15 @@ class StableDiffusion:
           scheduler: "ddim" (as in the papers), "pndm", "euler" or "dpm-solver++".
           negative_prompts: one for all rows or one a row; the empty prompt by default.
           latents: unit noise [batch, h, w, channels] to start from instead of the seeds'; the scheduler scales it.
-          height, width: of the pictures, in pixels; by default what the model was trained on.
+          height: of the pictures, in pixels; by default what the model was trained on.
+          width: likewise.
           mitigation: for example `mitigations.AttentionMask()`.
           taps: "tokens", the mean attention per token; "maps", whole attention maps (a large amount of memory) and
             the means; None.
 
         Raises:
           InputError: see the message.
+
         """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         batch = len(prompts)
@@ -220,9 +237,7 @@ class StableDiffusion:
             conditional = np.repeat([False, True], batch)
             lengths = np.tile(lengths, 2)
         edits = () if mitigation is None else mitigation.edits(lengths, conditional, context.shape[1])
-        final, tapped = denoise(
-            self.unet, schedule, noise, context, scales, Interceptor(edits=edits, tap=TAPS[taps])
-        )
+        final, tapped = denoise(self.unet, schedule, noise, context, scales, Interceptor(edits=edits, tap=TAPS[taps]))
         tapped = {site: tapped[site] for site in self.unet.sites} if tapped else {}  # jit sorts by name
         maps = tapped if taps == "maps" else {}
         return Samples(

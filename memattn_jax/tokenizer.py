@@ -16,6 +16,7 @@ class Tokens(NamedTuple):
     Attributes:
       input_ids: int32 [batch, tokens], padded.
       lengths: int32 [batch], tokens of each prompt, begin and end token counted, padding not.
+
     """
 
     input_ids: np.ndarray
@@ -34,6 +35,7 @@ class Tokenizer:
 
         Raises:
           InputError: no tokenizer there.
+
         """
         from transformers import CLIPTokenizer  # a second of imports, that only prompts need
 
@@ -51,7 +53,7 @@ class Tokenizer:
         for row, prompt in enumerate(prompts):
             ids = self.clip(prompt, verbose=False)["input_ids"]
             if len(ids) > self.tokens:
-                cut = self.clip.decode(ids[self.tokens - 1 : -1])
+                cut = self.clip.decode(ids[self.tokens - 1 : -1], clean_up_tokenization_spaces=False)
                 ids = [*ids[: self.tokens - 1], end]
                 warnings.warn(f"prompt cut at {self.tokens} tokens, this was left out: {cut!r}", stacklevel=2)
             input_ids[row, : len(ids)] = ids
@@ -60,4 +62,4 @@ class Tokenizer:
 
     def words(self, input_ids: np.ndarray) -> list[str]:
         """Each token of one row as text."""
-        return [self.clip.decode([int(token)]) for token in input_ids]
+        return [self.clip.decode([int(token)], clean_up_tokenization_spaces=False) for token in input_ids]

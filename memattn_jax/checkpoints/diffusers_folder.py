@@ -1,15 +1,16 @@
 """A diffusers folder of Stable Diffusion 1.x or 2.x: finding its parts, reading and writing them.
 
-    model_index.json
-    unet/  vae/  text_encoder/     config.json and weights as safetensors, one file or shards with an index
-    tokenizer/  scheduler/
+model_index.json
+unet/  vae/  text_encoder/     config.json and weights as safetensors, one file or shards with an index
+tokenizer/  scheduler/
 """
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,11 @@ from safetensors.numpy import save_file
 
 from memattn_jax.checkpoints.names import leaves, modern_name
 from memattn_jax.errors import InputError
+from memattn_jax.models.abstract import abstract
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
-
-M = TypeVar("M", bound=nnx.Module)
 
 DTYPES = ("float32", "bfloat16", "float16")
 PARTS: dict[str, tuple[type[Config], Callable[..., nnx.Module], str]] = {
@@ -47,6 +47,7 @@ MODEL_INDEX = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError where it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text
@@ -62,6 +63,7 @@ def check_folder(folder: Path) -> None:
     Raises:
       FileNotFoundError: no such folder.
       InputError: another family of models, or a part is missing.
+
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no such model: {folder} (a diffusers folder with model_index.json is needed)")
@@ -104,7 +106,7 @@ def stored_tensors(files: list[Path]) -> Iterator[tuple[str, Callable[[], np.nda
             except SafetensorError as error:
                 raise InputError(f"{path}: not a whole safetensors file ({error})") from None
             for name in file.keys():  # noqa: SIM118 -- the file is no mapping
-                yield name, lambda file=file, name=name: file.get_tensor(name), tuple(file.get_slice(name).get_shape())
+                yield name, partial(file.get_tensor, name), tuple(file.get_slice(name).get_shape())
 
 
 def fill(module: nnx.Module, files: list[Path], dtype: str) -> None:
@@ -112,6 +114,7 @@ def fill(module: nnx.Module, files: list[Path], dtype: str) -> None:
 
     Raises:
       InputError: tensors are missing, unexpected or misshapen (all of them are listed), or a file is damaged.
+
     """
     wanted = {leaf.name: leaf for leaf in leaves(module)}
     problems, missing = [], set(wanted)
@@ -132,7 +135,7 @@ def fill(module: nnx.Module, files: list[Path], dtype: str) -> None:
         raise InputError(f"{files[0].parent}: {len(problems)} tensors do not fit the config: {'; '.join(problems)}")
 
 
-def load_part(folder: Path, part: str, dtype: str) -> nnx.Module:
+def load_part(folder: Path, part: str, dtype: str) -> Any:
     """One of the networks, its weights converted to `dtype`.
 
     Args:
@@ -142,18 +145,19 @@ def load_part(folder: Path, part: str, dtype: str) -> nnx.Module:
 
     Raises:
       InputError: an unsupported config or dtype, or weights that do not fit.
+
     """
     if dtype not in DTYPES:
         raise InputError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
     config_class, model_class, stem = PARTS[part]
     path = folder / part / "config.json"
     config = config_class.from_json(read_json(path), where=str(path))
-    module = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+    module = abstract(model_class, config)
     fill(module, weight_files(folder / part, stem), dtype)
     return module
 
 
-def save_part(module: nnx.Module, folder: Path, part: str) -> None:
+def save_part(module: UNet2DConditionModel | AutoencoderKL | CLIPTextModel, folder: Path, part: str) -> None:
     """Writes one network so that PyTorch's `from_pretrained` reads the same bits."""
     _, _, stem = PARTS[part]
     (folder / part).mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
 """Inference-time mitigation of Ren et al. (ECCV 2024, arXiv 2403.11052): mask tokens, strengthen the begin token."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from memattn_jax.errors import InputError
@@ -32,9 +33,10 @@ class AttentionMask:
 
     Raises:
       InputError: an unknown mask.
+
     """
 
-    begin_scale: float | Array = field(default=1.25)
+    begin_scale: float | Array = 1.25
     mask: Mask | None = static("padding")
     mask_unconditional: bool = static(True)
     sites: Sites = static(None)
@@ -43,14 +45,16 @@ class AttentionMask:
         if self.mask is not None and self.mask not in get_args(Mask):
             raise InputError(f"no mask {self.mask!r}; there are 'padding', 'summary' and None")
 
-    def edits(self, lengths: Array, conditional: Array, tokens: int) -> tuple[Edit, ...]:
+    def edits(self, lengths: Array | np.ndarray, conditional: Array | np.ndarray, tokens: int) -> tuple[Edit, ...]:
         """The edits for one batch.
 
         Args:
           lengths: int [rows], of each row's conditional prompt, begin and end token counted.
           conditional: bool [rows].
           tokens: length of the padded sequence.
+
         """
+        lengths, conditional = jnp.asarray(lengths), jnp.asarray(conditional)
         scale = ScaleBeginToken(self.begin_scale, conditional, sites=self.sites)
         if self.mask is None:
             return (scale,)

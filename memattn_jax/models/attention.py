@@ -18,36 +18,38 @@ BLOCKED_FROM = 1024  # pixels; below, the whole map is small and one matmul is f
 QUERY_BLOCK = 256
 
 
+def plain_attention(query: Array, keys: Array, values: Array, mask: Array | None = None) -> Array:
+    """Attention by two matrix products, the softmax in float32; mask is bool [queries, keys], True where seen."""
+    # b batch, q queries, k keys, h heads, d head_dim
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, keys, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1, where=mask)
+    return jnp.einsum("bhqk,bkhd->bqhd", probs.astype(values.dtype), values)
+
+
 def blocked_attention(query: Array, keys: Array, values: Array) -> Array:
-    """Exact attention that materialises the map of `QUERY_BLOCK` queries at a time; for CPUs.
+    """`plain_attention` that materialises the map of `QUERY_BLOCK` queries at a time."""
 
-    Arguments and result as in `self_attention`.
-    """
+    def attend(query: Array) -> Array:  # one query of every row: [batch, heads, head_dim]
+        return plain_attention(query[:, None], keys, values)[:, 0]
 
-    def attend(query: Array) -> Array:  # one query of every row and head: [batch, heads, head_dim]
-        logits = jnp.einsum("bhd,bkhd->bhk", query, keys, preferred_element_type=jnp.float32)
-        probs = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1).astype(values.dtype)
-        return jnp.einsum("bhk,bkhd->bhd", probs, values)
-
-    out = jax.lax.map(attend, query.swapaxes(0, 1), batch_size=QUERY_BLOCK)  # [pixels, batch, heads, head_dim]
+    out = jax.lax.map(attend, query.swapaxes(0, 1), batch_size=QUERY_BLOCK)  # [queries, batch, heads, head_dim]
     return out.swapaxes(0, 1)
 
 
 def self_attention(query: Array, keys: Array, values: Array) -> Array:
     """Attention of pixels to pixels, [batch, pixels, heads, head_dim] each, never holding a large map on a CPU."""
-    if query.shape[1] < BLOCKED_FROM:
-        return jax.nn.dot_product_attention(query, keys, values)
-    return jax.lax.platform_dependent(
-        query, keys, values, cpu=blocked_attention, default=jax.nn.dot_product_attention
-    )
+    on_cpu = plain_attention if query.shape[1] < BLOCKED_FROM else blocked_attention
+    return jax.lax.platform_dependent(query, keys, values, cpu=on_cpu, default=jax.nn.dot_product_attention)
 
 
 def split_heads(x: Array, heads: int) -> Array:
-    return x.reshape(*x.shape[:-1], heads, -1)  # [batch, length, heads, head_dim]
+    """[batch, length, channels] to [batch, length, heads, head_dim]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def merge_heads(x: Array) -> Array:
-    return x.reshape(*x.shape[:-2], -1)  # [batch, length, heads · head_dim]
+    """[batch, length, heads, head_dim] to [batch, length, channels]."""
+    return x.reshape(*x.shape[:-2], -1)
 
 
 class SelfAttention(nnx.Module):
@@ -71,6 +73,7 @@ class CrossAttention(nnx.Module):
 
     Attributes:
       site: this layer's path in the model, its name for interceptors; the model that owns the layer sets it.
+
     """
 
     def __init__(self, channels: int, context_channels: int, heads: int, *, rngs: nnx.Rngs):
@@ -86,7 +89,7 @@ class CrossAttention(nnx.Module):
         return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
 
     def __call__(self, hidden: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
-        """hidden [batch, pixels, channels] to the same, and the tap if one was asked for here."""
+        """Hidden [batch, pixels, channels] to the same, and the tap if one was asked for here."""
         query = split_heads(self.to_q(hidden), self.heads)
         out, taps = cross_attention(query, *text[self.site], interceptor, self.site)
         return self.to_out[0](merge_heads(out)), taps
@@ -117,9 +120,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         inner = 4 * channels
-        self.net = nnx.List(
-            [GEGLU(channels, inner, rngs=rngs), Dropout(), nnx.Linear(inner, channels, rngs=rngs)]
-        )
+        self.net = nnx.List([GEGLU(channels, inner, rngs=rngs), Dropout(), nnx.Linear(inner, channels, rngs=rngs)])
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, pixels, channels] to the same."""
@@ -131,24 +132,22 @@ class FeedForward(nnx.Module):
 class BasicTransformerBlock(nnx.Module):
     """Self-attention (or, with `cross_only`, a second cross-attention), cross-attention, perceptron."""
 
-    def __init__(
-        self, channels: int, context_channels: int, heads: int, *, cross_only: bool, rngs: nnx.Rngs
-    ):
-        self.cross_only = cross_only
+    def __init__(self, channels: int, context_channels: int, heads: int, *, cross_only: bool, rngs: nnx.Rngs):
         self.norm1 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
-        if cross_only:
-            self.attn1 = CrossAttention(channels, context_channels, heads, rngs=rngs)
-        else:
-            self.attn1 = SelfAttention(channels, heads, rngs=rngs)
+        self.attn1: SelfAttention | CrossAttention = (
+            CrossAttention(channels, context_channels, heads, rngs=rngs)
+            if cross_only
+            else SelfAttention(channels, heads, rngs=rngs)
+        )
         self.norm2 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
         self.attn2 = CrossAttention(channels, context_channels, heads, rngs=rngs)
         self.norm3 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
         self.ff = FeedForward(channels, rngs=rngs)
 
     def __call__(self, hidden: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
-        """hidden [batch, pixels, channels] to the same, and the taps of its cross-attention."""
+        """Hidden [batch, pixels, channels] to the same, and the taps of its cross-attention."""
         taps: Taps = {}
-        if self.cross_only:
+        if isinstance(self.attn1, CrossAttention):
             out, taps = self.attn1(self.norm1(hidden), text, interceptor)
         else:
             out = self.attn1(self.norm1(hidden))
@@ -183,9 +182,10 @@ class Transformer2DModel(nnx.Module):
         self.proj_out = project(channels, channels, rngs=rngs)
 
     def __call__(self, hidden: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
-        """hidden [batch, height, width, channels] to the same, and the taps of its blocks."""
+        """Hidden [batch, height, width, channels] to the same, and the taps of its blocks."""
         batch, height, width, channels = hidden.shape
-        residual, taps = hidden, {}
+        residual = hidden
+        taps: Taps = {}
         hidden = self.proj_in(self.norm(hidden)).reshape(batch, height * width, channels)
         for block in self.transformer_blocks:
             hidden, new = block(hidden, text, interceptor)

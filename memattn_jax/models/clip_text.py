@@ -7,15 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memattn_jax.models.attention import merge_heads, split_heads
+from memattn_jax.models.attention import merge_heads, plain_attention, split_heads
 from memattn_jax.models.configs import CLIPTextConfig
 
 
 def quick_gelu(x: Array) -> Array:
+    """OpenAI's approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def gelu(x: Array) -> Array:
+    """Exact GELU."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -23,9 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "g
 
 
 def layer_norm(config: CLIPTextConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs
-    )
+    """Layer norm over hidden_size."""
+    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
 
 
 class Embeddings(nnx.Module):
@@ -56,7 +57,9 @@ class Attention(nnx.Module):
         query, keys, values = (
             split_heads(project(hidden), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(merge_heads(jax.nn.dot_product_attention(query, keys, values, is_causal=True)))
+        tokens = jnp.arange(hidden.shape[1])
+        causal = tokens[:, None] >= tokens
+        return self.out_proj(merge_heads(plain_attention(query, keys, values, causal)))
 
 
 class MLP(nnx.Module):
@@ -121,5 +124,5 @@ class CLIPTextModel(nnx.Module):
         self.text_model = TextTransformer(config, rngs=rngs)
 
     def __call__(self, input_ids: Array) -> Array:
-        """int [batch, tokens], at most max_position_embeddings, to the last hidden state [batch, tokens, hidden_size]."""
+        """int [batch, tokens] to the last hidden state, after the last norm, [batch, tokens, hidden_size]."""
         return self.text_model(input_ids)

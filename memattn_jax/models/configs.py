@@ -16,6 +16,7 @@ ANY = object()  # marks a key that never changes what these models compute
 
 
 def per_block(value: T | tuple[T, ...], blocks: int) -> tuple[T, ...]:
+    """One value for all blocks, or one each, as one each."""
     return value if isinstance(value, tuple) else (value,) * blocks
 
 
@@ -36,6 +37,7 @@ class Config:
 
         Raises:
           InputError: the config is another class's, or a key is unknown or asks for what is not implemented.
+
         """
         class_name = config.get("_class_name", cls.class_name)
         if class_name != cls.class_name:
@@ -70,6 +72,7 @@ class UNetConfig(Config):
       num_attention_heads: the same, under the right name; wins where both are given.
       only_cross_attention: whether `attn1` attends to the text as well, one flag or one per down block.
       sample_size: height and width of the latents the model was trained on.
+
     """
 
     class_name = "UNet2DConditionModel"
@@ -244,7 +247,7 @@ class CLIPTextConfig(Config):
             "output_hidden_states pad_token_id problem_type projection_dim return_dict tie_word_embeddings "
             "torch_dtype torchscript transformers_version use_bfloat16 use_cache"
         )
-        return {key: ANY for key in housekeeping.split()} | {
+        return dict.fromkeys(housekeeping.split(), ANY) | {
             "model_type": ("clip_text_model",),
             "is_decoder": (False,),
             "add_cross_attention": (False,),

@@ -10,14 +10,17 @@ from jax import Array
 
 
 def group_norm(channels: int, groups: int, eps: float, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group norm whose variance is computed as PyTorch does, from the centred values."""
     return nnx.GroupNorm(channels, groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
 def conv3x3(in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+    """Convolution that keeps height and width."""
     return nnx.Conv(in_channels, out_channels, (3, 3), padding=1, rngs=rngs)
 
 
 def conv1x1(in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+    """The same linear map at every pixel, stored as a convolution."""
     return nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs)
 
 
@@ -64,7 +67,7 @@ class ResnetBlock2D(nnx.Module):
         self.conv_shortcut = conv1x1(in_channels, out_channels, rngs=rngs) if in_channels != out_channels else None
 
     def __call__(self, hidden: Array, time: Array | None = None) -> Array:
-        """hidden [batch, height, width, in_channels], time [batch, time_channels] or None."""
+        """Hidden [batch, height, width, in_channels], time [batch, time_channels] or None."""
         residual = hidden if self.conv_shortcut is None else self.conv_shortcut(hidden)
         hidden = self.conv1(jax.nn.silu(self.norm1(hidden)))
         if time is not None:

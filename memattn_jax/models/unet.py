@@ -25,6 +25,7 @@ from memattn_jax.models.layers import (
 
 
 def resnet(config: UNetConfig, in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> ResnetBlock2D:
+    """A block with the UNet's norms and timestep embedding."""
     return ResnetBlock2D(
         in_channels,
         out_channels,
@@ -60,9 +61,7 @@ class DownBlock(nnx.Module):
     def __init__(self, config: UNetConfig, level: int, *, rngs: nnx.Rngs):
         channels, layers = config.block_out_channels[level], config.layers[level]
         previous = config.block_out_channels[max(level - 1, 0)]
-        self.resnets = nnx.List(
-            resnet(config, channels if i else previous, channels, rngs=rngs) for i in range(layers)
-        )
+        self.resnets = nnx.List(resnet(config, channels if i else previous, channels, rngs=rngs) for i in range(layers))
         attends = config.down_block_types[level] == "CrossAttnDownBlock2D"
         self.attentions = transformers(config, level, layers, rngs=rngs) if attends else None
         last = level == len(config.block_out_channels) - 1
@@ -72,7 +71,8 @@ class DownBlock(nnx.Module):
         self, hidden: Array, time: Array, text: Text, interceptor: Interceptor
     ) -> tuple[Array, list[Array], Taps]:
         """[batch, h, w, channels] to half the size, the skip connections and the taps."""
-        skips, taps = [], {}
+        skips: list[Array] = []
+        taps: Taps = {}
         for i, block in enumerate(self.resnets):
             hidden = block(hidden, time)
             if self.attentions is not None:
@@ -105,6 +105,7 @@ class UpBlock(nnx.Module):
 
     Args:
       position: 0 for the lowest resolution, whose mirror image is the last down block.
+
     """
 
     def __init__(self, config: UNetConfig, position: int, *, rngs: nnx.Rngs):
@@ -137,7 +138,7 @@ class UpBlock(nnx.Module):
                 hidden, new = self.attentions[i](hidden, text, interceptor)
                 taps |= new
         if self.upsamplers is not None:
-            hidden = self.upsamplers[0](hidden, size=skips[-1].shape[1:3])
+            hidden = self.upsamplers[0](hidden, size=(skips[-1].shape[1], skips[-1].shape[2]))
         return hidden, taps
 
 
@@ -147,6 +148,7 @@ class UNet2DConditionModel(nnx.Module):
     Attributes:
       config: the geometry.
       sites: names of the cross-attention layers in forward order.
+
     """
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
@@ -202,6 +204,7 @@ class UNet2DConditionModel(nnx.Module):
 
         Raises:
           InputError: the interceptor names a site that this model lacks.
+
         """
         interceptor.check_sites(self.sites)
         text = context if isinstance(context, dict) else self.text_keys_values(context)
@@ -215,7 +218,8 @@ class UNet2DConditionModel(nnx.Module):
         time = self.time_embedding(embedding.astype(dtype))  # [batch, 4 · channels]
 
         hidden = self.conv_in(latents.astype(dtype))
-        skips, taps = [hidden], {}
+        skips = [hidden]
+        taps: Taps = {}
         for down in self.down_blocks:
             hidden, outputs, new = down(hidden, time, text, interceptor)
             skips += outputs

@@ -34,6 +34,7 @@ class Posterior(NamedTuple):
 
 
 def resnet(config: VAEConfig, in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> ResnetBlock2D:
+    """A block without timestep embedding."""
     return ResnetBlock2D(in_channels, out_channels, groups=config.norm_num_groups, eps=EPS, rngs=rngs)
 
 
@@ -75,13 +76,10 @@ class DownBlock(nnx.Module):
         channels = config.block_out_channels[level]
         previous = config.block_out_channels[max(level - 1, 0)]
         self.resnets = nnx.List(
-            resnet(config, channels if i else previous, channels, rngs=rngs)
-            for i in range(config.layers_per_block)
+            resnet(config, channels if i else previous, channels, rngs=rngs) for i in range(config.layers_per_block)
         )
         last = level == len(config.block_out_channels) - 1
-        self.downsamplers = (
-            None if last else nnx.List([Downsample2D(channels, padding=(0, 1), rngs=rngs)])
-        )
+        self.downsamplers = None if last else nnx.List([Downsample2D(channels, padding=(0, 1), rngs=rngs)])
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, height, width, channels] to half the size, except in the last block."""
@@ -98,8 +96,7 @@ class UpBlock(nnx.Module):
         channels = config.block_out_channels[level]
         below = config.block_out_channels[min(level + 1, len(config.block_out_channels) - 1)]
         self.resnets = nnx.List(
-            resnet(config, channels if i else below, channels, rngs=rngs)
-            for i in range(config.layers_per_block + 1)
+            resnet(config, channels if i else below, channels, rngs=rngs) for i in range(config.layers_per_block + 1)
         )
         self.upsamplers = nnx.List([Upsample2D(channels, rngs=rngs)]) if level > 0 else None
 

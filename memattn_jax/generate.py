@@ -1,0 +1,166 @@
+"""Generate pictures, with the attention entropy of each prompt: `python -m memattn_jax.generate`.
+
+Writes into --out: 00000.png, 00001.png, … with their parameters in the PNG's text, results.jsonl with a line a
+picture, in the order of the prompts, and entropy.png.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import tyro
+
+from memattn_jax.commands import run_command, versions
+from memattn_jax.errors import InputError
+from memattn_jax.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from memattn_jax.mitigations import AttentionMask
+    from memattn_jax.pipeline import Samples, StableDiffusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Generate pictures with Stable Diffusion, and measure how concentrated each prompt's attention is."""
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Prompts, one an argument."""
+    prompts: str | None = None
+    """Prompt file instead: .txt (a line each), .jsonl, .csv, or - for standard input."""
+    column: str = "prompt"
+    """Column of the .csv, or key of the .jsonl, that holds the prompt."""
+    model: str | None = None
+    """Checkpoint: a diffusers folder of Stable Diffusion 1.x or 2.x, with safetensors."""
+    out: Path = Path("out")
+    """Output folder."""
+    overwrite: bool = False
+    """Replace the results that the output folder holds."""
+    negative_prompt: str = ""
+    """What the pictures should not show."""
+    steps: int = 50
+    """Sampling steps."""
+    guidance_scale: float = 7.5
+    """Classifier-free guidance; 1 or less turns it off."""
+    scheduler: str = "ddim"
+    """ddim, pndm, euler or dpm-solver++."""
+    seed: int = 0
+    """Seed of every prompt's first picture; its next ones take the next seeds."""
+    images_per_prompt: int = 1
+    """Pictures for each prompt."""
+    batch_size: int = 4
+    """Pictures sampled at once."""
+    height: int | None = None
+    """Pixels; by default what the model was trained on."""
+    width: int | None = None
+    """Pixels; by default what the model was trained on."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16."""
+    mitigation: str = "none"
+    """none, or attention_mask: mask tokens and strengthen the begin token (Ren et al., ECCV 2024)."""
+    begin_scale: float = 1.25
+    """attention_mask: multiplies the begin token's attention logit."""
+    mask: str = "padding"
+    """attention_mask: padding, summary (the end token too) or none."""
+
+
+def jobs(options: Options) -> list[tuple[str, int]]:
+    """Prompt and seed of every picture."""
+    if options.prompts is not None and options.prompt:
+        raise InputError("give prompts as arguments or with --prompts, not both")
+    if options.prompts is None and not options.prompt:
+        raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
+    for name in ("images_per_prompt", "batch_size"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1 is needed")
+    prompts = read_prompts(options.prompts, options.column) if options.prompts else options.prompt
+    return [(prompt, options.seed + i) for prompt in prompts for i in range(options.images_per_prompt)]
+
+
+def mitigation(options: Options) -> "AttentionMask | None":
+    """The mitigation that the options name."""
+    from memattn_jax.mitigations import MITIGATIONS
+
+    if options.mitigation == "none":
+        return None
+    if options.mitigation not in MITIGATIONS:
+        names = ", ".join(["none", *MITIGATIONS])
+        raise InputError(f"no mitigation {options.mitigation!r}; there are {names}")
+    mask: Any = None if options.mask == "none" else options.mask
+    return MITIGATIONS[options.mitigation](begin_scale=options.begin_scale, mask=mask)
+
+
+def load(options: Options) -> "StableDiffusion":
+    """The model that the options name."""
+    from memattn_jax.pipeline import StableDiffusion
+
+    if options.model is None:
+        raise InputError("--model is needed: a diffusers folder of Stable Diffusion 1.x or 2.x")
+    return StableDiffusion.from_pretrained(options.model, dtype=options.dtype)
+
+
+def open_results(options: Options) -> TextIO:
+    """results.jsonl, before anything is computed that it could not take."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "results.jsonl"
+    if path.exists() and path.stat().st_size and not options.overwrite:
+        raise InputError(f"{path}: holds results already; choose another --out, or --overwrite them")
+    return path.open("w", encoding="utf-8")
+
+
+def sample_batches(
+    sd: "StableDiffusion", todo: list[tuple[str, int]], options: Options
+) -> Iterator[tuple[int, "Samples"]]:
+    """Runs of one size, so that one program serves all; yields each with the number of its rows that count."""
+    size = min(options.batch_size, len(todo))
+    for start in range(0, len(todo), size):
+        batch = todo[start : start + size]
+        padded = batch + batch[-1:] * (size - len(batch))
+        yield (
+            len(batch),
+            sd.sample(
+                [prompt for prompt, _ in padded],
+                seeds=[seed for _, seed in padded],
+                steps=options.steps,
+                guidance_scale=options.guidance_scale,
+                scheduler=options.scheduler,
+                negative_prompts=options.negative_prompt,
+                height=options.height,
+                width=options.width,
+                mitigation=mitigation(options),
+            ),
+        )
+
+
+def settings(options: Options) -> dict[str, Any]:
+    """The options that decide a picture besides its prompt and seed."""
+    names = ["model", "negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "dtype"]
+    names += ["mitigation"]
+    if options.mitigation != "none":
+        names += ["begin_scale", "mask"]
+    return {name: getattr(options, name) for name in names}
+
+
+def main(options: Options) -> None:
+    """Samples batch by batch and writes each as soon as it is there."""
+    todo = jobs(options)
+    with open_results(options) as results:
+        sd = load(options)
+        from tqdm import tqdm  # after the errors that need no model
+
+        from memattn_jax.report.results import ResultWriter
+
+        writer = ResultWriter(options.out, results, settings(options), versions())
+        interactive = sys.stderr.isatty()
+        with tqdm(total=len(todo), unit="picture", disable=not interactive) as bar:
+            for count, run in sample_batches(sd, todo, options):
+                for line in writer.write(run, count, sd.tokenizer):
+                    print(line) if not interactive else bar.write(line)
+                bar.update(count)
+        writer.plot()
+    print(f"{len(todo)} pictures, results.jsonl and entropy.png in {options.out}")
+
+
+if __name__ == "__main__":
+    run_command("generate", Options, main)

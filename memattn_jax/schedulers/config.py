@@ -1,0 +1,135 @@
+"""What a scheduler reads of a scheduler_config.json, which may be written for another scheduler."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from memattn_jax.errors import InputError
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "interpolation_type": ("linear", "log_linear"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "solver_order": (1, 2),
+    # The last three are DEIS's and UniPC's, which diffusers' DPM-Solver++ reads as "midpoint".
+    "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
+}
+
+_OFF = (False, None)
+_REQUIRED: dict[str, dict[str, tuple[Any, ...]]] = {
+    # diffusers' PNDM and Euler overlook thresholding; it marks a model of pixels, so here none may.
+    "every scheduler": {"thresholding": _OFF, "predict_epsilon": (True,)},
+    "ddim": {},
+    "pndm": {"prediction_type": ("epsilon", "v_prediction")},
+    "euler": {"use_exponential_sigmas": _OFF, "use_beta_sigmas": _OFF, "timestep_type": ("discrete",)},
+    "dpm-solver++": {
+        "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads DEIS's as "dpmsolver++"
+        "lambda_min_clipped": (-np.inf,),
+        "use_beta_sigmas": _OFF,
+        "use_dynamic_shifting": _OFF,
+        "use_exponential_sigmas": _OFF,
+        "use_flow_sigmas": _OFF,
+        "use_lu_lambdas": _OFF,
+        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+    },
+}
+_READ_BY: dict[str, tuple[str, ...]] = {  # fields that are not here are read by all
+    "set_alpha_to_one": ("ddim", "pndm"),
+    "skip_prk_steps": ("pndm",),
+    "rescale_betas_zero_snr": ("ddim", "euler", "dpm-solver++"),
+    "interpolation_type": ("euler",),
+    **dict.fromkeys(("clip_sample", "clip_sample_range"), ("ddim",)),
+    **dict.fromkeys(("final_sigmas_type", "use_karras_sigmas"), ("euler", "dpm-solver++")),
+    **dict.fromkeys(("sigma_min", "sigma_max"), ("euler", "dpm-solver++")),
+    **dict.fromkeys(("solver_order", "solver_type"), ("dpm-solver++",)),
+    **dict.fromkeys(("lower_order_final", "euler_at_final"), ("dpm-solver++",)),
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {  # where a class of diffusers differs from SchedulerConfig
+    "ddim": {"clip_sample": True, "set_alpha_to_one": True},
+    "pndm": {},
+    "euler": {"timestep_spacing": "linspace"},
+    "dpm-solver++": {"timestep_spacing": "linspace"},
+}
+# Keys that only DDPM, UniPC or LCM reads, or that only a setting refused above gives a meaning.
+_WITHOUT_EFFECT = {"dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"}
+_WITHOUT_EFFECT |= {"predict_x0", "solver_p", "disable_corrector", "shift_terminal", "tensor_format"}
+_WITHOUT_EFFECT |= {"original_inference_steps", "timestep_scaling"}
+
+SCHEDULERS = tuple(_DEFAULTS)
+
+
+def _require(key: str, value: Any, choices: tuple[Any, ...], who: str = "choose") -> None:
+    if value not in choices:
+        raise InputError(f"{key} is {value!r}; {who} {' or '.join(map(repr, choices))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """What the four schedulers read of a scheduler_config.json; names and meanings are those of diffusers.
+
+    Raises:
+      InputError: a field is none of the values it can take, or `trained_betas` has another length than
+        `num_train_timesteps`.
+
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: Sequence[float] | None = None
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = False
+    clip_sample: bool = False
+    clip_sample_range: float = 1.0
+    skip_prk_steps: bool = False
+    rescale_betas_zero_snr: bool = False
+    interpolation_type: str = "linear"
+    use_karras_sigmas: bool = False
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    final_sigmas_type: str = "zero"
+    solver_order: int = 2
+    solver_type: str = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+
+    def __post_init__(self) -> None:
+        for key, choices in _CHOICES.items():
+            _require(key, getattr(self, key), choices)
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise InputError(
+                f"trained_betas has {len(self.trained_betas)} values where num_train_timesteps is "
+                f"{self.num_train_timesteps}; the two must agree"
+            )
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], scheduler: str) -> "SchedulerConfig":
+        """Read a parsed scheduler_config.json the way diffusers' class for `scheduler` would.
+
+        A checkpoint may be sampled with another scheduler than it names. Absent keys take the default of
+        `scheduler`'s class; keys that only other classes read, or that start with "_", are ignored.
+
+        Raises:
+          InputError: `scheduler` is none of `SCHEDULERS`, no scheduler of latents in diffusers knows a
+            key, or a value asks for what is not supported here.
+
+        """
+        if scheduler not in SCHEDULERS:
+            raise InputError(f"unknown scheduler {scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        names = {field.name for field in fields(cls)}
+        required = _REQUIRED["every scheduler"] | _REQUIRED[scheduler]
+        if unknown := sorted(config.keys() - names - _WITHOUT_EFFECT - set().union(*_REQUIRED.values())):
+            raise InputError(f"unknown keys in the scheduler config: {', '.join(unknown)}; remove what has no effect")
+        for key, choices in required.items():
+            if key in config:
+                _require(key, config[key], choices, f"{scheduler} needs")
+        read = {key for key in names & config.keys() if scheduler in _READ_BY.get(key, SCHEDULERS)}
+        return cls(**(_DEFAULTS[scheduler] | {key: config[key] for key in read}))

@@ -1,0 +1,30 @@
+"""What all tests share: settings of JAX, and one small random checkpoint written by our own script."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `scripts/make_random_model.py` writes."""
+    import make_random_model
+
+    folder = tmp_path_factory.mktemp("random") / "model"
+    make_random_model.main(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd(random_model: Path):
+    from memattn_jax import StableDiffusion
+
+    return StableDiffusion.from_pretrained(random_model)

@@ -1,0 +1,127 @@
+"""Whole runs against diffusers and against the authors' arithmetic, from injected latents."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from reference import Settings, run_reference
+
+from memattn_jax import detectors
+from memattn_jax.interceptors import AttentionMaps, Interceptor, TokenMeans
+from memattn_jax.mitigations import AttentionMask
+
+PROMPTS = ["the cat", "an odd and long line on the hill in the land of the sun", ""]
+STEPS = 10
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "pndm": PNDMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "dpm-solver++": DPMSolverMultistepScheduler,
+}
+
+
+def noise(rows: int = len(PROMPTS)) -> np.ndarray:
+    return np.random.default_rng(7).normal(size=(rows, 16, 16, 4)).astype(np.float32)
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
+
+def use_scheduler(pipe, name: str) -> None:
+    pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_guided_sample(checkpoint, scheduler):
+    pipe = checkpoint.torch
+    use_scheduler(pipe, scheduler)
+    theirs = pipe(
+        PROMPTS,
+        negative_prompt=["", "a dog", "blue"],
+        num_inference_steps=STEPS,
+        guidance_scale=7.5,
+        latents=nchw(noise()),
+        output_type="latent",
+    ).images
+    run = checkpoint.ours.sample(
+        PROMPTS,
+        negative_prompts=["", "a dog", "blue"],
+        steps=STEPS,
+        scheduler=scheduler,
+        latents=noise(),
+    )
+    np.testing.assert_allclose(np.moveaxis(run.latents, -1, 1), theirs.numpy(), atol=1e-3)
+
+
+def test_unguided_sample_and_picture(checkpoint):
+    use_scheduler(checkpoint.torch, "ddim")
+    theirs = checkpoint.torch(
+        PROMPTS, num_inference_steps=STEPS, guidance_scale=1.0, latents=nchw(noise()), output_type="np"
+    ).images
+    run = checkpoint.ours.sample(PROMPTS, steps=STEPS, guidance_scale=1.0, latents=noise())
+    np.testing.assert_allclose(run.images / 255, theirs, atol=1 / 255)
+
+
+@pytest.mark.parametrize(
+    ("mitigation", "c1", "keep"),
+    [
+        (None, None, None),
+        (AttentionMask(), 1.25, 0),
+        (AttentionMask(begin_scale=1.5, mask="summary"), 1.5, -1),
+        (AttentionMask(begin_scale=0.7, mask=None), 0.7, None),
+    ],
+    ids=["plain", "padding", "summary", "begin-only"],
+)
+def test_attention_and_metrics_equal_the_reference(checkpoint, mitigation, c1, keep):
+    """One batch of ours with prompts of different lengths against one run of the reference for each prompt."""
+    use_scheduler(checkpoint.torch, "ddim")
+    run = checkpoint.ours.sample(PROMPTS, steps=STEPS, latents=noise(), mitigation=mitigation)
+    assert run.lengths.tolist() == [len(checkpoint.torch.tokenizer(p).input_ids) for p in PROMPTS]
+    for row, prompt in enumerate(PROMPTS):
+        length = int(run.lengths[row])
+        settings = Settings(c1=c1, keep=None if keep is None else length + keep)
+        latents = run_reference(
+            checkpoint.torch,
+            settings,
+            prompt=prompt,
+            num_inference_steps=STEPS,
+            guidance_scale=7.5,
+            latents=nchw(noise()[row : row + 1]),
+        )
+        np.testing.assert_allclose(np.moveaxis(run.latents[row], -1, 0), latents[0].numpy(), atol=1e-3)
+        assert list(run.tokens) == list(settings.recorded)
+        recorded = {site: torch.stack(steps).numpy() for site, steps in settings.recorded.items()}
+        for site, means in recorded.items():
+            np.testing.assert_allclose(run.tokens[site][:, row], means, atol=1e-4)
+        expected_e, expected_d = reference_metrics(list(recorded.values()), length)
+        np.testing.assert_allclose(detectors.entropy_e(run)[row], expected_e, atol=1e-4)
+        np.testing.assert_allclose(detectors.entropy_d(run)[row], expected_d, atol=1e-4)
+
+
+def reference_metrics(recorded: list[np.ndarray], length: int) -> tuple[float, float]:
+    """E and D as the reference's `detect.py` has them, from [steps, heads, tokens] a site."""
+
+    def entropy(a: np.ndarray) -> np.ndarray:
+        return -(a * np.log(np.where(a > 0, a, 1.0))).sum(-1)
+
+    mean = np.stack([site.mean(1) for site in recorded]).mean(0)  # [steps, tokens]
+    summary = entropy(mean[:, length - 1 :])
+    e = entropy(recorded[3][0].mean(0))
+    d = entropy(mean)[-2:].mean() + summary[-2:].mean() - summary[0]
+    return float(e), float(d)
+
+
+def test_logit_form_equals_key_form(checkpoint):
+    ours = checkpoint.ours
+    context, tokens = ours.encode(["", "", *PROMPTS[:2]])
+    lengths, conditional = np.tile(tokens.lengths[2:], 2), np.repeat([False, True], 2)
+    edits = AttentionMask(begin_scale=1.5, mask="summary").edits(lengths, conditional, 77)
+    call = jax.jit(lambda unet, *args: unet(*args))
+    for tap in (None, TokenMeans(), AttentionMaps()):
+        forms = [
+            call(ours.unet, noise(4), np.float32(981), context, Interceptor(edits=edits, tap=tap, form=form))
+            for form in ("keys", "logits")
+        ]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *forms)
