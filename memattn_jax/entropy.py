@@ -28,7 +28,6 @@ def token_entropy(attention: Array, where: Array | None = None) -> Array:
 
     Returns:
       float32 [...].
-
     """
     attention = attention.astype(jnp.float32)
     return -jnp.sum(xlogy(attention, attention), axis=-1, where=where)
@@ -40,7 +39,6 @@ def is_summary(lengths: Array | np.ndarray, tokens: int) -> Array:
     Args:
       lengths: int [batch], tokens of each prompt with its begin and end token.
       tokens: length of the padded sequence.
-
     """
     return jnp.arange(tokens) >= lengths[:, None] - 1
 
@@ -68,7 +66,6 @@ def metric_e(attention: TokenAttention, site: str | None = None) -> Array:
       InputError: no such site.
 
     Source: Ren et al. section 4, `detect.py --mode E` of the reference.
-
     """
     sites = list(attention)
     if site is None and len(sites) > METRIC_E_SITE:
@@ -97,7 +94,6 @@ def metric_d(
 
     Returns:
       float32 [batch].
-
     """
     mean = mean_over_sites(attention)  # [steps, batch, tokens]
     last = slice(-max(1, len(mean) // 5), None)

@@ -200,7 +200,6 @@ def cross_attention(
 
     Returns:
       The output [batch, pixels, heads, head_dim] in query's dtype, and `{site: tap}` or `{}`.
-
     """
     edits = [edit for edit in interceptor.edits if acts_on(edit, site)]
     tap = interceptor.tap if acts_on(interceptor.tap, site) else None

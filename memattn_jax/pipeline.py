@@ -118,7 +118,6 @@ class StableDiffusion:
         Raises:
           FileNotFoundError: no such folder.
           InputError: another family of models, a missing part, or weights that do not fit their config.
-
         """
         folder = Path(model)
         check_folder(folder)
@@ -213,7 +212,6 @@ class StableDiffusion:
 
         Raises:
           InputError: see the message.
-
         """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         batch = len(prompts)

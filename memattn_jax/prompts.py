@@ -23,7 +23,6 @@ def read_prompts(source: str | Path, column: str = "prompt") -> list[str]:
     Raises:
       FileNotFoundError: no such file.
       InputError: unknown suffix, not UTF-8, a line or column that does not fit (it is named), or no prompt at all.
-
     """
     path = Path(source)
     if str(source) == "-":

@@ -54,7 +54,6 @@ def denoise(
     Returns:
       Latents float32 [batch, height, width, channels], before the decoder, and the taps of the conditional rows,
       `{site: [calls, batch, ...]}`.
-
     """
     batch = noise.shape[0]
     guided = context.shape[0] == 2 * batch

@@ -35,8 +35,10 @@ class Tokenizer:
 
         Raises:
           InputError: no tokenizer there.
-
         """
+        files = {path.name for path in folder.iterdir()}
+        if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+            raise InputError(f"{folder}: holds no CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json)")
         from transformers import CLIPTokenizer  # a second of imports, that only prompts need
 
         try:

@@ -35,6 +35,7 @@ SCHEDULER = {  # Stable Diffusion 1's
     "steps_offset": 1,
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
+    "clip_sample": False,
 }
 
 

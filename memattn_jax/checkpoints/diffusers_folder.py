@@ -63,7 +63,6 @@ def check_folder(folder: Path) -> None:
     Raises:
       FileNotFoundError: no such folder.
       InputError: another family of models, or a part is missing.
-
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no such model: {folder} (a diffusers folder with model_index.json is needed)")
@@ -114,7 +113,6 @@ def fill(module: nnx.Module, files: list[Path], dtype: str) -> None:
 
     Raises:
       InputError: tensors are missing, unexpected or misshapen (all of them are listed), or a file is damaged.
-
     """
     wanted = {leaf.name: leaf for leaf in leaves(module)}
     problems, missing = [], set(wanted)
@@ -145,7 +143,6 @@ def load_part(folder: Path, part: str, dtype: str) -> Any:
 
     Raises:
       InputError: an unsupported config or dtype, or weights that do not fit.
-
     """
     if dtype not in DTYPES:
         raise InputError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")

@@ -41,7 +41,6 @@ def first_step_entropy(
 
     Returns:
       float32 [batch].
-
     """
     interceptor = Interceptor(tap=TokenEntropy(sites=(site,)))
     _, taps = unet(latents, timestep, context, interceptor)

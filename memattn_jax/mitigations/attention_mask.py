@@ -52,7 +52,6 @@ class AttentionMask:
           lengths: int [rows], of each row's conditional prompt, begin and end token counted.
           conditional: bool [rows].
           tokens: length of the padded sequence.
-
         """
         lengths, conditional = jnp.asarray(lengths), jnp.asarray(conditional)
         scale = ScaleBeginToken(self.begin_scale, conditional, sites=self.sites)

@@ -204,7 +204,6 @@ class UNet2DConditionModel(nnx.Module):
 
         Raises:
           InputError: the interceptor names a site that this model lacks.
-
         """
         interceptor.check_sites(self.sites)
         text = context if isinstance(context, dict) else self.text_keys_values(context)

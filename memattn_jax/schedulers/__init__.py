@@ -41,7 +41,6 @@ def make_schedule(config: Mapping[str, Any], scheduler: str, steps: int) -> Sche
 
     Raises:
       InputError: as `SchedulerConfig.from_json`, or this many steps cannot be taken.
-
     """
     parsed = SchedulerConfig.from_json(config, scheduler)
     if not 1 <= steps <= parsed.num_train_timesteps:

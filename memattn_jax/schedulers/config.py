@@ -119,7 +119,6 @@ class SchedulerConfig:
         Raises:
           InputError: `scheduler` is none of `SCHEDULERS`, no scheduler of latents in diffusers knows a
             key, or a value asks for what is not supported here.
-
         """
         if scheduler not in SCHEDULERS:
             raise InputError(f"unknown scheduler {scheduler!r}; choose one of {', '.join(SCHEDULERS)}")

@@ -77,7 +77,6 @@ class Schedule:
           memory: what `init` or the previous call returned.
           model_output: the UNet's output for `latents * row.input_scale` at `row.timestep`, after guidance.
           latents: any shape, that of model_output.
-
         """
         x, memory = self.solver.step(
             row.coefficients, memory, model_output.astype(jnp.float32), latents.astype(jnp.float32)

@@ -1,0 +1,183 @@
+"""Reading what PyTorch wrote, refusing what does not fit, and writing what PyTorch reads."""
+
+import json
+import re
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.numpy import load_file, save_file
+
+from memattn_jax import InputError, StableDiffusion
+from memattn_jax.checkpoints.diffusers_folder import load_part, save_part
+from memattn_jax.checkpoints.names import leaves
+
+PARTS = ("unet", "vae", "text_encoder")
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+def weights(folder: Path, part: str) -> Path:
+    return folder / part / f"{STEMS[part]}.safetensors"
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    """A folder to spoil."""
+    return Path(shutil.copytree(checkpoint.folder, tmp_path / "model"))
+
+
+def test_round_trip_through_pytorch(checkpoint, tmp_path):
+    checkpoint.ours.save_pretrained(tmp_path)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    for part in PARTS:
+        before, after = (getattr(pipe, part).state_dict() for pipe in (checkpoint.torch, again))
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            assert torch.equal(tensor, after[name]), name
+    assert dict(again.scheduler.config) == dict(checkpoint.torch.scheduler.config)
+    prompt = "an odd line"
+    assert again.tokenizer(prompt).input_ids == checkpoint.torch.tokenizer(prompt).input_ids
+    assert again.tokenizer.pad_token_id == checkpoint.torch.tokenizer.pad_token_id
+    for part in ("unet", "vae"):
+        after, before = (dict(getattr(pipe, part).config) for pipe in (again, checkpoint.torch))
+        assert {k: v for k, v in after.items() if k[0] != "_"} == {k: v for k, v in before.items() if k[0] != "_"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("part", PARTS)
+def test_round_trip_is_bit_equal(checkpoint, tmp_path, part, dtype):
+    theirs = deepcopy(getattr(checkpoint.torch, part)).to(getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path / "in" / part)
+    save_part(load_part(tmp_path / "in", part, dtype), tmp_path / "out", part)
+    before, after = (load_file(weights(tmp_path / folder, part)) for folder in ("in", "out"))
+    after = {name.removeprefix("text_model."): value for name, value in after.items()}
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert value.dtype == after[name].dtype == dtype
+        assert value.tobytes() == after[name].tobytes(), name
+
+
+def test_half_precision_checkpoint_is_read_as_float32(checkpoint, copy):
+    path = weights(copy, "unet")
+    stored = {name: value.astype(np.float16) for name, value in load_file(path).items()}
+    path.unlink()
+    save_file(stored, path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    unet = load_part(copy, "unet", "float32")
+    for leaf in leaves(unet):
+        assert leaf.param.dtype == np.float32
+        np.testing.assert_array_equal(leaf.to_torch(np.asarray(leaf.param[...])), stored[leaf.name])
+
+
+def test_sharded_checkpoint(checkpoint, tmp_path):
+    checkpoint.torch.unet.save_pretrained(tmp_path / "unet", max_shard_size="500KB")
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
+    unet = load_part(tmp_path, "unet", "float32")
+    for ours, theirs in zip(leaves(unet), leaves(checkpoint.ours.unet), strict=True):
+        np.testing.assert_array_equal(ours.param[...], theirs.param[...])
+    next((tmp_path / "unet").glob("*-00002-*.safetensors")).unlink()
+    with pytest.raises(InputError, match=r"00002-of.*missing, although the index names it"):
+        load_part(tmp_path, "unet", "float32")
+
+
+def test_names_of_2022(checkpoint, copy):
+    """Hub checkpoints of Stable Diffusion 1 and 2 have these; PyTorch still reads them."""
+    vae = load_file(weights(copy, "vae"))
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {
+        re.sub("|".join(map(re.escape, old)), lambda match: old[match[0]], name): value for name, value in vae.items()
+    }
+    assert renamed.keys() != vae.keys()
+    save_file(renamed, weights(copy, "vae"), metadata={"format": "pt"})
+    text = {f"text_model.{name}": value for name, value in load_file(weights(copy, "text_encoder")).items()}
+    text["text_model.embeddings.position_ids"] = np.arange(77)[None]
+    save_file(text, weights(copy, "text_encoder"), metadata={"format": "pt"})
+    for part in ("vae", "text_encoder"):
+        ours = load_part(copy, part, "float32")
+        for mine, expected in zip(leaves(ours), leaves(getattr(checkpoint.ours, part)), strict=True):
+            np.testing.assert_array_equal(mine.param[...], expected.param[...])
+
+
+def test_every_tensor_that_does_not_fit_is_listed(copy):
+    path = weights(copy, "unet")
+    stored = load_file(path)
+    gone = [name for name in stored if "down_blocks.1" in name]
+    stored = {name: value for name, value in stored.items() if name not in gone}
+    stored["conv_in.weight"] = stored["conv_in.weight"][:, :3]
+    stored["surplus.weight"] = np.zeros(3, np.float32)
+    save_file(stored, path)
+    with pytest.raises(InputError) as error:
+        load_part(copy, "unet", "float32")
+    message = str(error.value)
+    assert f"{len(gone) + 2} tensors do not fit" in message
+    assert "unexpected surplus.weight [3]" in message
+    assert "misshapen conv_in.weight [16, 3, 3, 3], not [16, 4, 3, 3]" in message
+    for name in gone:
+        assert f"missing {name} [" in message
+
+
+def test_truncated_file(copy):
+    path = weights(copy, "unet")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"unet.*safetensors: not a whole safetensors file"):
+        StableDiffusion.from_pretrained(copy)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline is not"),
+        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "StableDiffusion3Pipeline is not"),
+        ("unet/config.json", {"_class_name": "SD3Transformer2DModel"}, "holds a SD3Transformer2DModel"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type='text_time' is not supported"),
+        ("unet/config.json", {"mid_block_type": "UNetMidBlock2D"}, "mid_block_type holds UNetMidBlock2D"),
+        ("unet/config.json", {"down_block_types": ["AttnDownBlock2D"] * 4}, "down_block_types holds AttnDownBlock2D"),
+        ("unet/config.json", {"attention_head_dim": 5}, "16 channels do not divide into 5 heads"),
+        ("unet/config.json", {"wings": 2}, "unknown key 'wings'"),
+        ("vae/config.json", {"shift_factor": 0.1}, "shift_factor=0.1 is not supported"),
+        ("text_encoder/config.json", {"model_type": "t5"}, "model_type='t5' is not supported"),
+        ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_unsupported_models_are_named(copy, file, changes, message):
+    edit(copy / file, **changes)
+    with pytest.raises(InputError, match=re.escape(message)):
+        StableDiffusion.from_pretrained(copy)
+
+
+def test_missing_parts(copy):
+    shutil.rmtree(copy / "vae")
+    (copy / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(InputError, match=r"lacks vae/config.json, scheduler/scheduler_config.json"):
+        StableDiffusion.from_pretrained(copy)
+    with pytest.raises(FileNotFoundError, match="no such model"):
+        StableDiffusion.from_pretrained(copy / "nowhere")
+    with pytest.raises(InputError, match=r"lacks model_index\.json"):
+        StableDiffusion.from_pretrained(copy / "unet")
+
+
+def test_pickles_are_not_read(copy):
+    weights(copy, "unet").unlink()
+    (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"the \.bin files there are pickles"):
+        load_part(copy, "unet", "float32")
+
+
+def test_broken_json_and_tokenizer(copy):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (copy / "tokenizer" / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="holds no CLIP tokenizer"):
+        StableDiffusion.from_pretrained(copy)
+    (copy / "unet" / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json: not a JSON file"):
+        load_part(copy, "unet", "float32")
+    with pytest.raises(InputError, match="no dtype 'float8'; there are float32, bfloat16, float16"):
+        load_part(copy, "vae", "float8")

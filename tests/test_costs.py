@@ -1,0 +1,91 @@
+"""What Stable Diffusion 1.4 at full size would cost, counted from its shapes: no weights are allocated.
+
+Counts are of programs lowered for an accelerator, whose attention has no loop: XLA counts a loop's body once.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from memattn_jax.detectors.entropy_metrics import first_step_entropy
+from memattn_jax.interceptors import Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
+from memattn_jax.models.abstract import abstract
+from memattn_jax.models.clip_text import CLIPTextModel
+from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.models.vae import AutoencoderKL
+
+
+def shape(*dimensions: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dimensions, dtype)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return abstract(UNet2DConditionModel, UNetConfig())
+
+
+def inputs(rows: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    return shape(rows, 64, 64, 4), shape(), shape(rows, 77, 768)
+
+
+def flops(traced: jax.stages.Traced) -> float:
+    return traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
+
+
+def pair(unet, interceptor: Interceptor) -> float:
+    return flops(jax.jit(lambda unet, *args: unet(*args)).trace(unet, *inputs(2), interceptor))
+
+
+@pytest.fixture(scope="module")
+def plain_pair(unet) -> float:
+    return pair(unet, Interceptor())
+
+
+def parameters(model) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def test_parameters(unet):
+    assert parameters(unet) == 859_520_964
+    sd2 = UNetConfig(attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True)
+    assert parameters(abstract(UNet2DConditionModel, sd2)) == 865_910_724
+    assert parameters(abstract(AutoencoderKL, VAEConfig())) == 83_653_863
+    assert parameters(abstract(CLIPTextModel, CLIPTextConfig())) == 123_060_480
+
+
+def test_guidance_pair(plain_pair):
+    assert plain_pair == pytest.approx(1.578e12, rel=0.01)
+
+
+def test_detecting_at_one_layer_costs_a_tenth_of_a_guidance_pair(unet, plain_pair):
+    detector = first_step_entropy.trace(unet, *inputs(1), site=unet.sites[3])
+    assert flops(detector) < 0.12 * plain_pair
+
+
+def test_the_compiled_detector_is_pruned_too(unet):
+    """On this machine, after optimisation: nothing beyond the site is left."""
+    programs = [first_step_entropy.lower(unet, *inputs(1), site=unet.sites[i]).compile() for i in (3, 15)]
+    early, late = (program.cost_analysis()["flops"] for program in programs)
+    assert early < 0.25 * late
+
+
+def test_tapping_every_layer_costs_next_to_nothing(unet, plain_pair):
+    assert plain_pair < pair(unet, Interceptor(tap=TokenMeans())) < 1.005 * plain_pair
+
+
+def test_the_mitigation_costs_next_to_nothing(unet, plain_pair):
+    edits = (
+        MaskTokens(shape(2, dtype=jnp.int32)),
+        ScaleBeginToken(shape(), shape(2, dtype=jnp.bool_)),
+    )
+    assert pair(unet, Interceptor(edits)) < 1.001 * plain_pair
+
+
+def test_text_keys_and_values_leave_the_loop(unet, plain_pair):
+    """Given once for a prompt, they save this share of every step."""
+    text = jax.eval_shape(lambda unet, context: unet.text_keys_values(context), unet, inputs(2)[2])
+    latents, timesteps, _ = inputs(2)
+    step = flops(jax.jit(lambda unet, *args: unet(*args)).trace(unet, latents, timesteps, text))
+    projections = 2 * 2 * 2 * 77 * 768 * sum(keys.shape[2] * keys.shape[3] for keys, _ in text.values())
+    assert plain_pair - step == pytest.approx(projections, rel=0.01)

@@ -1,0 +1,183 @@
+"""The command as its user meets it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from memattn_jax import commands, detectors, generate, mitigations
+
+LONG = "the cat and the hat " * 10
+
+
+def run(monkeypatch, *arguments: object) -> int:
+    """`python -m memattn_jax.generate`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["generate", *map(str, arguments)])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+        warnings.simplefilter("always")
+        commands.run_command("generate", generate.Options, generate.main)
+    return stopped.value.code
+
+
+def read_results(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def out(random_model, tmp_path_factory):
+    """One run of five pictures in batches of two, as a stranger would start it."""
+    folder = tmp_path_factory.mktemp("generate")
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ("a cat", "日 dog", LONG, "x", "the")),
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "memattn_jax.generate", "--model", random_model, "--steps", "4"]
+    command += ["--prompts", folder / "prompts.jsonl", "--seed", "3", "--batch-size", "2", "--out", folder / "out"]
+    command += ["--mitigation", "attention_mask", "--mask", "summary", "--begin-scale", "1.1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done
+
+
+def test_results(out, sd):
+    folder, _ = out
+    results = read_results(folder)
+    assert [row["prompt"] for row in results] == ["a cat", "日 dog", LONG.strip(), "x", "the"]
+    assert [row["file"] for row in results] == [f"{i:05d}.png" for i in range(5)]
+    for row in results:
+        assert row["seed"] == 3
+        assert row["error"] is None
+        assert row["settings"]["steps"] == 4
+        assert row["settings"]["mask"] == "summary"
+        assert set(row["versions"]) >= {"memattn_jax", "jax", "flax"}
+    assert results[4]["tokens"][0] == "<|startoftext|>"
+    assert results[4]["tokens"][-1] == "<|endoftext|>"
+    assert len(results[0]["tokens"]) == len(results[0]["attention"]) == 6
+
+    mitigation = mitigations.AttentionMask(begin_scale=1.1, mask="summary")
+    expected = sd.sample(["the"], seeds=3, steps=4, mitigation=mitigation)
+    assert results[4]["E"] == pytest.approx(float(detectors.entropy_e(expected)[0]), abs=1e-4)
+    assert results[4]["D"] == pytest.approx(float(detectors.entropy_d(expected)[0]), abs=1e-4)
+    picture = np.asarray(Image.open(folder / "00004.png"))
+    assert picture.shape == (128, 128, 3)
+    assert np.abs(picture.astype(int) - expected.images[0]).max() <= 1
+
+
+def test_pictures_carry_their_parameters(out):
+    folder, _ = out
+    text = Image.open(folder / "00001.png").text
+    assert text["prompt"] == "日 dog"
+    assert json.loads(text["settings"])["begin_scale"] == 1.1
+    assert text["seed"] == "3"
+    assert Image.open(folder / "entropy.png").size == (960, 540)
+
+
+def test_what_it_prints(out):
+    _, done = out
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6
+    assert lines[0].startswith("00000.png  E ")
+    assert lines[-1].startswith("5 pictures, results.jsonl and entropy.png in ")
+    (warning,) = (line for line in done.stderr.splitlines() if line.startswith("warning:"))
+    assert "prompt cut at 77 tokens, this was left out: " in warning
+    assert "Traceback" not in done.stderr
+
+
+def test_one_compile_for_all_batches(random_model, tmp_path, monkeypatch):
+    from memattn_jax.sampling import denoise
+
+    before = denoise._cache_size()
+    arguments = ["--model", random_model, "--out", tmp_path, "--steps", 5, "--batch-size", 2]
+    assert run(monkeypatch, "a", "b", "c", *arguments) == 0
+    assert len(read_results(tmp_path)) == 3
+    assert denoise._cache_size() == before + 1
+
+
+def test_images_per_prompt_take_the_next_seeds(random_model, tmp_path, monkeypatch):
+    arguments = ["--model", random_model, "--out", tmp_path, "--steps", 5, "--batch-size", 2]
+    assert run(monkeypatch, "a", *arguments, "--images-per-prompt", 2, "--seed", 7) == 0
+    assert [row["seed"] for row in read_results(tmp_path)] == [7, 8]
+    first, second = (np.asarray(Image.open(tmp_path / f"0000{i}.png")).astype(int) for i in range(2))
+    assert np.abs(first - second).max() > 10
+
+
+def test_rows_that_are_not_finite_are_reported(random_model, tmp_path, monkeypatch, capsys):
+    """A weight of infinity at one token poisons the prompts that hold it, and no other."""
+    model = Path(shutil.copytree(random_model, tmp_path / "model"))
+    path = model / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    vocabulary = json.loads((model / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    weights["text_model.embeddings.token_embedding.weight"][vocabulary["z</w>"]] = np.inf
+    save_file(weights, path)
+    arguments = ["--model", model, "--out", tmp_path / "out", "--steps", 5, "--batch-size", 2]
+    assert run(monkeypatch, "a", "z", *arguments) == 0
+    good, bad = read_results(tmp_path / "out")
+    assert good["error"] is None
+    assert (tmp_path / "out" / good["file"]).exists()
+    assert bad["file"] is None
+    assert bad["E"] is None
+    assert bad["error"] == "latents hold NaN or infinity; no picture was written"
+    assert "no picture: latents hold NaN or infinity" in capsys.readouterr().out
+    assert (tmp_path / "out" / "entropy.png").exists()
+
+
+BAD = {
+    "no-such-model": (["--model", "nowhere"], "no such model: nowhere"),
+    "no-model": ([], "--model is needed"),
+    "dtype": (["--model", "MODEL", "--dtype", "int4"], "no dtype 'int4'; there are float32, bfloat16, float16"),
+    "steps": (["--model", "MODEL", "--steps", "0"], "steps is 0; choose 1 to 1000"),
+    "height": (["--model", "MODEL", "--height", "100"], "height 100 is not a positive multiple of 8 pixels"),
+    "scheduler": (["--model", "MODEL", "--scheduler", "heun"], "unknown scheduler 'heun'"),
+    "mitigation": (
+        ["--model", "MODEL", "--mitigation", "hope"],
+        "no mitigation 'hope'; there are none, attention_mask",
+    ),
+    "mask": (["--model", "MODEL", "--mitigation", "attention_mask", "--mask", "x"], "no mask 'x'"),
+    "batch-size": (["--model", "MODEL", "--batch-size", "0"], "--batch-size 0: at least 1 is needed"),
+    "seed": (["--model", "MODEL", "--seed", "-1"], "seeds must lie in [0, 2**32)"),
+    "out": (["--model", "MODEL", "--out", "FILE/out"], "Not a directory"),
+    "both": (["--model", "MODEL", "--prompts", "FILE"], "give prompts as arguments or with --prompts, not both"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_2(random_model, tmp_path, monkeypatch, capsys, case):
+    arguments, message = BAD[case]
+    (tmp_path / "file").write_text("text")
+    places = {"MODEL": str(random_model), "FILE": str(tmp_path / "file")}
+    arguments = [next((a.replace(k, v) for k, v in places.items() if k in a), a) for a in arguments]
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "a prompt", *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "holds no prompt"), ("caf\xe9".encode("latin-1"), "line 1 is not UTF-8")]
+)
+def test_bad_prompt_files(random_model, tmp_path, monkeypatch, capsys, content, message):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    assert run(monkeypatch, "--prompts", path, "--model", random_model, "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert run(monkeypatch, "--model", random_model, "--out", tmp_path / "out") == 2
+    assert "no prompts: give them as arguments" in capsys.readouterr().err
+
+
+def test_results_are_not_overwritten_unasked(random_model, tmp_path, monkeypatch, capsys):
+    arguments = ["a", "--model", random_model, "--out", tmp_path, "--steps", 5, "--batch-size", 2]
+    assert run(monkeypatch, *arguments, "--images-per-prompt", 2) == 0
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert run(monkeypatch, *arguments) == 2
+    assert "holds results already; choose another --out, or --overwrite them" in capsys.readouterr().err
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert run(monkeypatch, *arguments, "--images-per-prompt", 2, "--overwrite") == 0

@@ -1,0 +1,77 @@
+"""The authors' own numbers, from the committed runs; see golden/README.md. Both prompts ride in one batch."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memattn_jax.checkpoints.diffusers_folder import load_part
+from memattn_jax.entropy import metric_d, metric_e
+from memattn_jax.interceptors import Interceptor, TokenMeans
+from memattn_jax.mitigations import AttentionMask
+from memattn_jax.sampling import denoise
+from memattn_jax.schedulers import make_schedule
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return load_part(GOLDEN / "model", "unet", "float32")
+
+
+@pytest.fixture(scope="module", params=["base", "miti"])
+def run(request, unet):
+    """The reference's arrays, stacked over its two prompts, and our latents and taps."""
+    files = [np.load(GOLDEN / f"{request.param}_{prompt}.npz") for prompt in (0, 3)]
+    golden = {name: np.stack([file[name] for file in files]) for name in files[0].files}
+    context = np.concatenate([golden["negative_prompt_embeds"], golden["prompt_embeds"]])[:, 0]
+    lengths = np.tile(golden["prompt_length"], 2)
+    mitigation = AttentionMask() if request.param == "miti" else None
+    edits = mitigation.edits(lengths, np.repeat([False, True], 2), 77) if mitigation else ()
+    interceptor = Interceptor(edits, TokenMeans())
+    schedule = make_schedule(json.loads((GOLDEN / "model/scheduler/scheduler_config.json").read_text()), "ddim", 10)
+    np.testing.assert_array_equal(schedule.timesteps, golden["timesteps"][0])
+    noise = np.moveaxis(golden["init_latents"][:, 0], 1, -1)
+    latents, taps = denoise(unet, schedule, noise, context, np.float32([7.5, 7.5]), interceptor)
+    return golden, latents, {site: taps[site] for site in unet.sites}, interceptor, context
+
+
+def test_latents(run):
+    golden, latents, *_ = run
+    np.testing.assert_allclose(np.moveaxis(latents, -1, 1), golden["final_latents"][:, 0], atol=1e-3)
+
+
+def test_first_call_of_the_unet(run, unet):
+    golden, _, _, interceptor, context = run
+    pairs = golden["unet0_in"].swapaxes(0, 1).reshape(4, *golden["unet0_in"].shape[2:])
+    call = jax.jit(lambda unet, *args: unet(*args)[0])
+    out = call(unet, np.moveaxis(pairs, 1, -1), jnp.float32(golden["timesteps"][0, 0]), context, interceptor)
+    expected = golden["unet0_out"].swapaxes(0, 1).reshape(pairs.shape)
+    np.testing.assert_allclose(np.moveaxis(out, -1, 1), expected, atol=1e-4)
+
+
+def test_token_means(run):
+    golden, _, taps, *_ = run
+    ours = np.stack(list(taps.values()), axis=2)  # [steps, batch, layers, heads, tokens]
+    np.testing.assert_allclose(ours.swapaxes(0, 1), golden["tokens"], atol=1e-4)
+
+
+def test_metrics(run):
+    """As `detect.py` computes them, whose 0 · log 0 would be NaN under the mask."""
+    golden, _, taps, *_ = run
+
+    def entropy(a):
+        return -np.where(a > 0, a * np.log(np.where(a > 0, a, 1)), 0).sum(-1)
+
+    for row, (tokens, length) in enumerate(
+        zip(golden["tokens"].astype(np.float64), golden["prompt_length"], strict=True)
+    ):
+        mean = tokens.mean((1, 2))
+        summary = entropy(mean[:, length - 1 :])
+        expected_d = entropy(mean)[-2:].mean() + summary[-2:].mean() - summary[0]
+        assert metric_e(taps)[row] == pytest.approx(entropy(tokens[0, 3].mean(0)), abs=1e-4)
+        assert metric_d(taps, golden["prompt_length"])[row] == pytest.approx(expected_d, abs=1e-4)

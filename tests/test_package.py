@@ -1,0 +1,52 @@
+"""What importing and starting cost, and what they must not touch."""
+
+import subprocess
+import sys
+import time
+
+import memattn_jax
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def seconds(*command: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def test_import_is_lazy_and_light():
+    heavy = "jax torch transformers flax matplotlib diffusers"
+    assert python(f"import memattn_jax, sys; print([m for m in '{heavy}'.split() if m in sys.modules])") == "[]"
+
+
+def test_using_the_library_starts_no_backend_and_imports_no_torch():
+    code = (
+        "import memattn_jax as m, sys; m.StableDiffusion, m.detectors, m.mitigations, m.schedulers, m.interceptors;"
+        "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized(), 'torch' in sys.modules)"
+    )
+    assert python(code) == "False False"
+
+
+def test_interceptors_and_schedulers_know_no_flax():
+    code = (
+        "import memattn_jax.interceptors, memattn_jax.entropy, memattn_jax.schedulers, memattn_jax.mitigations, sys;"
+        "print('flax' in sys.modules)"
+    )
+    assert python(code) == "False"
+
+
+def test_help_is_quick():
+    """Under a second on a quiet machine; the best of three, since others may be at work."""
+    assert min(seconds("-m", "memattn_jax.generate", "--help") for _ in range(3)) < 1.0
+    assert min(seconds("-c", "import memattn_jax") for _ in range(3)) < 1.0
+
+
+def test_public_names():
+    for name in memattn_jax.__all__:
+        assert getattr(memattn_jax, name) is not None
+    assert set(memattn_jax.__all__) <= set(dir(memattn_jax))

@@ -1,0 +1,164 @@
+"""What a sampling run promises besides its numbers: independence of rows, no recompilation, no maps kept."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memattn_jax import InputError, detectors
+from memattn_jax.interceptors import Interceptor, TokenMeans
+from memattn_jax.mitigations import AttentionMask
+from memattn_jax.sampling import denoise, unit_noise
+from memattn_jax.schedulers import make_schedule
+
+PROMPTS = ["the cat", "a", "an odd and long line on the hill in the land", "", "zebra", "in the and on", "x y z", "n"]
+STEPS = 3
+MITIGATION = AttentionMask(begin_scale=1.5, mask="summary")
+
+
+@pytest.fixture(scope="module")
+def eight(sd):
+    return sd.sample(PROMPTS, seeds=range(8), steps=STEPS, mitigation=MITIGATION)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_row_does_not_depend_on_its_batch(sd, eight, rows):
+    order = [2, 0, 5][:rows]
+    run = sd.sample([PROMPTS[i] for i in order], seeds=order, steps=STEPS, mitigation=MITIGATION)
+    for row, i in enumerate(order):
+        assert run.lengths[row] == eight.lengths[i]
+        scale = np.abs(eight.latents[i]).max()  # a random model's latents grow, here to about 50
+        np.testing.assert_allclose(run.latents[row] / scale, eight.latents[i] / scale, atol=1e-5)
+        for site, tap in run.tokens.items():
+            np.testing.assert_allclose(tap[:, row], eight.tokens[site][:, i], atol=1e-5)
+        for metric in (detectors.entropy_e, detectors.entropy_d):
+            np.testing.assert_allclose(metric(run)[row], metric(eight)[i], atol=1e-5)
+        assert np.abs(run.images[row].astype(int) - eight.images[i]).max() <= 1
+
+
+def test_seeds_make_the_noise():
+    noise = unit_noise(jnp.asarray([3, 4, 3], jnp.uint32), (32, 32, 4))
+    np.testing.assert_array_equal(noise[0], noise[2])
+    assert np.abs(noise[0] - noise[1]).max() > 1
+    np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.05)
+
+
+def test_numbers_compile_nothing(sd):
+    """One trace serves other prompts, lengths, seeds, guidance, begin-token scales, masks' lengths and noise."""
+    chex.clear_trace_counter()
+    traced = jax.jit(chex.assert_max_traces(denoise.__wrapped__, n=1))
+    for seed, scale, c, length in ((0, 7.5, 1.25, 5), (1, 3.0, 1.0, 9), (2**32 - 1, 1.5, 0.5, 77)):
+        context, _ = sd.encode([PROMPTS[seed % 8], "the " * (seed % 5)])
+        mitigation = AttentionMask(begin_scale=c)
+        edits = mitigation.edits(np.full(2, length), np.asarray([False, True]), 77)
+        latents, taps = traced(
+            sd.unet,
+            make_schedule(sd.scheduler_config, "ddim", 2),
+            unit_noise(jnp.asarray([seed], jnp.uint32), (16, 16, 4)),
+            context,
+            np.float32([scale]),
+            Interceptor(edits, TokenMeans()),
+        )
+        assert np.isfinite(latents).all()
+        assert taps[sd.unet.sites[0]].shape == (2, 1, 4, 77)
+
+
+def test_guidance_of_one_or_less_runs_the_conditional_half_alone(sd):
+    """It equals the guided run at scale 1, where the unconditional half has weight 0."""
+    schedule = make_schedule(sd.scheduler_config, "ddim", STEPS)
+    context, _ = sd.encode(["", PROMPTS[0]])
+    noise = unit_noise(jnp.asarray([0], jnp.uint32), (16, 16, 4))
+    both, _ = denoise(sd.unet, schedule, noise, context, np.float32([1.0]), Interceptor())
+    run = sd.sample(PROMPTS[:1], steps=STEPS, guidance_scale=1.0, taps=None)
+    np.testing.assert_allclose(run.latents, both, atol=1e-4)
+    half, pair = (
+        denoise.lower(sd.unet, schedule, noise, text, np.float32([1.0]), Interceptor()).cost_analysis()["flops"]
+        for text in (context[1:], context)
+    )
+    assert half < 0.6 * pair
+
+
+def test_maps_only_where_asked_for(sd, eight):
+    run = sd.sample(PROMPTS[:1], steps=STEPS, taps="maps")
+    assert eight.maps == {}
+    assert list(run.maps) == list(run.tokens) == list(sd.unet.sites)
+    for site, maps in run.maps.items():
+        assert maps.ndim == 5
+        np.testing.assert_allclose(maps.mean(3), run.tokens[site], atol=1e-6)
+    assert sd.sample(PROMPTS[:1], steps=STEPS, taps=None).tokens == {}
+
+
+def test_the_scan_carries_no_maps(sd):
+    """What leaves the loop with taps is as many floats as the taps' shapes say."""
+    schedule = make_schedule(sd.scheduler_config, "ddim", STEPS)
+    context, _ = sd.encode(["", "", *PROMPTS[:2]])
+    noise = jnp.zeros((2, 16, 16, 4))
+    arguments = (sd.unet, schedule, noise, context, np.float32([7.5, 7.5]), Interceptor(tap=TokenMeans()))
+    scans = find(jax.make_jaxpr(denoise.__wrapped__)(*arguments).jaxpr, "scan")
+    (scan,) = (eqn for eqn in scans if eqn.params["length"] == STEPS)
+    stacked = [var.aval.shape for var in scan.outvars if var.aval.shape[:1] == (STEPS,)]
+    assert stacked == [(STEPS, 2, 4, 77)] * 16
+
+
+def find(jaxpr, primitive: str):
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == primitive:
+            yield eqn
+        for value in eqn.params.values():
+            if hasattr(value, "jaxpr"):
+                yield from find(value.jaxpr, primitive)
+
+
+def test_a_row_of_nan_is_reported_and_the_others_kept(sd):
+    noise = np.array(unit_noise(jnp.asarray([0, 1, 2], jnp.uint32), (16, 16, 4)))
+    clean = sd.sample(PROMPTS[:3], latents=noise, steps=STEPS)
+    noise[1] = np.nan
+    run = sd.sample(PROMPTS[:3], latents=noise, steps=STEPS)
+    assert run.finite.tolist() == [True, False, True]
+    np.testing.assert_array_equal(run.latents[0], clean.latents[0])
+    np.testing.assert_array_equal(run.images[2], clean.images[2])
+    assert np.isnan(detectors.entropy_e(run)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": []}, "no prompts"),
+        ({"steps": 0}, "steps is 0; choose 1 to 1000"),
+        ({"steps": -5}, "steps is -5"),
+        ({"scheduler": "heun"}, "unknown scheduler 'heun'; choose one of ddim, pndm, euler, dpm-solver"),
+        ({"height": 100}, "height 100 is not a positive multiple of 8 pixels"),
+        ({"width": 0}, "width 0 is not a positive multiple of 8 pixels"),
+        ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
+        ({"seeds": -1}, r"seeds must lie in \[0, 2\*\*32\)"),
+        ({"negative_prompts": ["x"]}, "1 negative prompts for 2 prompts"),
+        ({"guidance_scale": [1.0]}, "1 guidance scales for 2 prompts"),
+        ({"latents": np.zeros((2, 16, 16, 3))}, r"shape \(2, 16, 16, 3\); \(2, 16, 16, 4\) would fit"),
+        ({"latents": np.zeros((2, 16, 16, 4)), "height": 64}, r"\(2, 8, 16, 4\) would fit"),
+        ({"taps": "everything"}, "no taps 'everything'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_input(sd, options, message):
+    with pytest.raises(InputError, match=message):
+        sd.sample(**{"prompts": ["a", "b"]} | options)
+
+
+def test_unknown_mask():
+    with pytest.raises(InputError, match="no mask 'eos'; there are 'padding', 'summary' and None"):
+        AttentionMask(mask="eos")
+
+
+def test_mask_of_the_conditional_half_alone():
+    edits = AttentionMask(mask_unconditional=False).edits(np.asarray([4, 9, 4, 9]), np.repeat([False, True], 2), 77)
+    np.testing.assert_array_equal(edits[0].keep, [77, 77, 4, 9])
+    edits = AttentionMask(mask="summary").edits(np.asarray([4, 9, 4, 9]), np.repeat([False, True], 2), 77)
+    np.testing.assert_array_equal(edits[0].keep, [3, 8, 3, 8])
+
+
+def test_long_prompts_are_cut_with_a_warning_that_shows_what(sd):
+    with pytest.warns(UserWarning, match="prompt cut at 77 tokens, this was left out: 'b c'"):
+        _, tokens = sd.encode(["a " * 75 + "b c", "short"])
+    assert tokens.lengths.tolist() == [77, 7]
+    assert tokens.input_ids[0, -1] == sd.tokenizer.clip.eos_token_id
