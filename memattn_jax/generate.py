@@ -4,11 +4,10 @@ Writes into --out: 00000.png, 00001.png, … with their parameters in the PNG's 
 picture, in the order of the prompts, and entropy.png.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -32,7 +31,7 @@ class Options:
     column: str = "prompt"
     """Column of the .csv, or key of the .jsonl, that holds the prompt."""
     model: str | None = None
-    """Checkpoint: a diffusers folder of Stable Diffusion 1.x or 2.x, with safetensors."""
+    """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub."""
     out: Path = Path("out")
     """Output folder."""
     overwrite: bool = False
@@ -100,13 +99,14 @@ def load(options: Options) -> "StableDiffusion":
     return StableDiffusion.from_pretrained(options.model, dtype=options.dtype)
 
 
-def open_results(options: Options) -> TextIO:
-    """results.jsonl, before anything is computed that it could not take."""
+def claim_output(options: Options) -> None:
+    """Refuses an output folder that cannot be written or holds results, before anything is computed for it."""
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.jsonl"
-    if path.exists() and path.stat().st_size and not options.overwrite:
+    with path.open("a"):
+        pass
+    if path.stat().st_size and not options.overwrite:
         raise InputError(f"{path}: holds results already; choose another --out, or --overwrite them")
-    return path.open("w", encoding="utf-8")
 
 
 def sample_batches(
@@ -145,20 +145,19 @@ def settings(options: Options) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Samples batch by batch and writes each as soon as it is there."""
     todo = jobs(options)
-    with open_results(options) as results:
-        sd = load(options)
-        from tqdm import tqdm  # after the errors that need no model
+    claim_output(options)
+    sd = load(options)
+    from tqdm import tqdm
 
-        from memattn_jax.report.results import ResultWriter
+    from memattn_jax.report.results import ResultWriter
 
-        writer = ResultWriter(options.out, results, settings(options), versions())
-        interactive = sys.stderr.isatty()
-        with tqdm(total=len(todo), unit="picture", disable=not interactive) as bar:
-            for count, run in sample_batches(sd, todo, options):
-                for line in writer.write(run, count, sd.tokenizer):
-                    print(line) if not interactive else bar.write(line)
-                bar.update(count)
-        writer.plot()
+    writer = ResultWriter(options.out, settings(options), versions())
+    with tqdm(total=len(todo), unit="picture", disable=None) as bar:  # None: only on a terminal
+        for count, run in sample_batches(sd, todo, options):
+            for line in writer.write(run, count, sd.tokenizer):
+                bar.write(line)
+            bar.update(count)
+    writer.plot()
     print(f"{len(todo)} pictures, results.jsonl and entropy.png in {options.out}")
 
 

@@ -19,6 +19,7 @@ from memattn_jax.checkpoints.diffusers_folder import (
     read_json,
     save_part,
 )
+from memattn_jax.checkpoints.hub import locate
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors import AttentionMaps, Interceptor, TokenMeans
 from memattn_jax.mitigations import AttentionMask
@@ -108,10 +109,10 @@ class StableDiffusion:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, dtype: str = "float32") -> "StableDiffusion":
-        """Loads a diffusers folder.
+        """Loads a diffusers folder, as PyTorch's `save_pretrained` writes it, with safetensors.
 
         Args:
-          model: the folder, as PyTorch's `save_pretrained` writes it, with safetensors.
+          model: the folder, or "owner/name" on the Hugging Face hub.
           dtype: "float32", "bfloat16" or "float16", of weights and computation; softmax, norms' statistics, the
             scheduler and everything measured stay float32.
 
@@ -119,14 +120,20 @@ class StableDiffusion:
           FileNotFoundError: no such folder.
           InputError: another family of models, a missing part, or weights that do not fit their config.
         """
-        folder = Path(model)
+        folder = locate(model)
         check_folder(folder)
         text_encoder = load_part(folder, "text_encoder", dtype)
+        tokenizer = Tokenizer(folder / "tokenizer", text_encoder.config.max_position_embeddings)
+        if len(tokenizer.clip) > text_encoder.config.vocab_size:
+            raise InputError(
+                f"{folder}: the tokenizer knows {len(tokenizer.clip)} tokens, "
+                f"the text encoder {text_encoder.config.vocab_size}; they belong to different models"
+            )
         return cls(
             unet=load_part(folder, "unet", dtype),
             vae=load_part(folder, "vae", dtype),
             text_encoder=text_encoder,
-            tokenizer=Tokenizer(folder / "tokenizer", text_encoder.config.max_position_embeddings),
+            tokenizer=tokenizer,
             scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         )
 

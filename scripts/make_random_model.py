@@ -63,11 +63,15 @@ def write_tokenizer(folder: Path, pad_token: str = END) -> int:
 
 
 def fill_randomly(module: nnx.Module, rng: np.random.Generator) -> None:
-    """Fills an abstract module: kernels by fan-in, norms as the identity, biases with zero."""
+    """Fills an abstract module: kernels by fan-in, norms as the identity, biases with zero.
+
+    Queries are larger, so that attention is not uniform.
+    """
     for leaf in leaves(module):
         shape = leaf.param.shape
         if leaf.attribute in ("kernel", "embedding"):
-            values = rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
+            gain = 8.0 if leaf.name.endswith("attn2.to_q.weight") else 1.0
+            values = gain * rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
         else:
             values = np.full(shape, leaf.attribute == "scale")
         setattr(leaf.owner, leaf.attribute, nnx.Param(jnp.asarray(values, jnp.float32)))

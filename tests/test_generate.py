@@ -20,8 +20,8 @@ LONG = "the cat and the hat " * 10
 def run(monkeypatch, *arguments: object) -> int:
     """`python -m memattn_jax.generate`, in this process."""
     monkeypatch.setattr(sys, "argv", ["generate", *map(str, arguments)])
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-        warnings.simplefilter("always")
+    warnings.simplefilter("always")  # as outside pytest, which restores the filters after each test
+    with pytest.raises(SystemExit) as stopped:
         commands.run_command("generate", generate.Options, generate.main)
     return stopped.value.code
 
@@ -72,11 +72,13 @@ def test_results(out, sd):
 
 def test_pictures_carry_their_parameters(out):
     folder, _ = out
-    text = Image.open(folder / "00001.png").text
+    with Image.open(folder / "00001.png") as picture:
+        text = picture.text
     assert text["prompt"] == "日 dog"
     assert json.loads(text["settings"])["begin_scale"] == 1.1
     assert text["seed"] == "3"
-    assert Image.open(folder / "entropy.png").size == (960, 540)
+    with Image.open(folder / "entropy.png") as plot:
+        assert plot.size == (960, 540)
 
 
 def test_what_it_prints(out):
@@ -180,4 +182,7 @@ def test_results_are_not_overwritten_unasked(random_model, tmp_path, monkeypatch
     assert run(monkeypatch, *arguments) == 2
     assert "holds results already; choose another --out, or --overwrite them" in capsys.readouterr().err
     assert (tmp_path / "results.jsonl").read_bytes() == before
-    assert run(monkeypatch, *arguments, "--images-per-prompt", 2, "--overwrite") == 0
+    assert run(monkeypatch, *arguments, "--overwrite", "--steps", 0) == 2
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert run(monkeypatch, *arguments, "--images-per-prompt", 2, "--overwrite", "--seed", 5) == 0
+    assert [row["seed"] for row in read_results(tmp_path)] == [5, 6]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 LEGEND_ROWS = 8
 
@@ -21,19 +22,22 @@ def plot_entropy(path: Path, entropy: np.ndarray, labels: Sequence[str]) -> None
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     few = len(labels) <= LEGEND_ROWS
+    steps = np.arange(1, len(entropy) + 1)
     for values, label in zip(entropy.T, labels, strict=True):
-        short = label if len(label) <= 60 else label[:59] + "…"
-        axes.plot(values, marker=".", alpha=1.0 if few else 0.25, label=short.replace("$", r"\$"))
+        axes.plot(steps, values, marker=".", alpha=1.0 if few else 0.25, label=label.replace("$", r"\$"))
+    finite = np.isfinite(entropy).all(axis=0)
     if few:
         figure.legend(loc="outside lower center", fontsize="small")
-    else:
-        axes.plot(np.nanmean(entropy, axis=1), color="black", linewidth=2, label=f"mean of {len(labels)}")
+    elif finite.any():
+        mean = entropy[:, finite].mean(axis=1)
+        axes.plot(steps, mean, color="black", linewidth=2, label=f"mean of {finite.sum()}")
         axes.legend(handles=axes.lines[-1:])
     axes.set(
         title="Entropy of the cross-attention, mean over layers and heads",
         xlabel="sampling step",
         ylabel="entropy (nats)",
     )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a prompt may be in any script; boxes stand for it

@@ -1,9 +1,8 @@
 """What a generating run writes: pictures, a line of JSON for each, and the entropy plot."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -18,54 +17,71 @@ if TYPE_CHECKING:
     from memattn_jax.tokenizer import Tokenizer
 
 
+LABEL = 60  # characters of a prompt that a legend or a line on the terminal shows
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, cut to a length with an ellipsis."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def number(value: np.floating) -> float | None:
     """A float for JSON, which has no NaN."""
     return float(value) if np.isfinite(value) else None
 
 
 class ResultWriter:
-    """Writes rows as they come, so that an interrupted run keeps what it computed."""
+    """Writes rows as they come, so that an interrupted run keeps what it computed.
 
-    def __init__(self, out: Path, results: TextIO, settings: dict[str, Any], versions: dict[str, str]):
+    The first rows replace an earlier run's results.jsonl; until then that is untouched.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], versions: dict[str, str]):
         self.out = out
-        self.results = results
         self.shared = {"settings": settings, "versions": versions}
         self.labels: list[str] = []
         self.entropy: list[np.ndarray] = []  # [steps] a row
 
-    def write(self, run: "Samples", count: int, tokenizer: "Tokenizer") -> Iterator[str]:
-        """Writes the first `count` rows of a run; yields a line about each for the terminal."""
+    def write(self, run: "Samples", count: int, tokenizer: "Tokenizer") -> list[str]:
+        """Writes the first `count` rows of a run; returns a line about each for the terminal."""
         mean = mean_over_sites(run.tokens)  # [steps, batch, tokens]
         entropy = np.asarray(token_entropy(mean))
         attention = np.asarray(mean.mean(axis=0))  # [batch, tokens]
         metric_e, metric_d = np.asarray(detectors.entropy_e(run)), np.asarray(detectors.entropy_d(run))
-        for row in range(count):
-            length = int(run.lengths[row])
-            result: dict[str, Any] = {
-                "prompt": run.prompts[row],
-                "seed": run.seeds[row],
-                "file": f"{len(self.labels):05d}.png",
-                "E": number(metric_e[row]),
-                "D": number(metric_d[row]),
-                "tokens": tokenizer.words(run.input_ids[row, :length]),
-                "attention": [number(value) for value in attention[row, :length]],
-                "error": None,
-                **self.shared,
-            }
-            if run.finite[row]:
-                text = PngInfo()
-                for key in ("prompt", "seed", "settings", "versions"):
-                    value = result[key]
-                    text.add_text(key, value if isinstance(value, str) else json.dumps(value))
-                Image.fromarray(run.images[row]).save(self.out / result["file"], pnginfo=text)
-                yield f"{result['file']}  E {result['E']:.4f}  D {result['D']:.4f}  {result['prompt']}"
-            else:
-                result |= {"file": None, "error": "latents hold NaN or infinity; no picture was written"}
-                yield f"no picture: {result['error']}  {result['prompt']}"
-            self.results.write(json.dumps(result, ensure_ascii=False) + "\n")
-            self.labels.append(f"{result['prompt']} (seed {result['seed']})")
-            self.entropy.append(entropy[:, row])
-        self.results.flush()
+        lines = []
+        with (self.out / "results.jsonl").open("a" if self.labels else "w", encoding="utf-8") as results:
+            for row in range(count):
+                length = int(run.lengths[row])
+                result: dict[str, Any] = {
+                    "prompt": run.prompts[row],
+                    "seed": run.seeds[row],
+                    "file": f"{len(self.labels):05d}.png",
+                    "E": number(metric_e[row]),
+                    "D": number(metric_d[row]),
+                    "tokens": tokenizer.words(run.input_ids[row, :length]),
+                    "attention": [number(value) for value in attention[row, :length]],
+                    "error": None,
+                    **self.shared,
+                }
+                label = shorten(run.prompts[row], LABEL)
+                if run.finite[row]:
+                    self.save_picture(run.images[row], result)
+                    lines.append(f"{result['file']}  E {result['E']:.4f}  D {result['D']:.4f}  {label}")
+                else:
+                    result |= {"file": None, "error": "latents hold NaN or infinity; no picture was written"}
+                    lines.append(f"no picture: {result['error']}  {label}")
+                results.write(json.dumps(result, ensure_ascii=False) + "\n")
+                self.labels.append(f"{label} (seed {run.seeds[row]})")
+                self.entropy.append(entropy[:, row])
+        return lines
+
+    def save_picture(self, image: np.ndarray, result: dict[str, Any]) -> None:
+        """A PNG whose text holds what made it."""
+        text = PngInfo()
+        for key in ("prompt", "seed", "settings", "versions"):
+            value = result[key]
+            text.add_text(key, value if isinstance(value, str) else json.dumps(value))
+        Image.fromarray(image).save(self.out / result["file"], pnginfo=text)
 
     def plot(self) -> None:
         """Draws all rows written."""

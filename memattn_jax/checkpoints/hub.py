@@ -1,0 +1,31 @@
+"""Where a model lies: a folder on this machine, or a repository of the Hugging Face hub, downloaded once."""
+
+from pathlib import Path
+
+PATTERNS = ["model_index.json", "scheduler/*.json", "tokenizer/*"]
+PATTERNS += [f"{part}/*" for part in ("unet", "vae", "text_encoder")]
+NOT_READ = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.xml", "*.fp16.*", "*.non_ema.*"]
+
+
+def locate(model: str | Path) -> Path:
+    """The folder of a model.
+
+    Args:
+      model: a folder, or "owner/name" on the hub; `HF_HUB_OFFLINE` and `HF_HOME` are honoured.
+
+    Raises:
+      FileNotFoundError: neither is there.
+    """
+    folder = Path(model)
+    if folder.exists() or str(model).count("/") != 1 or str(model).startswith(("/", ".", "~")):
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=PATTERNS, ignore_patterns=NOT_READ))
+    except (HfHubHTTPError, OSError, ValueError) as error:  # refused, unreachable, or no valid name
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"no such model: {model} is no folder, and not to be had from the hub ({reason})"
+        ) from None
