@@ -1,5 +1,6 @@
 """What the `python -m memattn_jax.<verb>` commands share."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
     """
     import tyro
 
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch, which nothing here needs
     parsed = tyro.cli(options, prog=f"python -m memattn_jax.{verb}")
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
