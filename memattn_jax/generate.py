@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Options:
     """Generate pictures with Stable Diffusion, and measure how concentrated each prompt's attention is."""
 
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]")] = ()
     """Prompts, one an argument."""
     prompts: str | None = None
     """Prompt file instead: .txt (a line each), .jsonl, .csv, or - for standard input."""

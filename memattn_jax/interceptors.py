@@ -73,7 +73,6 @@ class ScaleBeginToken:
       scale: float, one number or [batch].
       conditional: bool [batch], the rows to scale.
       sites: where; None is everywhere.
-
     """
 
     scale: Array | float
@@ -102,7 +101,6 @@ class MaskTokens:
       keep: int [batch], at least 1, tokens to keep: a prompt's length masks its padding, its length less one its
         summary tokens (end token and padding), the length of the sequence nothing.
       sites: where; None is everywhere.
-
     """
 
     keep: Array
@@ -165,7 +163,6 @@ class Interceptor:
       edits: applied in order.
       tap: what to return of each site it names; None returns nothing.
       form: whether edits act on the keys (the default: cheaper) or on the logits; the results are equal.
-
     """
 
     edits: tuple[Edit, ...] = ()

@@ -49,7 +49,6 @@ class Samples:
       input_ids: int32 [batch, tokens].
       lengths: int32 [batch], begin and end token counted.
       timesteps: float32 [steps].
-
     """
 
     prompts: tuple[str, ...]
@@ -98,7 +97,6 @@ class StableDiffusion:
       unet, vae, text_encoder: the networks, NNX modules.
       tokenizer: prompts to token ids.
       scheduler_config: the checkpoint's scheduler_config.json; every scheduler is built from it.
-
     """
 
     unet: UNet2DConditionModel
@@ -122,20 +120,17 @@ class StableDiffusion:
         """
         folder = locate(model)
         check_folder(folder)
-        text_encoder = load_part(folder, "text_encoder", dtype)
+        unet, vae, text_encoder = (load_part(folder, part, dtype) for part in ("unet", "vae", "text_encoder"))
         tokenizer = Tokenizer(folder / "tokenizer", text_encoder.config.max_position_embeddings)
-        if len(tokenizer.clip) > text_encoder.config.vocab_size:
-            raise InputError(
-                f"{folder}: the tokenizer knows {len(tokenizer.clip)} tokens, "
-                f"the text encoder {text_encoder.config.vocab_size}; they belong to different models"
-            )
-        return cls(
-            unet=load_part(folder, "unet", dtype),
-            vae=load_part(folder, "vae", dtype),
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
-        )
+        for what, have, want in (
+            ("tokens", len(tokenizer.clip), text_encoder.config.vocab_size),
+            ("text channels", text_encoder.config.hidden_size, unet.config.cross_attention_dim),
+            ("latent channels", vae.config.latent_channels, unet.config.in_channels),
+        ):
+            if have > want or (have < want and what != "tokens"):
+                raise InputError(f"{folder}: parts of different models, {have} {what} meet {want}")
+        scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
+        return cls(unet, vae, text_encoder, tokenizer, scheduler_config)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a diffusers folder that PyTorch's StableDiffusionPipeline loads, with the same bits."""
@@ -206,8 +201,8 @@ class StableDiffusion:
           prompts: the texts.
           seeds: one for all rows or one a row, in [0, 2³²).
           steps: sampling steps.
-          guidance_scale: classifier-free guidance, one for all rows or one a row; where none exceeds 1, the
-            unconditional half is not computed.
+          guidance_scale: classifier-free guidance, one for all rows or one a row; 1 or less is no guidance, and
+            where no row has any, the unconditional half is not computed.
           scheduler: "ddim" (as in the papers), "pndm", "euler" or "dpm-solver++".
           negative_prompts: one for all rows or one a row; the empty prompt by default.
           latents: unit noise [batch, h, w, channels] to start from instead of the seeds'; the scheduler scales it.
@@ -229,7 +224,7 @@ class StableDiffusion:
         seeds = tuple(int(seed) for seed in as_list(seeds, batch, "seeds"))
         if not all(0 <= seed < 2**32 for seed in seeds):
             raise InputError(f"seeds must lie in [0, 2**32), not {min(seeds)} to {max(seeds)}")
-        scales = np.asarray(as_list(guidance_scale, batch, "guidance scales"), np.float32)
+        scales = np.maximum(np.asarray(as_list(guidance_scale, batch, "guidance scales"), np.float32), 1.0)
         schedule = make_schedule(self.scheduler_config, scheduler, steps)
         noise = self._noise(latents, seeds, height, width)
 

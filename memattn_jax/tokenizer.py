@@ -16,7 +16,6 @@ class Tokens(NamedTuple):
     Attributes:
       input_ids: int32 [batch, tokens], padded.
       lengths: int32 [batch], tokens of each prompt, begin and end token counted, padding not.
-
     """
 
     input_ids: np.ndarray

@@ -72,6 +72,8 @@ def test_guidance_of_one_or_less_runs_the_conditional_half_alone(sd):
     both, _ = denoise(sd.unet, schedule, noise, context, np.float32([1.0]), Interceptor())
     run = sd.sample(PROMPTS[:1], steps=STEPS, guidance_scale=1.0, taps=None)
     np.testing.assert_allclose(run.latents, both, atol=1e-4)
+    mixed = sd.sample([PROMPTS[0], "x"], steps=STEPS, guidance_scale=[0.5, 3.0], taps=None)
+    np.testing.assert_allclose(mixed.latents[0], run.latents[0], atol=1e-4)
     half, pair = (
         denoise.lower(sd.unet, schedule, noise, text, np.float32([1.0]), Interceptor()).cost_analysis()["flops"]
         for text in (context[1:], context)

@@ -33,7 +33,6 @@ class AttentionMask:
 
     Raises:
       InputError: an unknown mask.
-
     """
 
     begin_scale: float | Array = 1.25

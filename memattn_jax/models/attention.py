@@ -73,7 +73,6 @@ class CrossAttention(nnx.Module):
 
     Attributes:
       site: this layer's path in the model, its name for interceptors; the model that owns the layer sets it.
-
     """
 
     def __init__(self, channels: int, context_channels: int, heads: int, *, rngs: nnx.Rngs):

@@ -37,7 +37,6 @@ class Config:
 
         Raises:
           InputError: the config is another class's, or a key is unknown or asks for what is not implemented.
-
         """
         class_name = config.get("_class_name", cls.class_name)
         if class_name != cls.class_name:
@@ -72,7 +71,6 @@ class UNetConfig(Config):
       num_attention_heads: the same, under the right name; wins where both are given.
       only_cross_attention: whether `attn1` attends to the text as well, one flag or one per down block.
       sample_size: height and width of the latents the model was trained on.
-
     """
 
     class_name = "UNet2DConditionModel"

@@ -105,7 +105,6 @@ class UpBlock(nnx.Module):
 
     Args:
       position: 0 for the lowest resolution, whose mirror image is the last down block.
-
     """
 
     def __init__(self, config: UNetConfig, position: int, *, rngs: nnx.Rngs):
@@ -148,7 +147,6 @@ class UNet2DConditionModel(nnx.Module):
     Attributes:
       config: the geometry.
       sites: names of the cross-attention layers in forward order.
-
     """
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):

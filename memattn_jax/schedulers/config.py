@@ -74,7 +74,6 @@ class SchedulerConfig:
     Raises:
       InputError: a field is none of the values it can take, or `trained_betas` has another length than
         `num_train_timesteps`.
-
     """
 
     num_train_timesteps: int = 1000

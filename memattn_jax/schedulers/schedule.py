@@ -18,7 +18,6 @@ class Solver(NamedTuple):
     Attributes:
       init: float32 zeros of the latents' shape to the memory before the first call.
       step: coefficients of one call, memory, model output and latents, in float32, to latents and memory.
-
     """
 
     init: Callable[[Array], Any]
@@ -52,7 +51,6 @@ class Schedule:
       init_noise_sigma: float32 [], unit noise times it is where sampling starts.
       coefficients: float32 or bool [calls, ...], what the solver reads.
       solver: the functions that read them.
-
     """
 
     timesteps: Array

@@ -6,6 +6,7 @@ import shutil
 from copy import deepcopy
 from pathlib import Path
 
+import make_random_model
 import numpy as np
 import pytest
 import torch
@@ -142,6 +143,7 @@ def edit(path: Path, **changes: object) -> None:
         ("unet/config.json", {"attention_head_dim": 5}, "16 channels do not divide into 5 heads"),
         ("unet/config.json", {"wings": 2}, "unknown key 'wings'"),
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor=0.1 is not supported"),
+        ("vae/config.json", {"mid_block_add_attention": False}, "unexpected decoder.mid_block.attentions.0"),
         ("text_encoder/config.json", {"model_type": "t5"}, "model_type='t5' is not supported"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
     ],
@@ -181,3 +183,18 @@ def test_broken_json_and_tokenizer(copy):
         load_part(copy, "unet", "float32")
     with pytest.raises(InputError, match="no dtype 'float8'; there are float32, bfloat16, float16"):
         load_part(copy, "vae", "float8")
+
+
+def test_parts_of_different_models(checkpoint, copy, tmp_path):
+    torch_unet = type(checkpoint.torch.unet)
+    config = dict(checkpoint.torch.unet.config) | {"cross_attention_dim": 48}
+    torch_unet.from_config(config).save_pretrained(copy / "unet")
+    with pytest.raises(InputError, match="parts of different models, 32 text channels meet 48"):
+        StableDiffusion.from_pretrained(copy)
+    make_random_model.write_tokenizer(tmp_path / "tokenizer")
+    shutil.rmtree(copy / "tokenizer")
+    vocabulary = json.loads((tmp_path / "tokenizer" / "vocab.json").read_text()) | {"extra</w>": 196}
+    (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    shutil.move(tmp_path / "tokenizer", copy / "tokenizer")
+    with pytest.raises(InputError, match="parts of different models, 197 tokens meet 196"):
+        StableDiffusion.from_pretrained(copy)
