@@ -5,6 +5,8 @@ output on the way down joining its mirror image on the way up. Text enters by cr
 values of the text are computed once per prompt and every layer's attention passes the interceptor's seam.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -127,17 +129,23 @@ class UpBlock(nnx.Module):
         self.upsamplers = nnx.List([Upsample2D(channels, rngs=rngs)]) if level > 0 else None
 
     def __call__(
-        self, hidden: Array, skips: list[Array], time: Array, text: Text, interceptor: Interceptor
+        self,
+        hidden: Array,
+        skips: list[Array],
+        time: Array,
+        text: Text,
+        interceptor: Interceptor,
+        size: tuple[int, int] | None,
     ) -> tuple[Array, Taps]:
-        """[batch, h, w, channels] to double the size and the taps; takes its skip connections off the end."""
+        """[batch, h, w, channels] to [batch, *size, channels] and the taps; the last skip connection comes first."""
         taps: Taps = {}
         for i, block in enumerate(self.resnets):
-            hidden = block(jnp.concatenate([hidden, skips.pop()], axis=-1), time)
+            hidden = block(jnp.concatenate([hidden, skips[-1 - i]], axis=-1), time)
             if self.attentions is not None:
                 hidden, new = self.attentions[i](hidden, text, interceptor)
                 taps |= new
         if self.upsamplers is not None:
-            hidden = self.upsamplers[0](hidden, size=(skips[-1].shape[1], skips[-1].shape[2]))
+            hidden = self.upsamplers[0](hidden, size)
         return hidden, taps
 
 
@@ -147,12 +155,15 @@ class UNet2DConditionModel(nnx.Module):
     Attributes:
       config: the geometry.
       sites: names of the cross-attention layers in forward order.
+      remat: whether a backward pass computes each block again instead of keeping its insides; set it before training
+        where memory is short.
     """
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         channels = config.block_out_channels
         blocks = range(len(channels))
         self.config = config
+        self.remat = False
         self.conv_in = conv3x3(config.in_channels, channels[0], rngs=rngs)
         self.time_embedding = TimestepEmbedding(channels[0], 4 * channels[0], rngs=rngs)
         self.down_blocks = nnx.List(DownBlock(config, level, rngs=rngs) for level in blocks)
@@ -163,6 +174,12 @@ class UNet2DConditionModel(nnx.Module):
         for path, module in nnx.iter_modules(self):
             if isinstance(module, CrossAttention):
                 module.site = ".".join(map(str, path))
+
+    def _run(self, block: nnx.Module, *inputs: Any, **options: Any) -> Any:
+        def call(block: nnx.Module, *inputs: Any) -> Any:
+            return block(*inputs, **options)
+
+        return (jax.checkpoint(call) if self.remat else call)(block, *inputs)
 
     def _cross_attentions(self) -> list[CrossAttention]:
         modules = (
@@ -218,12 +235,14 @@ class UNet2DConditionModel(nnx.Module):
         skips = [hidden]
         taps: Taps = {}
         for down in self.down_blocks:
-            hidden, outputs, new = down(hidden, time, text, interceptor)
+            hidden, outputs, new = self._run(down, hidden, time, text, interceptor)
             skips += outputs
             taps |= new
-        hidden, new = self.mid_block(hidden, time, text, interceptor)
+        hidden, new = self._run(self.mid_block, hidden, time, text, interceptor)
         taps |= new
         for up in self.up_blocks:
-            hidden, new = up(hidden, skips, time, text, interceptor)
+            skips, own = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
+            size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
+            hidden, new = self._run(up, hidden, own, time, text, interceptor, size=size)
             taps |= new
         return self.conv_out(jax.nn.silu(self.conv_norm_out(hidden))), taps

@@ -1,5 +1,6 @@
 """Plots, by matplotlib without a display."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 LEGEND_ROWS = 8
 
@@ -42,3 +44,27 @@ def plot_entropy(path: Path, entropy: np.ndarray, labels: Sequence[str]) -> None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a prompt may be in any script; boxes stand for it
         figure.savefig(path, dpi=120)
+
+
+def plot_training(path: Path, metrics: Path) -> None:
+    """Loss, the gate's mean score and the share of rows it kept over the steps, as a PNG.
+
+    Args:
+      path: where to write.
+      metrics: metrics.jsonl of a training run.
+    """
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    steps = [row["step"] for row in rows]
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    panels = (("loss", "loss"), ("score", "gate's score, mean of the batch"), ("kept", "share of rows kept"))
+    for axes, (name, label) in zip(figure.subplots(len(panels), sharex=True), panels, strict=True):
+        axes.plot(steps, [row[name] for row in rows], linewidth=0.8)
+        axes.set(ylabel=label)
+        axes.grid(alpha=0.3)
+    axes.set(xlabel="step")
+    figure.savefig(path, dpi=120)
+
+
+def save_grid(path: Path, rows: Sequence[np.ndarray]) -> None:
+    """Pictures as one PNG: a row for each uint8 [columns, height, width, 3]."""
+    Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)).save(path)

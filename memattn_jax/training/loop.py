@@ -1,0 +1,142 @@
+"""The training loop: batches in, checkpoints and metrics out, exact resumption."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from memattn_jax.errors import InputError
+from memattn_jax.training.settings import TrainSettings
+from memattn_jax.training.step import Batch, Setup, TrainState, train_step
+
+
+class Checkpoints:
+    """The newest states of a run, by Orbax; a checkpoint half written when the process died does not count."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        import orbax.checkpoint as ocp
+
+        self.ocp = ocp
+        self.manager = ocp.CheckpointManager(
+            folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Writes the state under its step.
+
+        Raises:
+          OSError: it could not be written, for example because the disk is full; the last good one is kept.
+        """
+        leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+        good = self.manager.latest_step()
+        try:
+            self.manager.save(int(state.step), args=self.ocp.args.StandardSave(leaves))
+        except (OSError, ValueError) as error:  # a failed write is a ValueError where tensorstore notices it
+            reason = str(error).splitlines()[0]
+            kept = "there is none before it" if good is None else f"the one of step {good} is whole"
+            raise OSError(f"the checkpoint of step {int(state.step)} was not written, {kept} ({reason})") from None
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest state, or `like` where there is none."""
+        step = self.manager.latest_step()
+        if step is None:
+            return like
+        leaves, structure = jax.tree.flatten(like)
+        template = {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
+        stored = self.manager.restore(step, args=self.ocp.args.StandardRestore(template))
+        return jax.tree.unflatten(structure, [stored[name] for name in sorted(stored)])
+
+
+def check_settings(out: Path, settings: TrainSettings, inputs: dict[str, str]) -> None:
+    """Writes the settings of a new run, and what it reads; refuses to go on with others.
+
+    Raises:
+      InputError: the folder holds a run with other settings; the message names them.
+    """
+    path = out / "settings.json"
+    new = asdict(settings) | inputs
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [f"{k} {old.get(k)!r} is now {new[k]!r}" for k in new if old.get(k) != new[k]]:
+            raise InputError(f"{out} holds a run with other settings: {'; '.join(differing)}; choose another --out")
+    path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drops the metrics after a step, which an interrupted run wrote and a resumed one writes again."""
+    if path.exists():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def place(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh | None) -> Batch:
+    """A batch on the devices, its rows spread over the mesh's `data` axis."""
+    sharding = None if mesh is None else jax.NamedSharding(mesh, jax.P("data"))
+    return jax.device_put(Batch(batch["pictures"], batch["input_ids"]), sharding)
+
+
+def train(
+    state: TrainState,
+    setup: Setup,
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    *,
+    steps: int,
+    out: Path,
+    checkpoint_every: int = 500,
+    mesh: jax.sharding.Mesh | None = None,
+    on_step: Callable[[int, dict[str, float], TrainState], None] = lambda *_: None,
+) -> tuple[TrainState, bool]:
+    """Trains to `steps`, from the newest checkpoint in `out` if there is one.
+
+    SIGTERM finishes the step in hand, saves, and returns. After SIGKILL the run goes on from the last checkpoint, with
+    the same losses as a run that was never interrupted.
+
+    Args:
+      state: the first state.
+      setup: what stays the same.
+      batches: from the number of a batch to the batches from it on.
+      steps: updates in all.
+      out: receives checkpoints/ and metrics.jsonl, a line a step.
+      checkpoint_every: steps between checkpoints.
+      mesh: devices to spread the batch over, with an axis `data`.
+      on_step: called after each step with its number, metrics and the new state.
+
+    Returns:
+      The last state, and whether it is the end.
+    """
+    checkpoints = Checkpoints(out / "checkpoints")
+    if mesh is not None:
+        state, setup = jax.device_put((state, setup), jax.NamedSharding(mesh, jax.P()))
+    state = checkpoints.restore(state)
+    first = int(state.step)
+    keep_until(out / "metrics.jsonl", first)
+    stopping: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.append(number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        with (out / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            for step, batch in zip(range(first + 1, steps + 1), batches(first), strict=False):
+                state, metrics = train_step(state, setup, place(batch, mesh))
+                line: dict[str, Any] = {"step": step} | {
+                    name: float(metrics[name]) for name in ("loss", "gradient_norm", "kept")
+                }
+                line["score"] = float(metrics["score"].mean())
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                on_step(step, line, state)
+                if stopping or step == steps or step % checkpoint_every == 0:
+                    checkpoints.save(state)
+                if stopping:
+                    break
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return state, int(state.step) == steps

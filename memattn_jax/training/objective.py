@@ -1,0 +1,50 @@
+"""The denoising objective: noise is added to latents, the model predicts it (or the velocity)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from memattn_jax.errors import InputError
+
+
+def per_row(values: Array, like: Array) -> Array:
+    """[batch] to [batch, 1, 1, 1], to broadcast against latents."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(latents: Array, noise: Array, signal: Array) -> Array:
+    """Forward process, x_t = √ᾱ x₀ + √(1 − ᾱ) ε (Ho et al., arXiv 2006.11239, equation 4).
+
+    Args:
+      latents: x₀, float32 [batch, h, w, channels].
+      noise: ε, of the same shape.
+      signal: ᾱ at each row's timestep, float32 [batch].
+    """
+    return per_row(jnp.sqrt(signal), latents) * latents + per_row(jnp.sqrt(1 - signal), latents) * noise
+
+
+def training_target(prediction_type: str, latents: Array, noise: Array, signal: Array) -> Array:
+    """What the model should predict: ε, or v = √ᾱ ε − √(1 − ᾱ) x₀ (Salimans & Ho, arXiv 2202.00512).
+
+    Arguments as in `add_noise`.
+
+    Raises:
+      InputError: a prediction type that has no training objective here.
+    """
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        return per_row(jnp.sqrt(signal), latents) * noise - per_row(jnp.sqrt(1 - signal), latents) * latents
+    raise InputError(f"no training objective for prediction_type {prediction_type!r}, only epsilon and v_prediction")
+
+
+def squared_error(prediction: Array, target: Array) -> Array:
+    """Mean squared error of each row, float32 [batch]."""
+    error = prediction.astype(jnp.float32) - target
+    return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+
+
+def row_keys(seed: Array, step: Array, rows: int) -> Array:
+    """A key for each row of one step's batch: what is drawn does not depend on micro-batches or devices."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

@@ -1,0 +1,100 @@
+"""What decides a training run, and the optimizer made of it."""
+
+import functools
+from dataclasses import dataclass
+
+import optax
+
+from memattn_jax.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Two runs with equal settings, start and data have equal losses, however often they were interrupted.
+
+    Attributes:
+      steps: updates.
+      batch_size: rows of an update.
+      accumulation: micro-batches of an update.
+      learning_rate: AdamW's, after warm-up.
+      warmup_steps: of linear increase from 0.
+      schedule: "cosine" falls to 0 at the last step, "constant" stays.
+      weight_decay: AdamW's.
+      gradient_clip: largest global norm of the gradient.
+      ema_decay: of the moving average that is saved in the end; 0 keeps none.
+      dropout: probability that a caption is replaced by the empty prompt, for classifier-free guidance.
+      train_text_encoder: whether the text encoder is trained as well.
+      gate: "none", "entropy" (read off the training forward pass) or "noise_norm" (Wen et al., one pass more).
+      gate_quantile: of clean scores, above which a sample gets weight 0.
+      gate_bins: bins of timesteps with a threshold each.
+      gate_window: scores that a running threshold remembers for each bin; unused where thresholds are fitted.
+      dtype: of the forward pass, "float32" or "bfloat16".
+      remat: compute blocks again in the backward pass instead of keeping their insides.
+      seed: of every draw and of the data's order.
+      height: of the pictures, in pixels; None is what the model was trained on.
+      width: likewise.
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    weight_decay: float = 1e-2
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.0
+    dropout: float = 0.1
+    train_text_encoder: bool = False
+    gate: str = "none"
+    gate_quantile: float = 0.95
+    gate_bins: int = 10
+    gate_window: int = 256
+    dtype: str = "float32"
+    remat: bool = False
+    seed: int = 0
+    height: int | None = None
+    width: int | None = None
+
+    def check(self) -> None:
+        """Raises InputError where a value is out of range."""
+        for name in ("steps", "batch_size", "accumulation", "gate_bins", "gate_window"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if self.batch_size % self.accumulation:
+            raise InputError(f"batch_size {self.batch_size} does not divide into {self.accumulation} micro-batches")
+        for name, low, high in (("gate_quantile", 0, 1), ("ema_decay", 0, 1), ("dropout", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} is {getattr(self, name)}; it lies between {low} and {high}")
+        for name, choices in (
+            ("schedule", ("cosine", "constant")),
+            ("gate", ("none", "entropy", "noise_norm")),
+            ("dtype", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(f"no {name} {getattr(self, name)!r}; there are {', '.join(choices)}")
+
+    def learning_rates(self) -> optax.Schedule:
+        """The learning rate of each step."""
+        if self.schedule == "cosine":
+            return optax.warmup_cosine_decay_schedule(
+                init_value=0.0 if self.warmup_steps else self.learning_rate,
+                peak_value=self.learning_rate,
+                warmup_steps=self.warmup_steps,
+                decay_steps=max(self.steps, self.warmup_steps + 1),
+            )
+        return optax.join_schedules(
+            [
+                optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup_steps)),
+                optax.constant_schedule(self.learning_rate),
+            ],
+            boundaries=[self.warmup_steps],
+        )
+
+    @functools.cache  # noqa: B019 -- equal settings share one optimizer, and so one compiled step
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW on clipped gradients."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.gradient_clip),
+            optax.adamw(self.learning_rates(), weight_decay=self.weight_decay),
+        )

@@ -1,0 +1,211 @@
+"""One training step: a compiled program from state and batch to state and metrics."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from memattn_jax.interceptors import Interceptor, TokenMeans, static
+from memattn_jax.models.clip_text import CLIPTextModel
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.training.gate import Gate, attention_entropy, noise_norm, timestep_bins, weights
+from memattn_jax.training.objective import add_noise, row_keys, squared_error, training_target
+
+Score = Literal["entropy", "noise_norm"]
+
+
+class Batch(NamedTuple):
+    """Pictures and their captions' tokens.
+
+    Attributes:
+      pictures: uint8 [batch, height, width, 3].
+      input_ids: int32 [batch, tokens].
+    """
+
+    pictures: Array | np.ndarray
+    input_ids: Array | np.ndarray
+
+
+class Trained(NamedTuple):
+    """The networks that training may change."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that changes from step to step, float32; a checkpoint holds it and nothing else.
+
+    Attributes:
+      step: int32 [], updates made.
+      params: parameters that are trained, {"unet": …} and, if trained, {"text_encoder": …}.
+      ema: their exponential moving average, or None.
+      optimizer: optax's state.
+      gate: γ(t), or None.
+    """
+
+    step: Array
+    params: Any
+    ema: Any
+    optimizer: Any
+    gate: Gate | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Setup:
+    """What stays the same during a run.
+
+    Attributes:
+      vae: the autoencoder, frozen.
+      frozen: networks that are not trained, {"text_encoder": …} or {}.
+      empty_ids: int32 [tokens], the empty prompt's.
+      signal: ᾱ, float32 [train timesteps].
+      seed: of every draw.
+      dropout: probability that a row's caption is replaced by the empty prompt.
+      ema_decay: of the moving average.
+      graphs: name and structure of each trained network, as `nnx.split` gives it.
+      optimizer: an optax gradient transformation.
+      prediction_type: "epsilon" or "v_prediction".
+      accumulation: micro-batches of one update; they change memory, not the result.
+      score: what the gate goes by.
+      dtype: of the forward pass and its gradients' inputs; parameters stay float32.
+    """
+
+    vae: AutoencoderKL
+    frozen: Any
+    empty_ids: Array
+    signal: Array
+    seed: Array
+    dropout: Array
+    ema_decay: Array
+    graphs: tuple[tuple[str, nnx.GraphDef], ...] = static(())
+    optimizer: optax.GradientTransformation = static(None)
+    prediction_type: str = static("epsilon")
+    accumulation: int = static(1)
+    score: Score = static("entropy")
+    dtype: str = static("float32")
+
+
+class Draws(NamedTuple):
+    """What chance decides for each row."""
+
+    timesteps: Array  # int32 [batch]
+    noise: Array  # float32 [batch, h, w, channels]
+    posterior: Array  # the same shape
+    dropped: Array  # bool [batch]
+
+
+def draw(keys: Array, shape: tuple[int, ...], train_timesteps: int, dropout: Array) -> Draws:
+    """Each row's draws from its own key; `shape` is that of one row's latents."""
+
+    def row(key: Array) -> Draws:
+        time, noise, posterior, dropped = jax.random.split(key, 4)
+        return Draws(
+            jax.random.randint(time, (), 0, train_timesteps),
+            jax.random.normal(noise, shape),
+            jax.random.normal(posterior, shape),
+            jax.random.bernoulli(dropped, dropout),
+        )
+
+    return jax.vmap(row)(keys)
+
+
+def networks(setup: Setup, params: Any) -> Trained:
+    """The UNet and text encoder with these parameters, in the dtype of the forward pass."""
+    cast = jax.tree.map(lambda x: x.astype(setup.dtype), params)
+    merged = {name: nnx.merge(graph, cast[name]) for name, graph in setup.graphs}
+    return Trained(**(setup.frozen | merged))
+
+
+def forward(setup: Setup, params: Any, batch: Batch, draws: Draws, gated: bool) -> tuple[Array, Array]:
+    """Squared error and gate score of each row, float32 [batch] each; scores are 0 without a gate."""
+    unet, text_encoder = networks(setup, params)
+    posterior = setup.vae.encode(jnp.asarray(batch.pictures, jnp.float32) / 127.5 - 1)
+    latents = posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draws.posterior
+    latents = jax.lax.stop_gradient(latents.astype(jnp.float32) * setup.vae.config.scaling_factor)
+    signal = setup.signal[draws.timesteps]
+    noisy = add_noise(latents, draws.noise, signal)
+    input_ids = jnp.where(draws.dropped[:, None], setup.empty_ids, batch.input_ids)
+    context = text_encoder(input_ids)
+
+    by_entropy = gated and setup.score == "entropy"
+    prediction, taps = unet(noisy, draws.timesteps, context, Interceptor(tap=TokenMeans() if by_entropy else None))
+    error = squared_error(prediction, training_target(setup.prediction_type, latents, draws.noise, signal))
+    if by_entropy:
+        scores = attention_entropy(taps)
+    elif gated:
+        nothing = text_encoder(jnp.broadcast_to(setup.empty_ids, input_ids.shape))
+        scores = noise_norm(prediction, jax.lax.stop_gradient(unet(noisy, draws.timesteps, nothing)[0]))
+    else:
+        scores = jnp.zeros_like(error)
+    return error, jax.lax.stop_gradient(scores)
+
+
+@jax.jit(donate_argnames="state")
+def train_step(state: TrainState, setup: Setup, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    """One update.
+
+    Every row's draws come from (seed, step, row), so micro-batches and devices change nothing but rounding.
+
+    Args:
+      state: its arrays are donated.
+      setup: the run.
+      batch: its rows are a multiple of `setup.accumulation`.
+
+    Returns:
+      The next state, and metrics: "loss", "gradient_norm", "kept" (share of rows with weight 1), and for each row
+      "timesteps", "error", "score" and "weight".
+    """
+    rows = len(batch.pictures)
+    scale = setup.vae.config.scale
+    height, width = (size // scale for size in batch.pictures.shape[1:3])
+    train_timesteps = len(setup.signal)
+    keys = row_keys(setup.seed, state.step, rows)
+    draws = draw(keys, (height, width, setup.vae.config.latent_channels), train_timesteps, setup.dropout)
+    gate = state.gate
+
+    def summed(params: Any, batch: Batch, draws: Draws) -> tuple[Array, tuple[Array, Array, Array]]:
+        error, scores = forward(setup, params, batch, draws, gated=gate is not None)
+        weight = jnp.ones_like(error)
+        if gate is not None:
+            bins = timestep_bins(draws.timesteps, train_timesteps, len(gate.thresholds()))
+            weight = weights(gate, bins, scores, draws.dropped)
+        return jnp.sum(weight * error), (error, scores, weight)
+
+    def micro(gradients: Any, rows: tuple[Batch, Draws]) -> tuple[Any, tuple[Array, Array, Array]]:
+        (_, out), new = jax.value_and_grad(summed, has_aux=True)(state.params, *rows)
+        return jax.tree.map(jnp.add, gradients, new), out
+
+    split = jax.tree.map(lambda x: x.reshape(setup.accumulation, -1, *x.shape[1:]), (batch, draws))
+    gradients, out = jax.lax.scan(micro, jax.tree.map(jnp.zeros_like, state.params), split)
+    error, scores, weight = (x.reshape(rows) for x in out)
+    total = jnp.maximum(1.0, weight.sum())
+    gradients = jax.tree.map(lambda g: g / total, gradients)
+
+    updates, optimizer = setup.optimizer.update(gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = jax.tree.map(lambda old, new: setup.ema_decay * old + (1 - setup.ema_decay) * new, ema, params)
+    if gate is not None:
+        bins = timestep_bins(draws.timesteps, train_timesteps, len(gate.thresholds()))
+        gate = gate.update(bins, scores, ~draws.dropped)
+    metrics = {
+        "loss": jnp.sum(weight * error) / total,
+        "gradient_norm": optax.tree.norm(gradients),
+        "kept": weight.mean(),
+        "timesteps": draws.timesteps,
+        "error": error,
+        "score": scores,
+        "weight": weight,
+    }
+    return TrainState(state.step + 1, params, ema, optimizer, gate), metrics

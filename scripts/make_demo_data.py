@@ -1,0 +1,92 @@
+"""Writes the demo data: prompts in four groups, the pictures to be memorized, and training pictures if asked for.
+
+    python scripts/make_demo_data.py demo-data --cache ~/.cache/demo-emoji --train 2000
+
+    demo-data/
+      prompts/{memorized,control,unseen,decoys}_{choose,report}.txt    24 prompts each, a line each
+      memorized/*.png  metadata.jsonl                                  the fixed pictures; {"file_name", "text"} a line
+      train/*.png  metadata.jsonl                                      with --train N: the first N training examples
+      vocabulary.json                                                  all words that captions can have
+      contact_sheet.png                                                samples of every group
+
+`demo_data/__init__.py` tells what the groups are for. A trainer needs no folder,
+`DemoData(load_sprites(cache)).example(i)` is any training example. The emoji come from an npm package, which is
+downloaded once into the cache and verified.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from demo_data import HALVES, PROMPT_GROUPS, DemoData, load_sprites
+from demo_data.contact_sheet import contact_sheet
+from PIL import Image
+from tqdm import tqdm
+
+from memattn_jax.errors import InputError
+
+
+def write_demo_data(data: DemoData, out: Path, train: int) -> None:
+    """Writes everything into a new or empty folder.
+
+    Raises:
+      InputError: the folder holds something; pictures of another run would mix with these.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise InputError(f"{out}: is not empty; give a new folder")
+    (out / "prompts").mkdir()
+    for group in PROMPT_GROUPS:
+        for half in HALVES:
+            lines = [caption.text + "\n" for caption in data.groups.halves[group, half]]
+            (out / "prompts" / f"{group}_{half}.txt").write_text("".join(lines), encoding="utf-8")
+    memorized = data.groups.prompts("memorized")
+    texts = (caption.text for caption in memorized)
+    write_imagefolder(out / "memorized", zip(data.memorized_pictures, texts, strict=True))
+    if train:
+        examples = (data.example(index) for index in tqdm(range(train), desc="train", disable=None))
+        write_imagefolder(out / "train", ((example.picture, example.caption) for example in examples))
+    vocabulary = json.dumps(data.groups.vocabulary(), indent=1)
+    (out / "vocabulary.json").write_text(vocabulary + "\n", encoding="utf-8")
+    contact_sheet(data).save(out / "contact_sheet.png")
+
+
+def write_imagefolder(folder: Path, pairs: Iterable[tuple[np.ndarray, str]]) -> None:
+    """Writes pictures, uint8 [height, width, 3], as numbered PNGs, and their captions as metadata.jsonl."""
+    folder.mkdir()
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
+        for number, (picture, text) in enumerate(pairs):
+            name = f"{number:06}.png"
+            Image.fromarray(picture).save(folder / name)
+            metadata.write(json.dumps({"file_name": name, "text": text}) + "\n")
+
+
+def count(text: str) -> int:
+    """A number of pictures or a seed, for argparse."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status, 2 for what the user got wrong."""
+    parser = argparse.ArgumentParser(description="Writes the demo data: prompts in four groups, and pictures.")
+    parser.add_argument("out", type=Path, help="new folder to write to")
+    parser.add_argument("--cache", type=Path, required=True, help="folder where the emoji package is kept (74 MB)")
+    parser.add_argument("--train", type=count, default=0, metavar="N", help="also write the first N training examples")
+    parser.add_argument("--seed", type=count, default=0, help="another seed deals other words and draws other pictures")
+    options = parser.parse_args(arguments)
+    try:
+        write_demo_data(DemoData(load_sprites(options.cache), options.seed), options.out, options.train)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"the demo data in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,182 @@
+"""The command: a run, an interrupted run that must equal it, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import diffusers
+import micro
+import pytest
+from PIL import Image
+
+from memattn_jax import StableDiffusion
+
+STEPS = 12
+OPTIONS = [
+    "--steps",
+    STEPS,
+    "--batch-size",
+    4,
+    "--learning-rate",
+    "1e-3",
+    "--gate",
+    "entropy",
+    "--gate-quantile",
+    "0.5",
+]
+OPTIONS += ["--gate-bins", "1", "--ema-decay", "0.9", "--checkpoint-every", "4", "--train-text-encoder"]
+
+
+@pytest.fixture(scope="module")
+def inputs(random_model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetune")
+    micro.write_model(folder / "model", random_model)
+    micro.write_pictures(folder / "data")
+    micro.write_pictures(folder / "clean", 6)
+    return folder
+
+
+def command(inputs: Path, out: Path, *more: object) -> list[str]:
+    base = [sys.executable, "-m", "memattn_jax.finetune", "--model", inputs / "model", "--data", inputs / "data"]
+    return [*map(str, [*base, "--out", out, *OPTIONS, *more])]
+
+
+def finetune(
+    inputs: Path, out: Path, *more: object, before: Sequence[str] = (), **popen: object
+) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(inputs / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.run(
+        [*before, *command(inputs, out, *more)], capture_output=True, text=True, check=False, env=environment, **popen
+    )
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(inputs) -> Path:
+    """A run that nothing interrupted."""
+    out = inputs / "whole"
+    done = finetune(inputs, out, "--sample-every", "6", "--sample-prompts", "the a", "b")
+    assert done.returncode == 0, done.stderr
+    assert f"{STEPS} steps; the model is in {out / 'model'}" in done.stdout
+    return out
+
+
+def test_what_a_run_leaves(whole, inputs):
+    rows = metrics(whole)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert all(row["gradient_norm"] > 0 for row in rows)
+    assert rows[0]["kept"] == 1.0  # the window has seen nothing
+    assert min(row["kept"] for row in rows) < 1.0
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(whole / "model", safety_checker=None)
+    assert sum(p.numel() for p in pipe.unet.parameters()) > 10_000
+    before, after = (StableDiffusion.from_pretrained(path) for path in (inputs / "model", whole / "model"))
+    for part in ("unet", "text_encoder"):
+        old, new = (next(iter(vars_of(getattr(sd, part)))) for sd in (before, after))
+        assert abs(old - new).max() > 1e-4
+    assert abs(next(iter(vars_of(before.vae))) - next(iter(vars_of(after.vae)))).max() == 0
+    with Image.open(whole / "samples" / "000012.png") as grid, Image.open(whole / "training.png") as plot:
+        assert grid.size == (4 * 8, 2 * 8)
+        assert plot.size == (960, 840)
+
+
+def vars_of(module):
+    from memattn_jax.checkpoints.names import leaves
+
+    return (leaf.param[...] for leaf in leaves(module))
+
+
+@pytest.mark.parametrize("killed_by", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_an_interrupted_run_goes_on_with_the_same_losses(whole, inputs, killed_by):
+    out = inputs / killed_by.name
+    process = subprocess.Popen(
+        command(inputs, out, "--sample-every", "6", "--sample-prompts", "the a", "b"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(inputs / "cache")},
+    )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= 6:
+            process.send_signal(killed_by)
+            break
+        time.sleep(0.01)
+    stdout, stderr = process.communicate(timeout=120)
+    if killed_by == signal.SIGTERM:
+        assert process.returncode == 0, stderr
+        assert "the same command goes on from there" in stdout
+        assert not (out / "model").exists()
+    else:
+        assert process.returncode == -signal.SIGKILL
+    reached = len(metrics(out))
+    assert 6 <= reached < STEPS
+    done = finetune(inputs, out, "--sample-every", "6", "--sample-prompts", "the a", "b")
+    assert done.returncode == 0, done.stderr
+    assert metrics(out) == metrics(whole)
+    one, other = (path / "model" / "unet" / "diffusion_pytorch_model.safetensors" for path in (out, whole))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_fitted_gate(inputs):
+    out = inputs / "fitted"
+    done = finetune(inputs, out, "--gate-reference", inputs / "clean", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert metrics(out)[0]["kept"] < 1.0  # fitted thresholds gate from the first step
+
+
+def test_other_settings_are_refused_and_named(whole, inputs):
+    done = finetune(inputs, whole, "--seed", "7", "--steps", "20")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {whole} holds a run with other settings: ")
+    assert "steps 12 is now 20" in done.stderr
+    assert "seed 0 is now 7" in done.stderr
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(inputs):
+    """Files may not grow beyond a size that the second checkpoint's data exceeds: a write fails as on a full disk."""
+    out = inputs / "full"
+    first = finetune(inputs, out, "--steps", "4")
+    assert first.returncode == 0, first.stderr
+    settings = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps(settings | {"steps": STEPS}))
+
+    limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 20; exec "$@"', "bash"]  # 20 kB
+    full = finetune(inputs, out, before=limited)
+    assert full.returncode == 2, full.stderr
+    (line,) = full.stderr.splitlines()
+    assert line.startswith("error: the checkpoint of step 8 was not written, the one of step 4 is whole (")
+    again = finetune(inputs, out)
+    assert again.returncode == 0, again.stderr
+    assert [row["step"] for row in metrics(out)] == list(range(1, STEPS + 1))
+
+
+BAD = {
+    "model": (["--model", "nowhere"], "no such model: nowhere"),
+    "data": (["--data", "nowhere"], "no such training data: nowhere"),
+    "gate": (["--gate", "hope"], "no gate 'hope'; there are none, entropy, noise_norm"),
+    "batch": (["--accumulation", "3"], "batch_size 4 does not divide into 3 micro-batches"),
+    "quantile": (["--gate-quantile", "1.5"], "gate_quantile is 1.5; it lies between 0 and 1"),
+    "steps": (["--steps", "0"], "steps is 0; at least 1 is needed"),
+    "height": (["--height", "9"], "9 x 8 pixels: multiples of 2 are needed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_2(inputs, tmp_path, case):
+    arguments, message = BAD[case]
+    done = finetune(inputs, tmp_path / "out", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,237 @@
+"""The training step: parity with PyTorch, and what must not change its result."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import micro
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+from memattn_jax import InputError, StableDiffusion
+from memattn_jax.checkpoints.names import leaves
+from memattn_jax.training.gate import Thresholds
+from memattn_jax.training.objective import add_noise, row_keys, training_target
+from memattn_jax.training.settings import TrainSettings
+from memattn_jax.training.start import start
+from memattn_jax.training.step import Batch, draw, networks, train_step
+
+ROWS = 4
+SETTINGS = TrainSettings(batch_size=ROWS, learning_rate=1e-3, dropout=0.3, weight_decay=0.1, gradient_clip=0.5)
+
+
+@pytest.fixture(scope="module")
+def sd(random_model, tmp_path_factory) -> StableDiffusion:
+    path = tmp_path_factory.mktemp("micro") / "model"
+    micro.write_model(path, random_model)
+    return StableDiffusion.from_pretrained(path)
+
+
+def batch(sd) -> Batch:
+    pictures = np.random.default_rng(0).integers(0, 255, (ROWS, 8, 8, 3), dtype=np.uint8)
+    return Batch(pictures, sd.tokenizer(["the a", "the b", "c", "hat"]).input_ids)
+
+
+def step(sd, settings: TrainSettings, gate=None, **changes):
+    state, setup = start(sd, settings, gate)
+    return train_step(state, dataclasses.replace(setup, **changes), batch(sd)), setup
+
+
+def gradients(state):
+    """The clipped gradient of the first step, which Adam's first moment holds times 0.1.
+
+    It is compared rather than the parameters: Adam divides each entry by its own size, noise or not.
+    """
+    return jax.tree.map(lambda moment: moment / 0.1, optax.tree.get(state.optimizer, "mu"))
+
+
+def largest_difference(a, b) -> float:
+    return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), a, b)))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_noise_and_target_equal_diffusers(prediction_type):
+    scheduler = diffusers.DDPMScheduler(prediction_type=prediction_type)
+    latents, noise = (np.random.default_rng(i).normal(size=(3, 4, 4, 4)).astype(np.float32) for i in range(2))
+    timesteps = torch.tensor([0, 500, 999])
+    signal = jnp.asarray(scheduler.alphas_cumprod[timesteps].numpy())
+    tensors = [torch.from_numpy(x) for x in (latents, noise)]
+    np.testing.assert_allclose(
+        add_noise(latents, noise, signal), scheduler.add_noise(*tensors, timesteps).numpy(), atol=1e-6
+    )
+    expected = noise if prediction_type == "epsilon" else scheduler.get_velocity(*tensors, timesteps).numpy()
+    np.testing.assert_allclose(training_target(prediction_type, latents, noise, signal), expected, atol=1e-6)
+    with pytest.raises(InputError, match="no training objective for prediction_type 'sample'"):
+        training_target("sample", latents, noise, signal)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_one_update_equals_pytorch(random_model, tmp_path, prediction_type):
+    """Loss, clipped gradient and AdamW, of the UNet, from the same draws."""
+    folder = tmp_path / "model"
+    micro.write_model(folder, random_model, prediction_type)
+    sd = StableDiffusion.from_pretrained(folder)
+    (state, metrics), setup = step(sd, SETTINGS)
+    draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout)
+    assert draws.dropped.any()
+    assert not draws.dropped.all()
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+
+    def nchw(x):
+        return torch.from_numpy(np.moveaxis(np.asarray(x, np.float32), -1, 1).copy())
+
+    data = batch(sd)
+    with torch.no_grad():
+        posterior = pipe.vae.encode(nchw(data.pictures / 127.5 - 1)).latent_dist
+        latents = (posterior.mean + posterior.std * nchw(draws.posterior)) * pipe.vae.config.scaling_factor
+        input_ids = np.where(draws.dropped[:, None], setup.empty_ids, data.input_ids)
+        context = pipe.text_encoder(torch.from_numpy(input_ids))[0]
+    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    timesteps, noise = torch.from_numpy(np.array(draws.timesteps)), nchw(draws.noise)
+    epsilon = scheduler.config.prediction_type == "epsilon"
+    target = noise if epsilon else scheduler.get_velocity(latents, noise, timesteps)
+    prediction = pipe.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
+    loss = torch.nn.functional.mse_loss(prediction, target)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(pipe.unet.parameters(), SETTINGS.gradient_clip)
+    torch.optim.AdamW(pipe.unet.parameters(), lr=SETTINGS.learning_rate, weight_decay=SETTINGS.weight_decay).step()
+
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert norm.item() > SETTINGS.gradient_clip
+    graph = dict(setup.graphs)["unet"]
+    updated, gradient = (nnx.merge(graph, tree["unet"]) for tree in (state.params, gradients(state)))
+    expected = dict(pipe.unet.named_parameters())
+    for ours, slope in zip(leaves(updated), leaves(gradient), strict=True):
+        theirs = expected[ours.name]
+        slope, exact = slope.to_torch(np.asarray(slope.param[...])), theirs.grad.numpy()
+        np.testing.assert_allclose(slope, exact, atol=1e-6)
+        clear = np.abs(exact) > 1e-4
+        new = ours.to_torch(np.asarray(ours.param[...]))
+        np.testing.assert_allclose(new[clear], theirs.detach().numpy()[clear], atol=1e-5)
+
+
+def test_micro_batches_and_remat_change_nothing(sd):
+    (plain, metrics), _ = step(sd, SETTINGS)
+    for other in (
+        dataclasses.replace(SETTINGS, accumulation=2),
+        dataclasses.replace(SETTINGS, accumulation=4, remat=True),
+    ):
+        (state, new), _ = step(sd, other)
+        assert new["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+        np.testing.assert_allclose(new["error"], metrics["error"], rtol=1e-5)
+        assert largest_difference(gradients(state), gradients(plain)) < 1e-6
+
+
+def test_gated_rows_are_out_of_the_loss_and_its_gradient(sd):
+    """Half the rows scored above their threshold: the update is that of the other half."""
+    settings = dataclasses.replace(SETTINGS, gate="entropy", dropout=0.0, gate_bins=1)
+    (_, ungated), _ = step(sd, settings, Thresholds(jnp.asarray([jnp.inf])))
+    gamma = jnp.sort(ungated["score"])[ROWS // 2]
+    (state, metrics), _ = step(sd, settings, Thresholds(gamma[None]))
+    np.testing.assert_array_equal(metrics["weight"], (ungated["score"] < gamma).astype(np.float32))
+    assert metrics["kept"] == 0.5
+    assert metrics["loss"] == pytest.approx(float((metrics["weight"] * ungated["error"]).sum() / 2), rel=1e-5)
+    assert largest_difference(state.params, start(sd, settings)[0].params) > 1e-5
+    everything_gated, _ = step(sd, dataclasses.replace(settings, weight_decay=0.0), Thresholds(jnp.asarray([-1.0])))
+    assert everything_gated[1]["loss"] == 0.0
+    assert largest_difference(everything_gated[0].params, start(sd, settings)[0].params) == 0.0
+
+
+def test_the_score_is_read_from_the_training_forward_pass(sd):
+    """It is the entropy of what the interceptor taps for the noisy latents, and costs next to nothing."""
+    from memattn_jax.interceptors import Interceptor, TokenMeans
+    from memattn_jax.training.gate import attention_entropy
+
+    settings = dataclasses.replace(SETTINGS, gate="entropy", dropout=0.0)
+    (_, metrics), setup = step(sd, settings)
+    state, _ = start(sd, settings)
+    draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout)
+    posterior = sd.vae.encode(batch(sd).pictures / 127.5 - 1)
+    latents = posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draws.posterior
+    noisy = add_noise(latents * sd.vae.config.scaling_factor, draws.noise, setup.signal[draws.timesteps])
+    unet, text_encoder = networks(setup, state.params)
+    context = text_encoder(batch(sd).input_ids)
+    _, taps = unet(noisy, draws.timesteps, context, Interceptor(tap=TokenMeans()))
+    np.testing.assert_allclose(metrics["score"], attention_entropy(taps), atol=1e-5)
+
+
+def test_noise_norm_gate_scores_what_wen_scores(sd):
+    settings = dataclasses.replace(SETTINGS, gate="noise_norm", dropout=0.5, seed=3)
+    (_, metrics), setup = step(sd, settings)
+    dropped = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout).dropped
+    assert dropped.any()
+    assert not dropped.all()
+    np.testing.assert_allclose(np.asarray(metrics["score"])[np.asarray(dropped)], 0.0, atol=1e-4)
+    assert (np.asarray(metrics["score"])[~np.asarray(dropped)] > 1e-2).all()
+
+
+def test_the_gate_costs_no_forward_pass():
+    """On Stable Diffusion's geometry at full depth: FLOPs of a gated step within 0.5 % of an ungated one."""
+    from memattn_jax.models.abstract import abstract
+    from memattn_jax.models.clip_text import CLIPTextModel
+    from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
+    from memattn_jax.models.unet import UNet2DConditionModel
+    from memattn_jax.models.vae import AutoencoderKL
+    from memattn_jax.training.step import forward
+
+    def shape(*dimensions, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(dimensions, dtype)
+
+    unet, text = abstract(UNet2DConditionModel, UNetConfig()), abstract(CLIPTextModel, CLIPTextConfig())
+    vae = abstract(AutoencoderKL, VAEConfig())
+
+    def flops(gated: bool, score: str) -> float:
+        from memattn_jax.training.step import Draws, Setup
+
+        graph, params = nnx.split(unet)
+        setup = Setup(
+            vae,
+            {"text_encoder": text},
+            shape(77, dtype=jnp.int32),
+            shape(1000),
+            shape(dtype=jnp.uint32),
+            shape(),
+            shape(),
+            graphs=(("unet", graph),),
+            score=score,
+        )
+        latents = shape(1, 64, 64, 4)
+        draws = Draws(shape(1, dtype=jnp.int32), latents, latents, shape(1, dtype=jnp.bool_))
+        data = Batch(shape(1, 512, 512, 3, dtype=jnp.uint8), shape(1, 77, dtype=jnp.int32))
+
+        def loss(params, setup, data, draws):
+            error, scores = forward(setup, params, data, draws, gated)
+            return error.sum(), scores
+
+        traced = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace({"unet": params}, setup, data, draws)
+        return traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
+
+    plain = flops(False, "entropy")
+    assert plain < flops(True, "entropy") < 1.005 * plain
+    assert flops(True, "noise_norm") > 1.1 * plain
+
+
+def test_devices_change_nothing(random_model, tmp_path):
+    """Four virtual devices against one, in processes of their own."""
+    folder = tmp_path / "model"
+    micro.write_model(folder, random_model)
+    micro.write_pictures(tmp_path / "data")
+    losses = []
+    for devices in (1, 4):
+        out = tmp_path / f"out{devices}"
+        command = [sys.executable, "-m", "memattn_jax.finetune", "--model", folder, "--data", tmp_path / "data"]
+        command += ["--out", out, "--steps", "5", "--batch-size", "8", "--learning-rate", "1e-3", "--gate", "entropy"]
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        losses.append([line.split(", ")[1] for line in (out / "metrics.jsonl").read_text().splitlines()])
+    one, four = ([float(loss.split(": ")[1]) for loss in run] for run in losses)
+    np.testing.assert_allclose(four, one, rtol=1e-4)
+    assert one[0] != one[-1]
