@@ -1,6 +1,7 @@
 """The training loop: batches in, checkpoints and metrics out, exact resumption."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -31,15 +32,18 @@ class Checkpoints:
         """Writes the state under its step.
 
         Raises:
-          OSError: it could not be written, for example because the disk is full; the last good one is kept.
+          OSError: it could not be written, most often because the disk is full; the last good one is kept.
         """
         leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-        good = self.manager.latest_step()
+        needed, free = sum(leaf.nbytes for leaf in leaves.values()), shutil.disk_usage(self.manager.directory).free
         try:
+            if free < needed:
+                raise OSError(f"{needed} bytes are needed on the disk, {free} are free")
             self.manager.save(int(state.step), args=self.ocp.args.StandardSave(leaves))
-        except (OSError, ValueError) as error:  # a failed write is a ValueError where tensorstore notices it
-            reason = str(error).splitlines()[0]
+        except (OSError, ValueError) as error:  # what fails in tensorstore is a ValueError
+            good = self.manager.latest_step()
             kept = "there is none before it" if good is None else f"the one of step {good} is whole"
+            reason = str(error).splitlines()[0]
             raise OSError(f"the checkpoint of step {int(state.step)} was not written, {kept} ({reason})") from None
 
     def restore(self, like: TrainState) -> TrainState:

@@ -1,7 +1,9 @@
 """The command: a run, an interrupted run that must equal it, and bad input."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
+import jax
+import jax.numpy as jnp
 import micro
+import numpy as np
 import pytest
 from PIL import Image
 
 from memattn_jax import StableDiffusion
+from memattn_jax.training.loop import Checkpoints
+from memattn_jax.training.settings import TrainSettings
+from memattn_jax.training.start import start
 
 STEPS = 12
 OPTIONS = [
@@ -143,19 +151,36 @@ def test_other_settings_are_refused_and_named(whole, inputs):
     assert "seed 0 is now 7" in done.stderr
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(inputs):
-    """Files may not grow beyond a size that the second checkpoint's data exceeds: a write fails as on a full disk."""
+@pytest.fixture
+def small(inputs):
+    """A state and the checkpoints of an empty folder."""
+    sd = StableDiffusion.from_pretrained(inputs / "model")
+    return start(sd, TrainSettings())[0]
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(small, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(dataclasses.replace(small, step=jnp.int32(4)))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    message = r"the checkpoint of step 8 was not written, the one of step 4 is whole \(\d+ bytes are needed on the disk"
+    with pytest.raises(OSError, match=message):
+        checkpoints.save(dataclasses.replace(small, step=jnp.int32(8)))
+    restored = Checkpoints(tmp_path).restore(small)
+    assert restored.step == 4
+    jax.tree.map(np.testing.assert_array_equal, restored.params, small.params)
+
+
+def test_a_write_that_fails_halfway_leaves_the_last_good_checkpoint(inputs):
+    """Files may not grow beyond 20 kB, less than a checkpoint's largest: the system refuses the write."""
     out = inputs / "full"
-    first = finetune(inputs, out, "--steps", "4")
-    assert first.returncode == 0, first.stderr
+    assert finetune(inputs, out, "--steps", "4").returncode == 0
     settings = json.loads((out / "settings.json").read_text())
     (out / "settings.json").write_text(json.dumps(settings | {"steps": STEPS}))
-
-    limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 20; exec "$@"', "bash"]  # 20 kB
+    limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 20; exec "$@"', "bash"]
     full = finetune(inputs, out, before=limited)
     assert full.returncode == 2, full.stderr
-    (line,) = full.stderr.splitlines()
-    assert line.startswith("error: the checkpoint of step 8 was not written, the one of step 4 is whole (")
+    assert "error: the checkpoint of step 8 was not written, the one of step 4 is whole (" in full.stderr
     again = finetune(inputs, out)
     assert again.returncode == 0, again.stderr
     assert [row["step"] for row in metrics(out)] == list(range(1, STEPS + 1))
