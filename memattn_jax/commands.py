@@ -1,5 +1,7 @@
 """What the `python -m memattn_jax.<verb>` commands share."""
 
+import contextlib
+import io
 import os
 import sys
 import warnings
@@ -21,7 +23,17 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
     import tyro
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch, which nothing here needs
-    parsed = tyro.cli(options, prog=f"python -m memattn_jax.{verb}")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a prompt may hold what the terminal's encoding does not
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            parsed = tyro.cli(options, prog=f"python -m memattn_jax.{verb}")
+    except SystemExit as stop:
+        if stop.code:
+            print(f"error: {first_paragraph(box.getvalue())}; see --help", file=sys.stderr)
+        raise
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         main(parsed)
@@ -31,6 +43,15 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def first_paragraph(box: str) -> str:
+    """The message in the box that tyro draws around an error, as one line."""
+    lines = [line.strip("│| ") for line in box.splitlines()]
+    rules = [i for i, line in enumerate(lines) if not line.strip("─╰╯+-")]  # lines drawn, in either alphabet
+    start = next((i + 1 for i, line in enumerate(lines) if line[:1] in "╭+-"), 0)
+    end = next((i for i in rules if i > start), len(lines))
+    return " ".join(lines[start:end])
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ taken *of* the mean, in natural logarithms, so it lies in [0, ln tokens]; memori
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +14,7 @@ from jax.scipy.special import xlogy
 
 from memattn_jax.errors import InputError
 
+Variant = Literal["code", "paper"]
 TokenAttention = Mapping[str, Array]  # {site: float32 [steps, batch, heads, tokens]}, sites in forward order
 
 METRIC_E_SITE = 3  # "the fourth layer" of the paper; 32 × 32 pixels in Stable Diffusion at 512 × 512
@@ -76,9 +77,7 @@ def metric_e(attention: TokenAttention, site: str | None = None) -> Array:
     return token_entropy(attention[site][0].mean(axis=1))
 
 
-def metric_d(
-    attention: TokenAttention, lengths: Array | np.ndarray, variant: Literal["code", "paper"] = "code"
-) -> Array:
+def metric_d(attention: TokenAttention, lengths: Array | np.ndarray, variant: Variant = "code") -> Array:
     """Metric D: entropy over the last fifth of the steps, plus how far the summary tokens' share of it moved.
 
     With Eₜ the entropy at step t of the mean over sites and heads, Sₜ its part on summary tokens and ⟨·⟩ the mean
@@ -94,7 +93,14 @@ def metric_d(
 
     Returns:
       float32 [batch].
+
+    Raises:
+      InputError: no sites, or an unknown variant.
     """
+    if not attention:
+        raise InputError("metric D: no tapped sites; sample with taps")
+    if variant not in get_args(Variant):
+        raise InputError(f"metric D: no variant {variant!r}; there are 'code' and 'paper'")
     mean = mean_over_sites(attention)  # [steps, batch, tokens]
     last = slice(-max(1, len(mean) // 5), None)
     entropy = token_entropy(mean)  # [steps, batch]

@@ -57,8 +57,10 @@ class Data:
         from memattn_jax.training.data import Examples, open_pairs, readable
 
         scale, size = sd.vae.config.scale, sd.unet.config.sample_size
-        trained = size if isinstance(size, tuple) else (size, size)
+        trained = size if isinstance(size, tuple) else (size or 0, size or 0)
         height, width = settings.height or trained[0] * scale, settings.width or trained[1] * scale
+        if not height or not width:
+            raise InputError("the model names no sample_size; give --height and --width")
         if height % scale or width % scale:
             raise InputError(f"{height} x {width} pixels: multiples of {scale} are needed")
         pairs = open_pairs(path)

@@ -4,6 +4,8 @@ Writes into --out: 00000.png, 00001.png, … with their parameters in the PNG's 
 picture, in the order of the prompts, and entropy.png.
 """
 
+import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +75,18 @@ def jobs(options: Options) -> list[tuple[str, int]]:
     for name in ("images_per_prompt", "batch_size"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1 is needed")
-    prompts = read_prompts(options.prompts, options.column) if options.prompts else options.prompt
+    for name in ("guidance_scale", "begin_scale"):
+        if not math.isfinite(getattr(options, name)):
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: a finite number is needed")
+    last = options.seed + options.images_per_prompt - 1
+    if options.seed < 0 or last >= 2**32:
+        raise InputError(f"seeds must lie in [0, 2**32), not {options.seed} to {last}")
+    prompts = read_prompts(options.prompts, options.column) if options.prompts is not None else options.prompt
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"the prompt {prompt!r} is no valid text; UTF-8 is needed") from None
     return [(prompt, options.seed + i) for prompt in prompts for i in range(options.images_per_prompt)]
 
 
@@ -102,10 +115,10 @@ def load(options: Options) -> "StableDiffusion":
 def claim_output(options: Options) -> None:
     """Refuses an output folder that cannot be written or holds results, before anything is computed for it."""
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "results.jsonl"
-    with path.open("a"):
+    with tempfile.TemporaryFile(dir=options.out):
         pass
-    if path.stat().st_size and not options.overwrite:
+    path = options.out / "results.jsonl"
+    if path.exists() and not options.overwrite:
         raise InputError(f"{path}: holds results already; choose another --out, or --overwrite them")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def decode(vae: AutoencoderKL, latents: Array) -> Array:
 
 def as_list(value: object, rows: int, what: str) -> list:
     """One value for all rows, or one a row."""
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray | Array):
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray | Array) or np.ndim(value) == 0:
         return [value] * rows
     if len(value) != rows:
         raise InputError(f"{len(value)} {what} for {rows} prompts; give one, or one for each")
@@ -120,7 +120,15 @@ class StableDiffusion:
         """
         folder = locate(model)
         check_folder(folder)
-        unet, vae, text_encoder = (load_part(folder, part, dtype) for part in ("unet", "vae", "text_encoder"))
+        parts, problems = [], []
+        for part in ("unet", "vae", "text_encoder"):
+            try:
+                parts.append(load_part(folder, part, dtype))
+            except InputError as error:
+                problems.append(str(error))
+        if problems:
+            raise InputError("; ".join(dict.fromkeys(problems)))
+        unet, vae, text_encoder = parts
         tokenizer = Tokenizer(folder / "tokenizer", text_encoder.config.max_position_embeddings)
         for what, have, want in (
             ("tokens", len(tokenizer.clip), text_encoder.config.vocab_size),
@@ -140,13 +148,13 @@ class StableDiffusion:
         self.tokenizer.clip.save_pretrained(folder / "tokenizer")
         (folder / "scheduler").mkdir(exist_ok=True)
         scheduler = self.scheduler_config
-        index = MODEL_INDEX | {"scheduler": ["diffusers", scheduler["_class_name"]]}
+        index = MODEL_INDEX | {"scheduler": ["diffusers", scheduler.get("_class_name", "DDIMScheduler")]}
         for path, content in (("scheduler/scheduler_config.json", scheduler), ("model_index.json", index)):
             (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def encode(self, prompts: Sequence[str]) -> tuple[Array, Tokens]:
         """Text embeddings [batch, tokens, channels], and the token ids and lengths they come from."""
-        tokens = self.tokenizer(prompts)
+        tokens = self.tokenizer((prompts,) if isinstance(prompts, str) else prompts)
         return embed(self.text_encoder, tokens.input_ids), tokens
 
     def decode(self, latents: Array) -> np.ndarray:
@@ -163,13 +171,15 @@ class StableDiffusion:
         """The given latents if they fit, else the seeds' noise: float32 [batch, h, w, channels]."""
         scale, size = self.vae.config.scale, self.unet.config.sample_size
         trained = size if isinstance(size, tuple) else (size, size)
-        shape = [len(seeds), *trained, self.unet.config.in_channels]
+        shape: list[Any] = [len(seeds), *trained, self.unet.config.in_channels]
         for axis, what, pixels in ((1, "height", height), (2, "width", width)):
             if pixels is not None:
                 if pixels <= 0 or pixels % scale:
                     raise InputError(f"{what} {pixels} is not a positive multiple of {scale} pixels")
                 shape[axis] = pixels // scale
         if latents is None:
+            if None in shape:
+                raise InputError("this model names no sample_size; give height and width")
             return unit_noise(jnp.asarray(seeds, jnp.uint32), tuple(shape[1:]))
         if height is None and width is None and np.ndim(latents) == 4:
             shape[1:3] = np.shape(latents)[1:3]
@@ -224,7 +234,11 @@ class StableDiffusion:
         seeds = tuple(int(seed) for seed in as_list(seeds, batch, "seeds"))
         if not all(0 <= seed < 2**32 for seed in seeds):
             raise InputError(f"seeds must lie in [0, 2**32), not {min(seeds)} to {max(seeds)}")
+        if negative_prompts is None:
+            negative_prompts = ""
         scales = np.maximum(np.asarray(as_list(guidance_scale, batch, "guidance scales"), np.float32), 1.0)
+        if not np.isfinite(scales).all():
+            raise InputError("a guidance scale is not finite; numbers such as 7.5 are")
         schedule = make_schedule(self.scheduler_config, scheduler, steps)
         noise = self._noise(latents, seeds, height, width)
 
@@ -232,7 +246,7 @@ class StableDiffusion:
         conditional = np.ones(batch, bool)
         lengths = tokens.lengths
         if (scales > 1).any():
-            negative, _ = self.encode(as_list(negative_prompts or "", batch, "negative prompts"))
+            negative, _ = self.encode(as_list(negative_prompts, batch, "negative prompts"))
             context = jnp.concatenate([negative, context])
             conditional = np.repeat([False, True], batch)
             lengths = np.tile(lengths, 2)

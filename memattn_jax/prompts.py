@@ -68,10 +68,10 @@ def parse_jsonl(text: str, column: str, where: str) -> Iterator[str]:
 def parse_csv(text: str, column: str, where: str) -> Iterator[str]:
     """The values in `column`."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    names = reader.fieldnames or []
-    if column not in names:
-        raise InputError(f"{where}: no column {column!r}; its header has {', '.join(names) or 'no column'}")
     try:
+        names = reader.fieldnames or []
+        if column not in names:
+            raise InputError(f"{where}: no column {column!r}; its header has {', '.join(names) or 'no column'}")
         for row in reader:
             yield row[column] or ""
     except csv.Error as error:

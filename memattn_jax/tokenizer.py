@@ -42,8 +42,10 @@ class Tokenizer:
 
         try:
             self.clip: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:  # the tokenizers library raises nothing narrower
             raise InputError(f"{folder}: holds no CLIP tokenizer ({str(error).splitlines()[0]})") from None
+        if self.clip.pad_token_id is None or self.clip.eos_token_id is None:
+            raise InputError(f"{folder}: the tokenizer has no padding token or no end token")
         self.tokens = tokens
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:

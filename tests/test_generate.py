@@ -144,7 +144,11 @@ BAD = {
     "mask": (["--model", "MODEL", "--mitigation", "attention_mask", "--mask", "x"], "no mask 'x'"),
     "batch-size": (["--model", "MODEL", "--batch-size", "0"], "--batch-size 0: at least 1 is needed"),
     "seed": (["--model", "MODEL", "--seed", "-1"], "seeds must lie in [0, 2**32)"),
+    "last-seed": (["--model", "MODEL", "--seed", 2**32 - 1, "--images-per-prompt", 2], "seeds must lie in [0, 2**32)"),
+    "guidance": (["--model", "MODEL", "--guidance-scale", "nan"], "--guidance-scale nan: a finite number is needed"),
     "out": (["--model", "MODEL", "--out", "FILE/out"], "Not a directory"),
+    "type": (["--model", "MODEL", "--steps", "x"], "Error parsing --steps: invalid literal for int()"),
+    "unknown": (["--model", "MODEL", "--stepz", "3"], "Unrecognized options: --stepz"),
     "both": (["--model", "MODEL", "--prompts", "FILE"], "give prompts as arguments or with --prompts, not both"),
 }
 
@@ -154,19 +158,25 @@ def test_bad_input_is_one_line_and_exit_2(random_model, tmp_path, monkeypatch, c
     arguments, message = BAD[case]
     (tmp_path / "file").write_text("text")
     places = {"MODEL": str(random_model), "FILE": str(tmp_path / "file")}
-    arguments = [next((a.replace(k, v) for k, v in places.items() if k in a), a) for a in arguments]
+    arguments = [next((a.replace(k, v) for k, v in places.items() if k in a), a) for a in map(str, arguments)]
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "a prompt", *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+    assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "holds no prompt"), ("caf\xe9".encode("latin-1"), "line 1 is not UTF-8")]
+    ("name", "content", "message"),
+    [
+        ("prompts.txt", b"", "holds no prompt"),
+        ("prompts.txt", "caf\xe9".encode("latin-1"), "line 1 is not UTF-8"),
+        ("prompts.jsonl", b'"a\\ud800b"', "is no valid text; UTF-8 is needed"),
+    ],
 )
-def test_bad_prompt_files(random_model, tmp_path, monkeypatch, capsys, content, message):
-    path = tmp_path / "prompts.txt"
+def test_bad_prompt_files(random_model, tmp_path, monkeypatch, capsys, name, content, message):
+    path = tmp_path / name
     path.write_bytes(content)
     assert run(monkeypatch, "--prompts", path, "--model", random_model, "--out", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -186,3 +196,5 @@ def test_results_are_not_overwritten_unasked(random_model, tmp_path, monkeypatch
     assert (tmp_path / "results.jsonl").read_bytes() == before
     assert run(monkeypatch, *arguments, "--images-per-prompt", 2, "--overwrite", "--seed", 5) == 0
     assert [row["seed"] for row in read_results(tmp_path)] == [5, 6]
+    assert run(monkeypatch, *arguments, "--overwrite", "--batch-size", 1) == 0
+    assert [path.name for path in sorted(tmp_path.glob("0*.png"))] == ["00000.png"]

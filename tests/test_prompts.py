@@ -54,6 +54,7 @@ def test_standard_input(monkeypatch):
         ("bad.csv", b"id,text\n1,x\n", r"bad\.csv: no column 'prompt'; its header has id, text"),
         ("bad.csv", b"", r"bad\.csv: no column 'prompt'; its header has no column"),
         ("bad.csv", b'prompt\n"open\n', r"bad\.csv: line 1 is not CSV"),
+        ("bad.csv", b'"prompt\na', r"bad\.csv: line 0 is not CSV"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):

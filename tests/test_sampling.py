@@ -139,12 +139,30 @@ def test_a_row_of_nan_is_reported_and_the_others_kept(sd):
         ({"latents": np.zeros((2, 16, 16, 3))}, r"shape \(2, 16, 16, 3\); \(2, 16, 16, 4\) would fit"),
         ({"latents": np.zeros((2, 16, 16, 4)), "height": 64}, r"\(2, 8, 16, 4\) would fit"),
         ({"taps": "everything"}, "no taps 'everything'"),
+        ({"guidance_scale": [7.5, np.nan]}, "a guidance scale is not finite"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_input(sd, options, message):
     with pytest.raises(InputError, match=message):
         sd.sample(**{"prompts": ["a", "b"]} | options)
+
+
+def test_types_of_numbers_compile_nothing_either(sd):
+    prompts = ["a", "b"]
+    sd.sample(prompts, steps=2, mitigation=AttentionMask(begin_scale=1.5))
+    before = denoise._cache_size()
+    for scale in (2, np.float32(1.5), np.float64(1.5), jnp.float32(1.5)):
+        sd.sample(prompts, steps=2, mitigation=AttentionMask(begin_scale=scale), guidance_scale=np.float64(3))
+    assert denoise._cache_size() == before
+
+
+def test_a_begin_scale_for_each_prompt(sd):
+    prompts, scales = ["the cat", "zebra"], np.asarray([1.5, 0.5])
+    both = sd.sample(prompts, seeds=[0, 1], steps=2, mitigation=AttentionMask(begin_scale=scales))
+    for row, scale in enumerate(scales):
+        alone = sd.sample(prompts[row], seeds=row, steps=2, mitigation=AttentionMask(begin_scale=scale))
+        np.testing.assert_allclose(both.latents[row], alone.latents[0], atol=1e-4)
 
 
 def test_unknown_mask():

@@ -84,7 +84,10 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     for variant in ("", ".fp16"):
         index = folder / f"{stem}.safetensors.index{variant}.json"
         if index.is_file():
-            return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            if not shards:
+                raise InputError(f"{index}: names no shards")
+            return [folder / name for name in shards]
         single = folder / f"{stem}{variant}.safetensors"
         if single.is_file():
             return [single]
@@ -127,7 +130,11 @@ def fill(module: nnx.Module, files: list[Path], dtype: str) -> None:
         elif shape != leaf.torch_shape:
             problems.append(f"misshapen {stored_name} {list(shape)}, not {list(leaf.torch_shape)}")
         elif not problems:
-            setattr(leaf.owner, leaf.attribute, nnx.Param(jnp.asarray(leaf.from_torch(read()), dtype)))
+            try:
+                array = read()
+            except (AttributeError, TypeError):
+                raise InputError(f"{files[0].parent}: {stored_name} has a dtype that is not supported") from None
+            setattr(leaf.owner, leaf.attribute, nnx.Param(jnp.asarray(leaf.from_torch(array), dtype)))
     problems += [f"missing {name} {list(wanted[name].torch_shape)}" for name in sorted(missing)]
     if problems:
         raise InputError(f"{files[0].parent}: {len(problems)} tensors do not fit the config: {'; '.join(problems)}")
@@ -148,8 +155,13 @@ def load_part(folder: Path, part: str, dtype: str) -> Any:
         raise InputError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
     config_class, model_class, stem = PARTS[part]
     path = folder / part / "config.json"
-    config = config_class.from_json(read_json(path), where=str(path))
-    module = abstract(model_class, config)
+    stored = read_json(path)
+    try:
+        module = abstract(model_class, config_class.from_json(stored, where=str(path)))
+    except InputError:
+        raise
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
+        raise InputError(f"{path}: no network can be built of it ({str(error).splitlines()[0]})") from None
     fill(module, weight_files(folder / part, stem), dtype)
     return module
 
@@ -160,5 +172,7 @@ def save_part(module: UNet2DConditionModel | AutoencoderKL | CLIPTextModel, fold
     (folder / part).mkdir(parents=True, exist_ok=True)
     config = module.config.to_json()
     (folder / part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for old in (folder / part).glob(f"{stem}*.safetensors*"):  # shards of another save would be read instead
+        old.unlink()
     tensors = {leaf.name: leaf.to_torch(jax.device_get(leaf.param[...])) for leaf in leaves(module)}
     save_file(tensors, folder / part / f"{stem}.safetensors", metadata={"format": "pt"})

@@ -68,6 +68,8 @@ def modern_name(name: str) -> str | None:
         return None
     if name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm.")):
         name = f"text_model.{name}"
+    if "." not in name:
+        return name
     *path, layer, leaf = name.split(".")
     if "mid_block" in path and "attentions" in path and "transformer_blocks" not in path:
         renamed = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

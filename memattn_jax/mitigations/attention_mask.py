@@ -24,7 +24,7 @@ class AttentionMask:
     The defaults are the reference's command line: `--cross_attn_mask --miti_mem --c1 1.25`.
 
     Attributes:
-      begin_scale: C, on conditional rows only; 1 changes nothing.
+      begin_scale: C, on conditional rows only, one number or [batch]; 1 changes nothing.
       mask: "padding" keeps the end token, as the reference does by default; "summary" masks it too, as the paper
         describes and the reference does with `--mask_length_minis1`; None masks nothing.
       mask_unconditional: whether the unconditional half of guidance is masked at the same positions (by the
@@ -35,7 +35,7 @@ class AttentionMask:
       InputError: an unknown mask.
     """
 
-    begin_scale: float | Array = 1.25
+    begin_scale: float | Array | np.ndarray = 1.25
     mask: Mask | None = static("padding")
     mask_unconditional: bool = static(True)
     sites: Sites = static(None)
@@ -53,7 +53,10 @@ class AttentionMask:
           tokens: length of the padded sequence.
         """
         lengths, conditional = jnp.asarray(lengths), jnp.asarray(conditional)
-        scale = ScaleBeginToken(self.begin_scale, conditional, sites=self.sites)
+        begin_scale = jnp.asarray(self.begin_scale, jnp.float32)
+        if begin_scale.ndim:  # one a prompt, for both halves of guidance
+            begin_scale = jnp.tile(begin_scale, len(conditional) // len(begin_scale))
+        scale = ScaleBeginToken(begin_scale, conditional, sites=self.sites)
         if self.mask is None:
             return (scale,)
         keep = lengths - 1 if self.mask == "summary" else lengths

@@ -25,6 +25,7 @@ class Config:
     """What the three configurations share: reading, refusing and writing JSON."""
 
     class_name: ClassVar[str]  # the PyTorch class that computes the same
+    missing: ClassVar[Mapping[str, Any]]  # PyTorch's values of keys that a file lacks, where ours differ
 
     @classmethod
     def neutral(cls) -> Mapping[str, Any]:
@@ -52,10 +53,10 @@ class Config:
                 supported = " or ".join(map(repr, neutral[key]))
                 raise InputError(f"{where}: {key}={value!r} is not supported, only {supported}")
         frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in fields}
-        return cls(**frozen)
+        return cls(**{**cls.missing, **frozen})
 
     def to_json(self) -> dict[str, Any]:
-        """The class and the fields as JSON types; the keys left out have PyTorch's defaults."""
+        """The class and the fields as JSON types; keys that are not fields have PyTorch's defaults."""
         items = dataclasses.asdict(self).items()
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in items}
         return {"_class_name": self.class_name} | fields
@@ -74,8 +75,9 @@ class UNetConfig(Config):
     """
 
     class_name = "UNet2DConditionModel"
+    missing: ClassVar = {"sample_size": None, "cross_attention_dim": 1280}
 
-    sample_size: int | tuple[int, int] = 64
+    sample_size: int | tuple[int, int] | None = 64
     in_channels: int = 4
     out_channels: int = 4
     flip_sin_to_cos: bool = True
@@ -93,6 +95,7 @@ class UNetConfig(Config):
     attention_head_dim: int | tuple[int, ...] = 8
     num_attention_heads: int | tuple[int, ...] | None = None
     use_linear_projection: bool = False
+    upcast_attention: bool = False  # kept for PyTorch; here the softmax is in float32 either way
 
     def __post_init__(self) -> None:
         known = {
@@ -144,7 +147,6 @@ class UNetConfig(Config):
             "time_embedding_dim": (None,),
             "time_embedding_type": ("positional",),
             "timestep_post_act": (None,),
-            "upcast_attention": ANY,  # the softmax is in float32 either way
         }
 
     @property
@@ -173,6 +175,13 @@ class VAEConfig(Config):
     """AutoencoderKL; the defaults are Stable Diffusion's."""
 
     class_name = "AutoencoderKL"
+    missing: ClassVar = {
+        "sample_size": 32,
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
+        "block_out_channels": (64,),
+        "layers_per_block": 1,
+    }
 
     sample_size: int | tuple[int, int] = 512
     in_channels: int = 3
@@ -187,6 +196,7 @@ class VAEConfig(Config):
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    force_upcast: bool = True  # kept for PyTorch, as its advice on fp16
 
     def __post_init__(self) -> None:
         for key, supported in (
@@ -203,7 +213,6 @@ class VAEConfig(Config):
         """See `Config.neutral`."""
         return {
             "act_fn": ("silu", "swish"),
-            "force_upcast": ANY,  # advice to fp16 users of PyTorch
             "latents_mean": (None,),
             "latents_std": (None,),
             "shift_factor": (None,),
@@ -220,6 +229,7 @@ class CLIPTextConfig(Config):
     """CLIPTextModel; the defaults are Stable Diffusion 1's."""
 
     class_name = "CLIPTextModel"
+    missing: ClassVar = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
 
     vocab_size: int = 49408
     hidden_size: int = 768
@@ -229,6 +239,10 @@ class CLIPTextConfig(Config):
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    projection_dim: int = 512  # this and the token ids are kept for PyTorch
+    bos_token_id: int | None = 49406
+    eos_token_id: int | None = 49407
+    pad_token_id: int | None = 1
 
     def __post_init__(self) -> None:
         if self.hidden_act not in ("quick_gelu", "gelu"):
@@ -240,9 +254,9 @@ class CLIPTextConfig(Config):
     def neutral(cls) -> Mapping[str, Any]:
         """See `Config.neutral`. Most of these are housekeeping that transformers writes into every config."""
         housekeeping = (
-            "architectures attention_dropout bos_token_id chunk_size_feed_forward dropout dtype eos_token_id "
+            "architectures attention_dropout chunk_size_feed_forward dropout dtype "
             "id2label initializer_factor initializer_range is_encoder_decoder label2id output_attentions "
-            "output_hidden_states pad_token_id problem_type projection_dim return_dict tie_word_embeddings "
+            "output_hidden_states problem_type return_dict tie_word_embeddings "
             "torch_dtype torchscript transformers_version use_bfloat16 use_cache"
         )
         return dict.fromkeys(housekeeping.split(), ANY) | {

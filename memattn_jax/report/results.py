@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from memattn_jax import detectors
-from memattn_jax.entropy import mean_over_sites, token_entropy
+from memattn_jax.entropy import METRIC_E_SITE, mean_over_sites, token_entropy
 from memattn_jax.report.plots import plot_entropy
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def number(value: np.floating) -> float | None:
 class ResultWriter:
     """Writes rows as they come, so that an interrupted run keeps what it computed.
 
-    The first rows replace an earlier run's results.jsonl; until then that is untouched.
+    The first rows replace an earlier run's results.jsonl and pictures; until then they are untouched.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], versions: dict[str, str]):
@@ -47,7 +47,13 @@ class ResultWriter:
         mean = mean_over_sites(run.tokens)  # [steps, batch, tokens]
         entropy = np.asarray(token_entropy(mean))
         attention = np.asarray(mean.mean(axis=0))  # [batch, tokens]
-        metric_e, metric_d = np.asarray(detectors.entropy_e(run)), np.asarray(detectors.entropy_d(run))
+        metric_d = np.asarray(detectors.entropy_d(run))
+        metric_e = np.full_like(metric_d, np.nan)
+        if len(run.tokens) > METRIC_E_SITE:  # a small model may lack the site of the paper
+            metric_e = np.asarray(detectors.entropy_e(run))
+        if not self.labels:
+            for old in self.out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+                old.unlink()
         lines = []
         with (self.out / "results.jsonl").open("a" if self.labels else "w", encoding="utf-8") as results:
             for row in range(count):
@@ -66,7 +72,7 @@ class ResultWriter:
                 label = shorten(run.prompts[row], LABEL)
                 if run.finite[row]:
                     self.save_picture(run.images[row], result)
-                    lines.append(f"{result['file']}  E {result['E']:.4f}  D {result['D']:.4f}  {label}")
+                    lines.append(f"{result['file']}  E {metric_e[row]:.4f}  D {metric_d[row]:.4f}  {label}")
                 else:
                     result |= {"file": None, "error": "latents hold NaN or infinity; no picture was written"}
                     lines.append(f"no picture: {result['error']}  {label}")

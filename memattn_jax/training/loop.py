@@ -28,8 +28,8 @@ class Checkpoints:
             folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         )
 
-    def save(self, state: TrainState) -> None:
-        """Writes the state under its step.
+    def save(self, step: int, state: Any) -> None:
+        """Writes a pytree of arrays as the state after a step.
 
         Raises:
           OSError: it could not be written, most often because the disk is full; the last good one is kept.
@@ -39,15 +39,15 @@ class Checkpoints:
         try:
             if free < needed:
                 raise OSError(f"{needed} bytes are needed on the disk, {free} are free")
-            self.manager.save(int(state.step), args=self.ocp.args.StandardSave(leaves))
+            self.manager.save(step, args=self.ocp.args.StandardSave(leaves))
         except (OSError, ValueError) as error:  # what fails in tensorstore is a ValueError
             good = self.manager.latest_step()
             kept = "there is none before it" if good is None else f"the one of step {good} is whole"
             reason = str(error).splitlines()[0]
-            raise OSError(f"the checkpoint of step {int(state.step)} was not written, {kept} ({reason})") from None
+            raise OSError(f"the checkpoint of step {step} was not written, {kept} ({reason})") from None
 
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest state, or `like` where there is none."""
+    def restore(self, like: Any) -> Any:
+        """The newest state, in the structure and the shardings of `like`; `like` itself where there is none."""
         step = self.manager.latest_step()
         if step is None:
             return like
@@ -138,7 +138,7 @@ def train(
                 log.flush()
                 on_step(step, line, state)
                 if stopping or step == steps or step % checkpoint_every == 0:
-                    checkpoints.save(state)
+                    checkpoints.save(step, state)
                 if stopping:
                     break
     finally:

@@ -23,6 +23,7 @@ class TrainSettings:
       gradient_clip: largest global norm of the gradient.
       ema_decay: of the moving average that is saved in the end; 0 keeps none.
       dropout: probability that a caption is replaced by the empty prompt, for classifier-free guidance.
+      high_noise: probability that a timestep is drawn from the noisiest two fifths instead of from all.
       train_text_encoder: whether the text encoder is trained as well.
       gate: "none", "entropy" (read off the training forward pass) or "noise_norm" (Wen et al., one pass more).
       gate_quantile: of clean scores, above which a sample gets weight 0.
@@ -45,6 +46,7 @@ class TrainSettings:
     gradient_clip: float = 1.0
     ema_decay: float = 0.0
     dropout: float = 0.1
+    high_noise: float = 0.0
     train_text_encoder: bool = False
     gate: str = "none"
     gate_quantile: float = 0.95
@@ -63,7 +65,7 @@ class TrainSettings:
                 raise InputError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if self.batch_size % self.accumulation:
             raise InputError(f"batch_size {self.batch_size} does not divide into {self.accumulation} micro-batches")
-        for name, low, high in (("gate_quantile", 0, 1), ("ema_decay", 0, 1), ("dropout", 0, 1)):
+        for name, low, high in (("gate_quantile", 0, 1), ("ema_decay", 0, 1), ("dropout", 0, 1), ("high_noise", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} is {getattr(self, name)}; it lies between {low} and {high}")
         for name, choices in (

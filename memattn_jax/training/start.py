@@ -47,6 +47,7 @@ def start(sd: StableDiffusion, settings: TrainSettings, gate: Gate | None = None
         signal=jnp.asarray(alphas_cumprod(scheduler)),
         seed=jnp.uint32(settings.seed),
         dropout=jnp.float32(settings.dropout),
+        high_noise=jnp.float32(settings.high_noise),
         ema_decay=jnp.float32(settings.ema_decay),
         graphs=tuple((name, graph) for name, (graph, _) in split.items()),
         optimizer=optimizer,
@@ -65,7 +66,7 @@ def score_batch(setup: Setup, params: Any, batch: Batch, step: Array) -> tuple[A
     scale = setup.vae.config.scale
     shape = (*(size // scale for size in batch.pictures.shape[1:3]), setup.vae.config.latent_channels)
     keys = row_keys(setup.seed, step, len(batch.pictures))
-    draws = draw(keys, shape, len(setup.signal), jnp.float32(0))
+    draws = draw(keys, shape, len(setup.signal), dropout=0.0, high_noise=0.0)
     return draws.timesteps, forward(setup, params, batch, draws, gated=True)[1]
 
 

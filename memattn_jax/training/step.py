@@ -71,6 +71,7 @@ class Setup:
       signal: ᾱ, float32 [train timesteps].
       seed: of every draw.
       dropout: probability that a row's caption is replaced by the empty prompt.
+      high_noise: probability that a row's timestep is drawn from the noisiest two fifths.
       ema_decay: of the moving average.
       graphs: name and structure of each trained network, as `nnx.split` gives it.
       optimizer: an optax gradient transformation.
@@ -86,6 +87,7 @@ class Setup:
     signal: Array
     seed: Array
     dropout: Array
+    high_noise: Array
     ema_decay: Array
     graphs: tuple[tuple[str, nnx.GraphDef], ...] = static(())
     optimizer: optax.GradientTransformation = static(None)
@@ -104,13 +106,16 @@ class Draws(NamedTuple):
     dropped: Array  # bool [batch]
 
 
-def draw(keys: Array, shape: tuple[int, ...], train_timesteps: int, dropout: Array) -> Draws:
+def draw(
+    keys: Array, shape: tuple[int, ...], train_timesteps: int, dropout: Array | float, high_noise: Array | float
+) -> Draws:
     """Each row's draws from its own key; `shape` is that of one row's latents."""
 
     def row(key: Array) -> Draws:
-        time, noise, posterior, dropped = jax.random.split(key, 4)
+        time, high, noise, posterior, dropped = jax.random.split(key, 5)
+        lowest = jnp.where(jax.random.bernoulli(high, high_noise), train_timesteps * 3 // 5, 0)
         return Draws(
-            jax.random.randint(time, (), 0, train_timesteps),
+            jax.random.randint(time, (), lowest, train_timesteps),
             jax.random.normal(noise, shape),
             jax.random.normal(posterior, shape),
             jax.random.bernoulli(dropped, dropout),
@@ -170,7 +175,8 @@ def train_step(state: TrainState, setup: Setup, batch: Batch) -> tuple[TrainStat
     height, width = (size // scale for size in batch.pictures.shape[1:3])
     train_timesteps = len(setup.signal)
     keys = row_keys(setup.seed, state.step, rows)
-    draws = draw(keys, (height, width, setup.vae.config.latent_channels), train_timesteps, setup.dropout)
+    shape = (height, width, setup.vae.config.latent_channels)
+    draws = draw(keys, shape, train_timesteps, setup.dropout, setup.high_noise)
     gate = state.gate
 
     def summed(params: Any, batch: Batch, draws: Draws) -> tuple[Array, tuple[Array, Array, Array]]:

@@ -109,15 +109,23 @@ def test_every_tensor_that_does_not_fit_is_listed(copy):
     stored = {name: value for name, value in stored.items() if name not in gone}
     stored["conv_in.weight"] = stored["conv_in.weight"][:, :3]
     stored["surplus.weight"] = np.zeros(3, np.float32)
+    stored["z"] = np.zeros(1, np.float32)
     save_file(stored, path)
     with pytest.raises(InputError) as error:
         load_part(copy, "unet", "float32")
     message = str(error.value)
-    assert f"{len(gone) + 2} tensors do not fit" in message
+    assert f"{len(gone) + 3} tensors do not fit" in message
+    assert "unexpected z [1]" in message
     assert "unexpected surplus.weight [3]" in message
     assert "misshapen conv_in.weight [16, 3, 3, 3], not [16, 4, 3, 3]" in message
     for name in gone:
         assert f"missing {name} [" in message
+    stored = load_file(weights(copy, "vae"))
+    save_file(stored | {"more": np.zeros(1, np.float32)}, weights(copy, "vae"))
+    with pytest.raises(
+        InputError, match=r"unet: .*surplus.*vae: 1 tensors do not fit the config: unexpected more \[1\]"
+    ):
+        StableDiffusion.from_pretrained(copy)
 
 
 def test_truncated_file(copy):
@@ -155,6 +163,62 @@ def test_unsupported_models_are_named(copy, file, changes, message):
         StableDiffusion.from_pretrained(copy)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("unet/config.json", {"attention_head_dim": [4, 4]}),
+        ("unet/config.json", {"layers_per_block": [2, 2]}),
+        ("unet/config.json", {"block_out_channels": 32}),
+        ("unet/config.json", {"norm_num_groups": 7}),
+        ("unet/config.json", {"attention_head_dim": 0}),
+        ("vae/config.json", {"block_out_channels": []}),
+    ],
+    ids=str,
+)
+def test_configs_that_no_network_can_be_built_of(copy, file, changes):
+    edit(copy / file, **changes)
+    with pytest.raises(InputError, match=r"config\.json: no network can be built of it"):
+        StableDiffusion.from_pretrained(copy)
+
+
+def test_keys_that_a_config_lacks_have_the_values_of_pytorch():
+    import diffusers
+    import transformers
+
+    from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
+
+    with torch.device("meta"):
+        defaults = [
+            (UNetConfig, dict(diffusers.UNet2DConditionModel().config)),
+            (VAEConfig, dict(diffusers.AutoencoderKL().config)),
+            (CLIPTextConfig, transformers.CLIPTextConfig().to_dict()),
+        ]
+    for config_class, expected in defaults:
+        for key, value in config_class.from_json({}).to_json().items():
+            if key not in ("_class_name", "architectures", "model_type"):
+                assert value == (list(expected[key]) if isinstance(expected[key], tuple) else expected[key]), key
+
+
+def test_a_model_without_a_sample_size(copy):
+    edit(copy / "unet" / "config.json", sample_size=None)
+    sd = StableDiffusion.from_pretrained(copy)
+    with pytest.raises(InputError, match="names no sample_size; give height and width"):
+        sd.sample(["a"])
+    assert sd.sample(["a"], steps=1, height=16, width=24, taps=None).images.shape == (1, 16, 24, 3)
+
+
+def test_saving_over_shards_leaves_none(checkpoint, copy):
+    for old in (copy / "unet").glob("*.safetensors"):
+        old.unlink()
+    checkpoint.torch.unet.save_pretrained(copy / "unet", max_shard_size="500KB")
+    sd = StableDiffusion.from_pretrained(copy)
+    sd.unet.conv_in.bias[...] = sd.unet.conv_in.bias[...] + 1
+    sd.save_pretrained(copy)
+    assert [path.name for path in (copy / "unet").glob("*.safetensors*")] == ["diffusion_pytorch_model.safetensors"]
+    again = StableDiffusion.from_pretrained(copy).unet.conv_in.bias[...]
+    np.testing.assert_array_equal(again, sd.unet.conv_in.bias[...])
+
+
 def test_missing_parts(copy):
     shutil.rmtree(copy / "vae")
     (copy / "scheduler" / "scheduler_config.json").unlink()
@@ -176,6 +240,10 @@ def test_pickles_are_not_read(copy):
 def test_broken_json_and_tokenizer(copy):
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (copy / "tokenizer" / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="holds no CLIP tokenizer"):
+        StableDiffusion.from_pretrained(copy)
+    (copy / "tokenizer" / "vocab.json").write_text('{"a": 0}')
+    (copy / "tokenizer" / "merges.txt").write_text("#version: 0.2\nx y\n")
     with pytest.raises(InputError, match="holds no CLIP tokenizer"):
         StableDiffusion.from_pretrained(copy)
     (copy / "unet" / "config.json").write_text("{")

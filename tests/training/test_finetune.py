@@ -160,12 +160,12 @@ def small(inputs):
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(small, tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(dataclasses.replace(small, step=jnp.int32(4)))
+    checkpoints.save(4, dataclasses.replace(small, step=jnp.int32(4)))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     message = r"the checkpoint of step 8 was not written, the one of step 4 is whole \(\d+ bytes are needed on the disk"
     with pytest.raises(OSError, match=message):
-        checkpoints.save(dataclasses.replace(small, step=jnp.int32(8)))
+        checkpoints.save(8, dataclasses.replace(small, step=jnp.int32(8)))
     restored = Checkpoints(tmp_path).restore(small)
     assert restored.step == 4
     jax.tree.map(np.testing.assert_array_equal, restored.params, small.params)

@@ -79,7 +79,7 @@ def test_one_update_equals_pytorch(random_model, tmp_path, prediction_type):
     micro.write_model(folder, random_model, prediction_type)
     sd = StableDiffusion.from_pretrained(folder)
     (state, metrics), setup = step(sd, SETTINGS)
-    draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout)
+    draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout, setup.high_noise)
     assert draws.dropped.any()
     assert not draws.dropped.all()
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
@@ -118,6 +118,14 @@ def test_one_update_equals_pytorch(random_model, tmp_path, prediction_type):
         np.testing.assert_allclose(new[clear], theirs.detach().numpy()[clear], atol=1e-5)
 
 
+def test_timesteps_are_drawn_where_the_settings_say():
+    keys = row_keys(jnp.uint32(0), jnp.int32(0), 4000)
+    even, high = (draw(keys, (1,), 1000, 0.0, p).timesteps for p in (0.0, 0.5))
+    assert (even.min(), even.max()) == (0, 999)
+    assert (even >= 600).mean() == pytest.approx(0.4, abs=0.03)
+    assert (high >= 600).mean() == pytest.approx(0.7, abs=0.03)
+
+
 def test_micro_batches_and_remat_change_nothing(sd):
     (plain, metrics), _ = step(sd, SETTINGS)
     for other in (
@@ -153,7 +161,7 @@ def test_the_score_is_read_from_the_training_forward_pass(sd):
     settings = dataclasses.replace(SETTINGS, gate="entropy", dropout=0.0)
     (_, metrics), setup = step(sd, settings)
     state, _ = start(sd, settings)
-    draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout)
+    draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout, setup.high_noise)
     posterior = sd.vae.encode(batch(sd).pictures / 127.5 - 1)
     latents = posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draws.posterior
     noisy = add_noise(latents * sd.vae.config.scaling_factor, draws.noise, setup.signal[draws.timesteps])
@@ -166,7 +174,7 @@ def test_the_score_is_read_from_the_training_forward_pass(sd):
 def test_noise_norm_gate_scores_what_wen_scores(sd):
     settings = dataclasses.replace(SETTINGS, gate="noise_norm", dropout=0.5, seed=3)
     (_, metrics), setup = step(sd, settings)
-    dropped = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout).dropped
+    dropped = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout, setup.high_noise).dropped
     assert dropped.any()
     assert not dropped.all()
     np.testing.assert_allclose(np.asarray(metrics["score"])[np.asarray(dropped)], 0.0, atol=1e-4)
@@ -198,6 +206,7 @@ def test_the_gate_costs_no_forward_pass():
             shape(77, dtype=jnp.int32),
             shape(1000),
             shape(dtype=jnp.uint32),
+            shape(),
             shape(),
             shape(),
             graphs=(("unet", graph),),
