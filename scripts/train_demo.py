@@ -1,0 +1,215 @@
+"""Trains the demo model, in three stages, deterministically and resumably.
+
+    python scripts/train_demo.py demo-model --cache ~/.cache/demo-emoji
+
+The same command goes on where it stopped. demo-model/ receives checkpoints of each stage, metrics, plots and sample
+grids, and in the end model/, a diffusers folder in half precision. `demo_data` and `demo_model` tell what is trained on
+what.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from demo_data import DemoData, load_sprites
+from demo_model import autoencoder, geometry, text
+from flax import nnx
+from tqdm import tqdm
+
+from memattn_jax.errors import InputError
+from memattn_jax.models.clip_text import CLIPTextModel
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.pipeline import StableDiffusion
+from memattn_jax.report.plots import plot_training, save_grid
+from memattn_jax.tokenizer import Tokenizer
+from memattn_jax.training.data import batches
+from memattn_jax.training.loop import Checkpoints, train
+from memattn_jax.training.settings import TrainSettings
+from memattn_jax.training.start import start, trained
+
+EXAMPLES = 10_000_000  # more than is ever drawn: training pictures are rendered when asked for
+
+
+class Lengths(NamedTuple):
+    """Steps of each stage."""
+
+    autoencoder: int = 8_000
+    text: int = 6_000
+    unet: int = 30_000
+
+
+class Examples:
+    """The demo data as arrays, for grain."""
+
+    def __init__(self, data: DemoData, tokenizer: Tokenizer):
+        self.data = data
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return EXAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        example = self.data.example(index)
+        tokens = self.tokenizer([example.caption])
+        return {"pictures": example.picture, "input_ids": tokens.input_ids[0], "lengths": tokens.lengths[0]}
+
+
+def run_stage(
+    folder: Path,
+    params: nnx.State,
+    optimizer: optax.GradientTransformation,
+    update: Callable[..., tuple[Any, Any, jax.Array]],
+    examples: Examples,
+    *,
+    steps: int,
+    batch_size: int,
+) -> nnx.State:
+    """Trains one network's parameters to `steps`, from its newest checkpoint; `update` takes a batch and a step."""
+    checkpoints = Checkpoints(folder)
+    step, params, state = checkpoints.restore((jnp.int32(0), params, optimizer.init(params)))
+    first = int(step)
+    reader = itertools.islice(batches(examples, batch_size, 0, first), steps - first)
+    progress = tqdm(reader, desc=folder.name, initial=first, total=steps, disable=None)
+    for number, batch in enumerate(progress, start=first + 1):
+        params, state, loss = update(params, state, batch, number)
+        if number % 50 == 0:
+            progress.set_postfix(loss=f"{loss:.4f}")
+        if number % 500 == 0 or number == steps:
+            checkpoints.save(number, (jnp.int32(number), params, state))
+            if progress.disable:
+                print(f"{folder.name}  step {number} of {steps}  loss {loss:.4f}", flush=True)
+    return params
+
+
+def adam(peak: float, steps: int) -> optax.GradientTransformation:
+    """Adam with warm-up and cosine decay to 0."""
+    rates = optax.warmup_cosine_decay_schedule(0.0, peak, min(500, steps // 10), steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rates))
+
+
+def train_autoencoder(out: Path, examples: Examples, steps: int) -> AutoencoderKL:
+    """The first stage."""
+    vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(vae)
+    optimizer = adam(1e-3, steps)
+
+    def update(params: nnx.State, state: Any, batch: dict[str, np.ndarray], number: int) -> Any:
+        key = jax.random.fold_in(jax.random.key(1), number)
+        return autoencoder.update(params, state, batch["pictures"], key, optimizer=optimizer, graph=graph)
+
+    params = run_stage(out / "autoencoder", params, optimizer, update, examples, steps=steps, batch_size=16)
+    vae = nnx.merge(graph, params)
+    autoencoder.whiten(vae, *autoencoder.moments(vae, next(batches(examples, 512, 2, 0))["pictures"]))
+    return vae
+
+
+def train_text_encoder(out: Path, examples: Examples, vae: AutoencoderKL, vocabulary: int, steps: int) -> CLIPTextModel:
+    """The second stage."""
+    model = text.Contrast(geometry.text_config(vocabulary), geometry.VAE.latent_channels, rngs=nnx.Rngs(2))
+    graph, params = nnx.split(model)
+    optimizer = adam(5e-4, steps)
+    encode = jax.jit(lambda vae, pictures: vae.encode(autoencoder.to_values(pictures)).mean)
+
+    def update(params: nnx.State, state: Any, batch: dict[str, np.ndarray], number: int) -> Any:
+        latents = encode(vae, batch["pictures"])
+        return text.update(
+            params, state, batch["input_ids"], batch["lengths"], latents, optimizer=optimizer, graph=graph
+        )
+
+    params = run_stage(out / "text", params, optimizer, update, examples, steps=steps, batch_size=64)
+    return nnx.merge(graph, params).text
+
+
+def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -> StableDiffusion:
+    """The third stage."""
+    settings = TrainSettings(
+        steps=steps,
+        batch_size=32,
+        learning_rate=1e-3,
+        warmup_steps=min(500, steps // 10),
+        schedule="cosine",
+        ema_decay=0.999,
+        high_noise=0.5,
+    )
+    state, setup = start(sd, settings)
+    prompts = [examples.data.groups.prompts(group)[0].text for group in ("memorized", "control", "unseen", "decoys")]
+    folder = out / "unet"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def on_step(step: int, metrics: dict[str, Any], state: Any) -> None:
+        if step % 100 == 0:
+            print(f"unet  step {step} of {steps}  loss {metrics['loss']:.4f}", flush=True)
+        if step % 2000 == 0 or step == steps:
+            now = trained(sd, state, setup)
+            save_grid(
+                folder / f"{step:06d}.png", [now.sample([p] * 4, seeds=range(4), taps=None).images for p in prompts]
+            )
+
+    state, _ = train(
+        state,
+        setup,
+        lambda first: batches(examples, settings.batch_size, 3, first),
+        steps=steps,
+        out=folder,
+        checkpoint_every=500,
+        on_step=on_step,
+    )
+    plot_training(out / "unet.png", folder / "metrics.jsonl")
+    return trained(sd, state, setup)
+
+
+def train_demo(out: Path, data: DemoData, lengths: Lengths) -> StableDiffusion:
+    """All stages; writes and returns the model."""
+    vocabulary = geometry.write_tokenizer(out / "tokenizer", data.groups.vocabulary()["words"])
+    tokenizer = Tokenizer(out / "tokenizer", 77)
+    examples = Examples(data, tokenizer)
+    vae = train_autoencoder(out, examples, lengths.autoencoder)
+    text_encoder = train_text_encoder(out, examples, vae, vocabulary, lengths.text)
+    unet = UNet2DConditionModel(geometry.UNET, rngs=nnx.Rngs(4))
+    sd = StableDiffusion(unet, vae, text_encoder, tokenizer, geometry.SCHEDULER)
+    sd = train_unet(out, examples, sd, lengths.unet)
+    half = {
+        name: jax.tree.map(lambda x: x.astype(jnp.float16), getattr(sd, name))
+        for name in ("unet", "vae", "text_encoder")
+    }
+    dataclasses.replace(sd, **half).save_pretrained(out / "model")
+    return sd
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status, 2 for what the user got wrong."""
+    parser = argparse.ArgumentParser(description="Trains the demo model.")
+    parser.add_argument("out", type=Path, help="folder for checkpoints and the model")
+    parser.add_argument("--cache", type=Path, required=True, help="folder where the emoji package is kept (74 MB)")
+    parser.add_argument("--seed", type=int, default=0, help="of the data")
+    parser.add_argument("--steps", type=int, nargs=3, default=Lengths(), metavar=("AUTOENCODER", "TEXT", "UNET"))
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = {"seed": options.seed, "steps": list(options.steps)}
+    path = options.out / "settings.json"
+    try:
+        if path.exists() and json.loads(path.read_text()) != settings:
+            raise InputError(
+                f"{options.out} holds a run with other settings, {path.read_text()}; choose another folder"
+            )
+        path.write_text(json.dumps(settings))
+        train_demo(options.out, DemoData(load_sprites(options.cache), options.seed), Lengths(*options.steps))
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"the demo model is in {options.out / 'model'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,81 @@
+"""The demo model's tokenizer, whitening and contrast, each on a small scale."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from demo_data import make_groups
+from demo_model import autoencoder, geometry, text
+from flax import nnx
+
+from memattn_jax.checkpoints.names import leaves
+from memattn_jax.models.abstract import abstract
+from memattn_jax.models.clip_text import CLIPTextModel
+from memattn_jax.models.configs import CLIPTextConfig
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    size = geometry.write_tokenizer(folder, make_groups(0).vocabulary()["words"])
+    tokenizer = Tokenizer(folder, 77)
+    assert len(tokenizer.clip) == size
+    return tokenizer
+
+
+def test_every_word_of_a_caption_is_one_token(tokenizer):
+    words = make_groups(0).vocabulary()["words"]
+    assert set(tokenizer(words).lengths) == {3}
+    caption = make_groups(0).prompts("memorized")[0].text
+    assert tokenizer([caption]).lengths[0] == len(caption.split()) + 2
+    assert tokenizer([caption]).input_ids[0, -1] == tokenizer.clip.eos_token_id  # padded as Stable Diffusion 1
+
+
+def test_it_fits_twelve_megabytes_and_has_cross_attention_at_three_resolutions(tokenizer):
+    unet = abstract(UNet2DConditionModel, geometry.UNET)
+    parts = (
+        unet,
+        abstract(AutoencoderKL, geometry.VAE),
+        abstract(CLIPTextModel, geometry.text_config(len(tokenizer.clip))),
+    )
+    assert sum(leaf.size for part in parts for leaf in jax.tree.leaves(part)) * 2 < 12e6
+    assert len(unet.sites) >= 9
+    assert len({site.split(".")[1] for site in unet.sites if site.startswith("down")}) == 3
+
+
+def test_whitening_changes_latents_and_no_picture():
+    vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    for leaf in leaves(vae):
+        if leaf.name.startswith(("quant_conv", "post_quant_conv")):
+            leaf.param[...] = jnp.asarray(rng.normal(size=leaf.param.shape), jnp.float32)
+    pictures = rng.integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)
+    decode = jax.jit(lambda vae, x: vae.decode(vae.encode(autoencoder.to_values(x)).mean))
+    before = decode(vae, pictures)
+    autoencoder.whiten(vae, *autoencoder.moments(vae, pictures))
+    mean, covariance = autoencoder.moments(vae, pictures)
+    np.testing.assert_allclose(mean, 0, atol=1e-4)
+    np.testing.assert_allclose(covariance, np.eye(4), atol=1e-3)
+    np.testing.assert_allclose(decode(vae, pictures), before, atol=1e-3 * float(jnp.abs(before).max()))
+
+
+def test_contrast_forgives_equal_captions_and_nothing_else():
+    config = CLIPTextConfig(
+        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = text.Contrast(config, 4, rngs=nnx.Rngs(0))
+    input_ids = jnp.asarray([[1, 2, 3, 8, 8], [1, 2, 3, 8, 8], [1, 4, 5, 6, 8], [1, 7, 8, 8, 8]])
+    lengths = jnp.asarray([4, 4, 5, 3])
+    latents = jax.random.normal(jax.random.key(0), (4, 8, 8, 4))
+    loss = text.contrastive_loss(model, input_ids, lengths, latents)
+
+    hidden = model.text(input_ids)
+    read = jnp.stack([hidden[0, 3], hidden[1, 4], hidden[2, 4], hidden[3, 4]])  # end token, padding, end, padding
+    captions, pictures = text.unit(model.project(read)), text.unit(model.picture(latents))
+    logits = np.exp(np.asarray(model.scale[...])) * np.asarray(captions @ pictures.T)
+    logits[0, 1] = logits[1, 0] = -np.inf
+    expected = [np.log(np.exp(x).sum(axis)) - np.diag(x) for axis, x in ((1, logits), (0, logits))]
+    assert loss == pytest.approx(np.mean(expected), rel=1e-5)
