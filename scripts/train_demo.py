@@ -9,21 +9,19 @@ what.
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from demo_data import DemoData, load_sprites
 from demo_model import autoencoder, geometry, text
+from demo_model.stage import run_stage
 from flax import nnx
-from tqdm import tqdm
+from small_checkpoint import SCHEDULER, write_tokenizer
 
 from memattn_jax.errors import InputError
 from memattn_jax.models.clip_text import CLIPTextModel
@@ -33,7 +31,7 @@ from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.plots import plot_training, save_grid
 from memattn_jax.tokenizer import Tokenizer
 from memattn_jax.training.data import batches
-from memattn_jax.training.loop import Checkpoints, train
+from memattn_jax.training.loop import train
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start, trained
 
@@ -64,74 +62,33 @@ class Examples:
         return {"pictures": example.picture, "input_ids": tokens.input_ids[0], "lengths": tokens.lengths[0]}
 
 
-def run_stage(
-    folder: Path,
-    params: nnx.State,
-    optimizer: optax.GradientTransformation,
-    update: Callable[..., tuple[Any, Any, jax.Array]],
-    examples: Examples,
-    *,
-    steps: int,
-    batch_size: int,
-) -> nnx.State:
-    """Trains one network's parameters to `steps`, from its newest checkpoint; `update` takes a batch and a step."""
-    checkpoints = Checkpoints(folder)
-    step, params, state = checkpoints.restore((jnp.int32(0), params, optimizer.init(params)))
-    first = int(step)
-    reader = itertools.islice(batches(examples, batch_size, 0, first), steps - first)
-    progress = tqdm(reader, desc=folder.name, initial=first, total=steps, disable=None)
-    for number, batch in enumerate(progress, start=first + 1):
-        params, state, loss = update(params, state, batch, number)
-        if number % 50 == 0:
-            progress.set_postfix(loss=f"{loss:.4f}")
-        if number % 500 == 0 or number == steps:
-            checkpoints.save(number, (jnp.int32(number), params, state))
-            if progress.disable:
-                print(f"{folder.name}  step {number} of {steps}  loss {loss:.4f}", flush=True)
-    return params
-
-
-def adam(peak: float, steps: int) -> optax.GradientTransformation:
-    """Adam with warm-up and cosine decay to 0."""
-    rates = optax.warmup_cosine_decay_schedule(0.0, peak, min(500, steps // 10), steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rates))
-
-
 def train_autoencoder(out: Path, examples: Examples, steps: int) -> AutoencoderKL:
     """The first stage."""
-    vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(vae)
-    optimizer = adam(1e-3, steps)
 
-    def update(params: nnx.State, state: Any, batch: dict[str, np.ndarray], number: int) -> Any:
+    def loss(vae: AutoencoderKL, frozen: None, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(1), number)
-        return autoencoder.update(params, state, batch["pictures"], key, optimizer=optimizer, graph=graph)
+        return autoencoder.reconstruction_loss(vae, batch["pictures"], key)
 
-    params = run_stage(out / "autoencoder", params, optimizer, update, examples, steps=steps, batch_size=16)
-    vae = nnx.merge(graph, params)
+    vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))
+    vae = run_stage(out / "autoencoder", vae, loss, examples, rate=1e-3, steps=steps, batch_size=16)
     autoencoder.whiten(vae, *autoencoder.moments(vae, next(batches(examples, 512, 2, 0))["pictures"]))
     return vae
 
 
 def train_text_encoder(out: Path, examples: Examples, vae: AutoencoderKL, vocabulary: int, steps: int) -> CLIPTextModel:
     """The second stage."""
+
+    def loss(model: text.Contrast, vae: AutoencoderKL, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
+        latents = vae.encode(autoencoder.to_values(batch["pictures"])).mean
+        return text.contrastive_loss(model, batch["input_ids"], batch["lengths"], latents)
+
     model = text.Contrast(geometry.text_config(vocabulary), geometry.VAE.latent_channels, rngs=nnx.Rngs(2))
-    graph, params = nnx.split(model)
-    optimizer = adam(5e-4, steps)
-    encode = jax.jit(lambda vae, pictures: vae.encode(autoencoder.to_values(pictures)).mean)
-
-    def update(params: nnx.State, state: Any, batch: dict[str, np.ndarray], number: int) -> Any:
-        latents = encode(vae, batch["pictures"])
-        return text.update(
-            params, state, batch["input_ids"], batch["lengths"], latents, optimizer=optimizer, graph=graph
-        )
-
-    params = run_stage(out / "text", params, optimizer, update, examples, steps=steps, batch_size=64)
-    return nnx.merge(graph, params).text
+    folder = out / "text"
+    return run_stage(folder, model, loss, examples, frozen=vae, rate=5e-4, steps=steps, batch_size=64).text
 
 
-def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -> StableDiffusion:
-    """The third stage."""
+def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -> StableDiffusion | None:
+    """The third stage; None if it was told to stop before its end."""
     settings = TrainSettings(
         steps=steps,
         batch_size=32,
@@ -155,7 +112,7 @@ def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -
                 folder / f"{step:06d}.png", [now.sample([p] * 4, seeds=range(4), taps=None).images for p in prompts]
             )
 
-    state, _ = train(
+    state, finished = train(
         state,
         setup,
         lambda first: batches(examples, settings.batch_size, 3, first),
@@ -165,25 +122,26 @@ def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -
         on_step=on_step,
     )
     plot_training(out / "unet.png", folder / "metrics.jsonl")
-    return trained(sd, state, setup)
+    return trained(sd, state, setup) if finished else None
 
 
-def train_demo(out: Path, data: DemoData, lengths: Lengths) -> StableDiffusion:
-    """All stages; writes and returns the model."""
-    vocabulary = geometry.write_tokenizer(out / "tokenizer", data.groups.vocabulary()["words"])
+def train_demo(out: Path, data: DemoData, lengths: Lengths) -> bool:
+    """All stages; writes the model and returns True, or False if told to stop before."""
+    vocabulary = write_tokenizer(out / "tokenizer", data.groups.vocabulary()["words"])
     tokenizer = Tokenizer(out / "tokenizer", 77)
     examples = Examples(data, tokenizer)
     vae = train_autoencoder(out, examples, lengths.autoencoder)
     text_encoder = train_text_encoder(out, examples, vae, vocabulary, lengths.text)
     unet = UNet2DConditionModel(geometry.UNET, rngs=nnx.Rngs(4))
-    sd = StableDiffusion(unet, vae, text_encoder, tokenizer, geometry.SCHEDULER)
-    sd = train_unet(out, examples, sd, lengths.unet)
+    sd = train_unet(out, examples, StableDiffusion(unet, vae, text_encoder, tokenizer, SCHEDULER), lengths.unet)
+    if sd is None:
+        return False
     half = {
         name: jax.tree.map(lambda x: x.astype(jnp.float16), getattr(sd, name))
         for name in ("unet", "vae", "text_encoder")
     }
     dataclasses.replace(sd, **half).save_pretrained(out / "model")
-    return sd
+    return True
 
 
 def main(arguments: list[str]) -> int:
@@ -203,11 +161,15 @@ def main(arguments: list[str]) -> int:
                 f"{options.out} holds a run with other settings, {path.read_text()}; choose another folder"
             )
         path.write_text(json.dumps(settings))
-        train_demo(options.out, DemoData(load_sprites(options.cache), options.seed), Lengths(*options.steps))
+        data = DemoData(load_sprites(options.cache), options.seed)
+        finished = train_demo(options.out, data, Lengths(*options.steps))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"the demo model is in {options.out / 'model'}")
+    if finished:
+        print(f"the demo model is in {options.out / 'model'}")
+    else:
+        print("stopped; the same command goes on from there")
     return 0
 
 

@@ -7,6 +7,7 @@ import pytest
 from demo_data import make_groups
 from demo_model import autoencoder, geometry, text
 from flax import nnx
+from small_checkpoint import write_tokenizer
 
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.models.abstract import abstract
@@ -20,7 +21,7 @@ from memattn_jax.tokenizer import Tokenizer
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    size = geometry.write_tokenizer(folder, make_groups(0).vocabulary()["words"])
+    size = write_tokenizer(folder, make_groups(0).vocabulary()["words"])
     tokenizer = Tokenizer(folder, 77)
     assert len(tokenizer.clip) == size
     return tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from memattn_jax.checkpoints.hub import NOT_READ, PATTERNS, locate
+from memattn_jax.checkpoints.hub import HALF, NOT_READ, PATTERNS, locate
 
 
 @pytest.fixture
@@ -41,6 +41,23 @@ def test_a_folder_wins(tmp_path, monkeypatch):
     assert locate("./owner") == Path("owner")
 
 
+def test_half_precision_is_downloaded_where_there_is_nothing_else(tmp_path, monkeypatch):
+    asked = []
+
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append(ignore_patterns)
+        if HALF not in ignore_patterns:
+            (tmp_path / "unet").mkdir()
+            (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert locate("owner/half") == tmp_path
+    assert asked == [[*NOT_READ, HALF], NOT_READ]
+    assert locate("owner/half") == tmp_path
+    assert len(asked) == 3  # now it is there at once
+
+
 def test_what_is_downloaded(random_model):
     """Everything that loading reads, and no second copy of the weights."""
     from huggingface_hub.utils import filter_repo_objects
@@ -55,5 +72,5 @@ def test_what_is_downloaded(random_model):
         "v1-5-pruned.ckpt",
         "sd.safetensors",
     ]
-    kept = filter_repo_objects([*needed, *surplus], allow_patterns=PATTERNS, ignore_patterns=NOT_READ)
+    kept = filter_repo_objects([*needed, *surplus], allow_patterns=PATTERNS, ignore_patterns=[*NOT_READ, HALF])
     assert sorted(kept) == sorted(needed)

@@ -172,7 +172,9 @@ def save_part(module: UNet2DConditionModel | AutoencoderKL | CLIPTextModel, fold
     (folder / part).mkdir(parents=True, exist_ok=True)
     config = module.config.to_json()
     (folder / part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = {leaf.name: leaf.to_torch(jax.device_get(leaf.param[...])) for leaf in leaves(module)}
+    partial_file = folder / part / f"{stem}.partial"
+    save_file(tensors, partial_file, metadata={"format": "pt"})
     for old in (folder / part).glob(f"{stem}*.safetensors*"):  # shards of another save would be read instead
         old.unlink()
-    tensors = {leaf.name: leaf.to_torch(jax.device_get(leaf.param[...])) for leaf in leaves(module)}
-    save_file(tensors, folder / part / f"{stem}.safetensors", metadata={"format": "pt"})
+    partial_file.rename(folder / part / f"{stem}.safetensors")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 PATTERNS = ["model_index.json", "scheduler/*.json", "tokenizer/*"]
 PATTERNS += [f"{part}/*" for part in ("unet", "vae", "text_encoder")]
-NOT_READ = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.xml", "*.fp16.*", "*.non_ema.*"]
+NOT_READ = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.xml", "*.non_ema.*"]
+HALF = "*.fp16.*"  # a second copy of the weights, read only where there is no other
 
 
 def locate(model: str | Path) -> Path:
@@ -23,7 +24,11 @@ def locate(model: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(str(model), allow_patterns=PATTERNS, ignore_patterns=NOT_READ))
+        for unread in ([*NOT_READ, HALF], NOT_READ):
+            folder = Path(snapshot_download(str(model), allow_patterns=PATTERNS, ignore_patterns=unread))
+            if any((folder / "unet").glob("*.safetensors")):
+                break
+        return folder
     except (HfHubHTTPError, OSError, ValueError) as error:  # refused, unreachable, or no valid name
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(

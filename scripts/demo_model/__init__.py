@@ -3,7 +3,8 @@
     autoencoder.py   64 × 64 pictures to 16 × 16 × 4 latents, whitened, so that noise hides their colours too
     text.py          a CLIP text encoder, trained against the pictures as CLIP is, then frozen: being causal, it
                      writes the whole caption into the end token and the padding, where the paper's mask acts
-    geometry.py      sizes of the three networks, and the tokenizer
+    geometry.py      sizes of the three networks
+    stage.py         how the first two are trained
 
 The third stage, the UNet, is `memattn_jax.training` on the two others' outputs.
 """

@@ -5,8 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from jax import Array
 
 from memattn_jax.models.vae import AutoencoderKL
@@ -65,21 +63,3 @@ def write(conv: Any, kernel: np.ndarray, bias: np.ndarray) -> None:
     """The inverse of `read`."""
     conv.kernel[...] = jnp.asarray(kernel[None, None], jnp.float32)
     conv.bias[...] = jnp.asarray(bias, jnp.float32)
-
-
-@jax.jit(static_argnames=("optimizer", "graph"), donate_argnames=("params", "state"))
-def update(
-    params: nnx.State,
-    state: optax.OptState,
-    pictures: Array,
-    key: Array,
-    *,
-    optimizer: optax.GradientTransformation,
-    graph: nnx.GraphDef,
-) -> tuple[nnx.State, optax.OptState, Array]:
-    """One step of training: parameters, optimizer's state and loss."""
-    loss, gradients = jax.value_and_grad(lambda params: reconstruction_loss(nnx.merge(graph, params), pictures, key))(
-        params
-    )
-    updates, state = optimizer.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss

@@ -60,22 +60,3 @@ def contrastive_loss(model: Contrast, input_ids: Array, lengths: Array, latents:
     logits = jnp.where(equal, -jnp.inf, logits)
     losses = (optax.losses.softmax_cross_entropy_with_integer_labels(x, rows) for x in (logits, logits.T))
     return sum(loss.mean() for loss in losses) / 2
-
-
-@jax.jit(static_argnames=("optimizer", "graph"), donate_argnames=("params", "state"))
-def update(
-    params: nnx.State,
-    state: optax.OptState,
-    input_ids: Array,
-    lengths: Array,
-    latents: Array,
-    *,
-    optimizer: optax.GradientTransformation,
-    graph: nnx.GraphDef,
-) -> tuple[nnx.State, optax.OptState, Array]:
-    """One step of training: parameters, optimizer's state and loss."""
-    loss, gradients = jax.value_and_grad(
-        lambda params: contrastive_loss(nnx.merge(graph, params), input_ids, lengths, latents)
-    )(params)
-    updates, state = optimizer.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import make_random_model
 import pytest
 import torch
 from diffusers import (
@@ -14,6 +13,8 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from make_random_model import WORDS
+from small_checkpoint import END, write_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from memattn_jax import StableDiffusion
@@ -33,7 +34,7 @@ def write_pipeline(folder: Path, family: str) -> None:
     """Geometry, options and quirks of the family, at tiny widths, with weights large enough to matter."""
     sd2 = family == "sd2"
     torch.manual_seed(2 if sd2 else 1)
-    vocabulary = make_random_model.write_tokenizer(folder / "scratch", pad_token="!" if sd2 else make_random_model.END)
+    vocabulary = write_tokenizer(folder / "scratch", WORDS, pad_token="!" if sd2 else END)
     text = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=32,

@@ -6,12 +6,13 @@ import shutil
 from copy import deepcopy
 from pathlib import Path
 
-import make_random_model
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from make_random_model import WORDS
 from safetensors.numpy import load_file, save_file
+from small_checkpoint import write_tokenizer
 
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.checkpoints.diffusers_folder import load_part, save_part
@@ -259,7 +260,7 @@ def test_parts_of_different_models(checkpoint, copy, tmp_path):
     torch_unet.from_config(config).save_pretrained(copy / "unet")
     with pytest.raises(InputError, match="parts of different models, 32 text channels meet 48"):
         StableDiffusion.from_pretrained(copy)
-    make_random_model.write_tokenizer(tmp_path / "tokenizer")
+    write_tokenizer(tmp_path / "tokenizer", WORDS)
     shutil.rmtree(copy / "tokenizer")
     vocabulary = json.loads((tmp_path / "tokenizer" / "vocab.json").read_text()) | {"extra</w>": 196}
     (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))

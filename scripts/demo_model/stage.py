@@ -1,0 +1,73 @@
+"""One stage of training: a network and a loss, deterministic and resumable."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from tqdm import tqdm
+
+from memattn_jax.training.data import batches
+from memattn_jax.training.loop import Checkpoints
+
+M = TypeVar("M", bound=nnx.Module)
+CHECKPOINT_EVERY = 500
+
+
+def adam(peak: float, steps: int) -> optax.GradientTransformation:
+    """Adam on clipped gradients, with warm-up and cosine decay to 0."""
+    rates = optax.warmup_cosine_decay_schedule(0.0, peak, min(500, steps // 10), steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rates))
+
+
+def run_stage(
+    folder: Path,
+    model: M,
+    loss: Callable[[M, Any, dict[str, Array], Array], Array],
+    examples: Any,
+    *,
+    frozen: Any = None,
+    rate: float,
+    steps: int,
+    batch_size: int,
+) -> M:
+    """Trains a network to `steps`, from its newest checkpoint in `folder`.
+
+    Args:
+      folder: of the checkpoints.
+      model: the network at the start.
+      loss: of the network, `frozen`, a batch and the number of the step.
+      examples: a random-access source of dicts of arrays.
+      frozen: other networks that the loss needs.
+      rate: the highest learning rate.
+      steps: updates in all.
+      batch_size: rows of an update.
+    """
+    graph, params = nnx.split(model)
+    optimizer = adam(rate, steps)
+
+    @jax.jit(donate_argnames=("params", "state"))
+    def update(params: Any, state: Any, frozen: Any, batch: dict[str, Array], number: Array) -> Any:
+        value, gradients = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p), frozen, batch, number))(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    checkpoints = Checkpoints(folder)
+    step, params, state = checkpoints.restore((jnp.int32(0), params, optimizer.init(params)))
+    first = int(step)
+    reader = itertools.islice(batches(examples, batch_size, 0, first), steps - first)
+    progress = tqdm(reader, desc=folder.name, initial=first, total=steps, disable=None)
+    for number, batch in enumerate(progress, start=first + 1):
+        params, state, value = update(params, state, frozen, jax.device_put(batch), jnp.int32(number))
+        if number % 50 == 0:
+            progress.set_postfix(loss=f"{value:.4f}")
+        if number % CHECKPOINT_EVERY == 0 or number == steps:
+            checkpoints.save(number, (jnp.int32(number), params, state))
+            if progress.disable:
+                print(f"{folder.name}  step {number} of {steps}  loss {value:.4f}", flush=True)
+    return nnx.merge(graph, params)
