@@ -21,9 +21,11 @@ QUERY_BLOCK = 256
 def plain_attention(query: Array, keys: Array, values: Array, mask: Array | None = None) -> Array:
     """Attention by two matrix products, the softmax in float32; mask is bool [queries, keys], True where seen."""
     # b batch, q queries, k keys, h heads, d head_dim
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, keys, preferred_element_type=jnp.float32)
+    # heads before pixels: XLA's batched matrix product on a CPU is several times faster when batch axes come first
+    query, keys, values = (x.swapaxes(1, 2) for x in (query, keys, values))
+    logits = jnp.einsum("bhqd,bhkd->bhqk", query, keys, preferred_element_type=jnp.float32)
     probs = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1, where=mask)
-    return jnp.einsum("bhqk,bkhd->bqhd", probs.astype(values.dtype), values)
+    return jnp.einsum("bhqk,bhkd->bhqd", probs.astype(values.dtype), values).swapaxes(1, 2)
 
 
 def blocked_attention(query: Array, keys: Array, values: Array) -> Array:
