@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from demo_data import HALVES, PROMPT_GROUPS, DemoData, load_sprites
+from demo_data import HALVES, PROMPT_GROUPS, DemoData, Groups, load_sprites
 from demo_data.contact_sheet import contact_sheet
 from PIL import Image
 from tqdm import tqdm
@@ -38,14 +38,8 @@ def write_demo_data(data: DemoData, out: Path, train: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise InputError(f"{out}: is not empty; give a new folder")
-    (out / "prompts").mkdir()
-    for group in PROMPT_GROUPS:
-        for half in HALVES:
-            lines = [caption.text + "\n" for caption in data.groups.halves[group, half]]
-            (out / "prompts" / f"{group}_{half}.txt").write_text("".join(lines), encoding="utf-8")
-    memorized = data.groups.prompts("memorized")
-    texts = (caption.text for caption in memorized)
-    write_imagefolder(out / "memorized", zip(data.memorized_pictures, texts, strict=True))
+    write_prompts(data.groups, out / "prompts")
+    write_memorized(data, out / "memorized")
     if train:
         examples = (data.example(index) for index in tqdm(range(train), desc="train", disable=None))
         write_imagefolder(out / "train", ((example.picture, example.caption) for example in examples))
@@ -54,9 +48,24 @@ def write_demo_data(data: DemoData, out: Path, train: int) -> None:
     contact_sheet(data).save(out / "contact_sheet.png")
 
 
+def write_prompts(groups: Groups, folder: Path) -> None:
+    """Writes each half of each group as a text file, a prompt a line."""
+    folder.mkdir(exist_ok=True)
+    for group in PROMPT_GROUPS:
+        for half in HALVES:
+            lines = [caption.text + "\n" for caption in groups.halves[group, half]]
+            (folder / f"{group}_{half}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def write_memorized(data: DemoData, folder: Path) -> None:
+    """Writes the pictures to be memorized with their captions."""
+    texts = (caption.text for caption in data.groups.prompts("memorized"))
+    write_imagefolder(folder, zip(data.memorized_pictures, texts, strict=True))
+
+
 def write_imagefolder(folder: Path, pairs: Iterable[tuple[np.ndarray, str]]) -> None:
     """Writes pictures, uint8 [height, width, 3], as numbered PNGs, and their captions as metadata.jsonl."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
         for number, (picture, text) in enumerate(pairs):
             name = f"{number:06}.png"

@@ -2,14 +2,16 @@
 
     python scripts/train_demo.py demo-model --cache ~/.cache/demo-emoji
 
-The same command goes on where it stopped. demo-model/ receives checkpoints of each stage, metrics, plots and sample
-grids, and in the end model/, a diffusers folder in half precision. `demo_data` and `demo_model` tell what is trained on
-what.
+The same command goes on where it stopped. On a CPU, `XLA_FLAGS=--xla_force_host_platform_device_count=2` makes two
+devices of two cores and takes about half the time. demo-model/ receives checkpoints of each stage, metrics, plots and
+sample grids, and in the end demo/, which is what `memattn_jax/demo` holds: a diffusers folder in half precision,
+prompts and pictures. `demo_data` and `demo_model` tell what is trained on what.
 """
 
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,8 @@ from demo_data import DemoData, load_sprites
 from demo_model import autoencoder, geometry, text
 from demo_model.stage import run_stage
 from flax import nnx
+from jax.sharding import AxisType
+from make_demo_data import write_memorized, write_prompts
 from small_checkpoint import SCHEDULER, write_tokenizer
 
 from memattn_jax.errors import InputError
@@ -41,9 +45,9 @@ EXAMPLES = 10_000_000  # more than is ever drawn: training pictures are rendered
 class Lengths(NamedTuple):
     """Steps of each stage."""
 
-    autoencoder: int = 8_000
-    text: int = 6_000
-    unet: int = 30_000
+    autoencoder: int = 4_000
+    text: int = 1_500
+    unet: int = 8_000
 
 
 class Examples:
@@ -65,26 +69,24 @@ class Examples:
 def train_autoencoder(out: Path, examples: Examples, steps: int) -> AutoencoderKL:
     """The first stage."""
 
-    def loss(vae: AutoencoderKL, frozen: None, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
+    def loss(vae: AutoencoderKL, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(1), number)
         return autoencoder.reconstruction_loss(vae, batch["pictures"], key)
 
     vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))
-    vae = run_stage(out / "autoencoder", vae, loss, examples, rate=1e-3, steps=steps, batch_size=16)
+    vae = run_stage(out / "autoencoder", vae, loss, examples, rate=1e-3, steps=steps, batch_size=8)
     autoencoder.whiten(vae, *autoencoder.moments(vae, next(batches(examples, 512, 2, 0))["pictures"]))
     return vae
 
 
-def train_text_encoder(out: Path, examples: Examples, vae: AutoencoderKL, vocabulary: int, steps: int) -> CLIPTextModel:
+def train_text_encoder(out: Path, examples: Examples, vocabulary: int, steps: int) -> CLIPTextModel:
     """The second stage."""
 
-    def loss(model: text.Contrast, vae: AutoencoderKL, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
-        latents = vae.encode(autoencoder.to_values(batch["pictures"])).mean
-        return text.contrastive_loss(model, batch["input_ids"], batch["lengths"], latents)
+    def loss(model: text.Contrast, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
+        return text.contrastive_loss(model, batch["input_ids"], batch["lengths"], batch["pictures"])
 
-    model = text.Contrast(geometry.text_config(vocabulary), geometry.VAE.latent_channels, rngs=nnx.Rngs(2))
-    folder = out / "text"
-    return run_stage(folder, model, loss, examples, frozen=vae, rate=5e-4, steps=steps, batch_size=64).text
+    model = text.Contrast(geometry.text_config(vocabulary), rngs=nnx.Rngs(2))
+    return run_stage(out / "text", model, loss, examples, rate=1e-3, steps=steps, batch_size=64).text
 
 
 def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -> StableDiffusion | None:
@@ -119,6 +121,7 @@ def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -
         steps=steps,
         out=folder,
         checkpoint_every=500,
+        mesh=jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)),
         on_step=on_step,
     )
     plot_training(out / "unet.png", folder / "metrics.jsonl")
@@ -131,7 +134,7 @@ def train_demo(out: Path, data: DemoData, lengths: Lengths) -> bool:
     tokenizer = Tokenizer(out / "tokenizer", 77)
     examples = Examples(data, tokenizer)
     vae = train_autoencoder(out, examples, lengths.autoencoder)
-    text_encoder = train_text_encoder(out, examples, vae, vocabulary, lengths.text)
+    text_encoder = train_text_encoder(out, examples, vocabulary, lengths.text)
     unet = UNet2DConditionModel(geometry.UNET, rngs=nnx.Rngs(4))
     sd = train_unet(out, examples, StableDiffusion(unet, vae, text_encoder, tokenizer, SCHEDULER), lengths.unet)
     if sd is None:
@@ -140,7 +143,10 @@ def train_demo(out: Path, data: DemoData, lengths: Lengths) -> bool:
         name: jax.tree.map(lambda x: x.astype(jnp.float16), getattr(sd, name))
         for name in ("unet", "vae", "text_encoder")
     }
-    dataclasses.replace(sd, **half).save_pretrained(out / "model")
+    dataclasses.replace(sd, **half).save_pretrained(out / "demo" / "model")
+    write_prompts(data.groups, out / "demo" / "prompts")
+    write_memorized(data, out / "demo" / "memorized")
+    shutil.copy(Path(__file__).parent / "demo_data" / "NOTICE.md", out / "demo")
     return True
 
 
@@ -167,7 +173,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if finished:
-        print(f"the demo model is in {options.out / 'model'}")
+        print(f"the demo model is in {options.out / 'demo'}")
     else:
         print("stopped; the same command goes on from there")
     return 0

@@ -67,15 +67,15 @@ def test_contrast_forgives_equal_captions_and_nothing_else():
     config = CLIPTextConfig(
         vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
     )
-    model = text.Contrast(config, 4, rngs=nnx.Rngs(0))
+    model = text.Contrast(config, rngs=nnx.Rngs(0))
     input_ids = jnp.asarray([[1, 2, 3, 8, 8], [1, 2, 3, 8, 8], [1, 4, 5, 6, 8], [1, 7, 8, 8, 8]])
     lengths = jnp.asarray([4, 4, 5, 3])
-    latents = jax.random.normal(jax.random.key(0), (4, 8, 8, 4))
-    loss = text.contrastive_loss(model, input_ids, lengths, latents)
+    drawn = jax.random.randint(jax.random.key(0), (4, 64, 64, 3), 0, 256).astype(jnp.uint8)
+    loss = text.contrastive_loss(model, input_ids, lengths, drawn)
 
     hidden = model.text(input_ids)
     read = jnp.stack([hidden[0, 3], hidden[1, 4], hidden[2, 4], hidden[3, 4]])  # end token, padding, end, padding
-    captions, pictures = text.unit(model.project(read)), text.unit(model.picture(latents))
+    captions, pictures = text.unit(model.project(read)), text.unit(model.picture(drawn))
     logits = np.exp(np.asarray(model.scale[...])) * np.asarray(captions @ pictures.T)
     logits[0, 1] = logits[1, 0] = -np.inf
     expected = [np.log(np.exp(x).sum(axis)) - np.diag(x) for axis, x in ((1, logits), (0, logits))]

@@ -4,22 +4,22 @@ from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 
 VAE = VAEConfig(
     sample_size=64,
-    block_out_channels=(32, 64, 64),
+    block_out_channels=(16, 32, 64),
     down_block_types=("DownEncoderBlock2D",) * 3,
     up_block_types=("UpDecoderBlock2D",) * 3,
     layers_per_block=1,
-    norm_num_groups=16,
+    norm_num_groups=8,
     scaling_factor=1.0,  # the latents are whitened
 )
 
 UNET = UNetConfig(
     sample_size=16,
-    block_out_channels=(48, 80, 96),
+    block_out_channels=(48, 96, 96),
     down_block_types=("CrossAttnDownBlock2D",) * 3,
     up_block_types=("CrossAttnUpBlock2D",) * 3,
     layers_per_block=1,
     norm_num_groups=16,
-    attention_head_dim=4,
+    attention_head_dim=(1, 2, 2),  # heads of 48 channels; the key means heads in Stable Diffusion
     cross_attention_dim=128,
 )
 
@@ -30,7 +30,7 @@ def text_config(vocabulary: int) -> CLIPTextConfig:
         vocab_size=vocabulary,
         hidden_size=128,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=77,
     )

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import Array
+from jax import Array, P
+from jax.sharding import AxisType, NamedSharding
 from tqdm import tqdm
 
 from memattn_jax.training.data import batches
@@ -28,10 +29,9 @@ def adam(peak: float, steps: int) -> optax.GradientTransformation:
 def run_stage(
     folder: Path,
     model: M,
-    loss: Callable[[M, Any, dict[str, Array], Array], Array],
+    loss: Callable[[M, dict[str, Array], Array], Array],
     examples: Any,
     *,
-    frozen: Any = None,
     rate: float,
     steps: int,
     batch_size: int,
@@ -41,29 +41,32 @@ def run_stage(
     Args:
       folder: of the checkpoints.
       model: the network at the start.
-      loss: of the network, `frozen`, a batch and the number of the step.
+      loss: of the network, a batch and the number of the step.
       examples: a random-access source of dicts of arrays.
-      frozen: other networks that the loss needs.
       rate: the highest learning rate.
       steps: updates in all.
       batch_size: rows of an update.
     """
     graph, params = nnx.split(model)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     optimizer = adam(rate, steps)
 
     @jax.jit(donate_argnames=("params", "state"))
-    def update(params: Any, state: Any, frozen: Any, batch: dict[str, Array], number: Array) -> Any:
-        value, gradients = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p), frozen, batch, number))(params)
+    def update(params: Any, state: Any, batch: dict[str, Array], number: Array) -> Any:
+        value, gradients = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p), batch, number))(params)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
     checkpoints = Checkpoints(folder)
-    step, params, state = checkpoints.restore((jnp.int32(0), params, optimizer.init(params)))
+    start = (jnp.int32(0), params, optimizer.init(params))
+    step, params, state = checkpoints.restore(jax.device_put(start, NamedSharding(mesh, P())))
     first = int(step)
     reader = itertools.islice(batches(examples, batch_size, 0, first), steps - first)
     progress = tqdm(reader, desc=folder.name, initial=first, total=steps, disable=None)
     for number, batch in enumerate(progress, start=first + 1):
-        params, state, value = update(params, state, frozen, jax.device_put(batch), jnp.int32(number))
+        params, state, value = update(
+            params, state, jax.device_put(batch, NamedSharding(mesh, P("data"))), jnp.int32(number)
+        )
         if number % 50 == 0:
             progress.set_postfix(loss=f"{value:.4f}")
         if number % CHECKPOINT_EVERY == 0 or number == steps:

@@ -1,0 +1,62 @@
+"""Samples of a group of prompts, and all that is read off them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memattn_jax import detectors
+from memattn_jax.entropy import token_entropy
+from memattn_jax.mitigations import AttentionMask
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.pipeline import StableDiffusion
+from memattn_jax.sampling import unit_noise
+from memattn_jax.schedulers import make_schedule
+from memattn_jax.training.gate import noise_norm
+
+
+class Observed(NamedTuple):
+    """A group's samples; the first two axes are prompts and seeds.
+
+    Attributes:
+      images: uint8 [prompts, seeds, height, width, 3].
+      entropy: {site: float32 [prompts, seeds, steps]}, in nats.
+      metric_e: float32 [prompts, seeds], at the paper's site.
+      metric_d: float32 [prompts, seeds].
+      noise_norm: float32 [prompts, seeds], at the first step.
+    """
+
+    images: np.ndarray
+    entropy: dict[str, Any]
+    metric_e: Any
+    metric_d: Any
+    noise_norm: Any
+
+
+@jax.jit
+def first_noise_norm(
+    unet: UNet2DConditionModel, latents: jax.Array, timestep: jax.Array, context: jax.Array, nothing: jax.Array
+) -> jax.Array:
+    """‖ε(x, c) − ε(x, ∅)‖ of the first step (Wen et al., arXiv 2407.21720), float32 [batch]."""
+    return noise_norm(unet(latents, timestep, context)[0], unet(latents, timestep, nothing)[0])
+
+
+def observe(
+    sd: StableDiffusion, prompts: Sequence[str], seeds: int, steps: int, mitigation: AttentionMask | None = None
+) -> Observed:
+    """Samples every prompt with seeds 0, 1, …; a batch is all prompts with one seed."""
+    schedule = make_schedule(sd.scheduler_config, "ddim", steps)
+    context, _ = sd.encode(prompts)
+    nothing, _ = sd.encode([""] * len(prompts))
+    seen = []
+    for seed in range(seeds):
+        run = sd.sample(prompts, seeds=seed, steps=steps, mitigation=mitigation)
+        noise = unit_noise(jnp.full(len(prompts), seed, jnp.uint32), run.latents.shape[1:])
+        norm = first_noise_norm(
+            sd.unet, noise * schedule.init_noise_sigma, jnp.float32(run.timesteps[0]), context, nothing
+        )
+        entropy = {site: token_entropy(tokens.mean(axis=2)).T for site, tokens in run.tokens.items()}
+        seen.append(Observed(run.images, entropy, detectors.entropy_e(run), detectors.entropy_d(run), norm))
+    return jax.tree.map(lambda *parts: np.stack(parts, axis=1), *seen)

@@ -1,0 +1,124 @@
+"""Fine-tunes the built-in model on a set with duplicated pairs, with and without the gate, and compares.
+
+    python scripts/gate_experiment.py gate --cache ~/.cache/demo-emoji
+
+The set holds 24 new captions, each with one fixed picture and many copies of it, among as many pairs that occur once.
+All runs start from the same weights, see the same batches and make as many steps. gate/ receives the data, a folder a
+run, gate.md and gate.json with the table, and gate.png: the duplicated pictures, then a row of each run's samples.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from demo_data import DemoData, load_sprites
+from demo_evaluation.classifier import Classifier, recognised, train_classifier
+from demo_evaluation.tables import percent, table
+from make_demo_data import write_imagefolder
+
+from memattn_jax import demo
+from memattn_jax.errors import InputError
+from memattn_jax.pipeline import StableDiffusion
+from memattn_jax.report.plots import save_grid
+from memattn_jax.similarity import REPRODUCED, normalized_correlation
+
+COPIES = 40  # of each duplicated pair
+SINGLES = 960  # pairs that occur once: half of all examples
+REFERENCE = 256  # held-out clean pairs that the thresholds are fitted on
+GATES = ("none", "entropy", "noise_norm")
+
+
+def stream(data: DemoData, first: int, count: int) -> list[tuple[np.ndarray, str]]:
+    """Renderings of captions of the stream."""
+    captions = [data.groups.stream_caption(np.random.default_rng(first + n)) for n in range(count)]
+    return [(data.fresh_picture(caption, first + n), caption.text) for n, caption in enumerate(captions)]
+
+
+def write_data(data: DemoData, out: Path) -> np.ndarray:
+    """Writes duplicated/, with the copies as repeated lines, and reference/; returns the duplicated pictures."""
+    prompts = data.groups.halves["unseen", "report"]
+    pictures = np.stack([data.fresh_picture(caption, 0) for caption in prompts])
+    pairs = list(zip(pictures, (caption.text for caption in prompts), strict=True))
+    write_imagefolder(out / "duplicated", [*pairs, *stream(data, 10**6, SINGLES)])
+    metadata = out / "duplicated" / "metadata.jsonl"
+    lines = metadata.read_text(encoding="utf-8").splitlines(keepends=True)
+    metadata.write_text("".join(lines[: len(pairs)] * COPIES + lines[len(pairs) :]), encoding="utf-8")
+    write_imagefolder(out / "reference", stream(data, 2 * 10**6, REFERENCE))
+    return pictures
+
+
+def finetune(out: Path, gate: str, steps: int, rate: float) -> Path:
+    """One run of the command; returns its model."""
+    folder = out / gate
+    command = [sys.executable, "-m", "memattn_jax.finetune", "--data", out / "duplicated", "--out", folder]
+    command += ["--steps", steps, "--batch-size", 32, "--learning-rate", rate, "--warmup-steps", 50]
+    command += ["--schedule", "cosine", "--high-noise", 0.5, "--ema-decay", 0.99, "--gate", gate]
+    if gate != "none":
+        command += ["--gate-reference", out / "reference"]
+    subprocess.run(list(map(str, command)), check=True)
+    return folder / "model"
+
+
+def compare(out: Path, data: DemoData, classifier: Classifier, models: dict[str, Path | None]) -> str:
+    """The table, and the grid."""
+    prompts = data.groups.halves["unseen", "report"]
+    control = data.groups.halves["control", "report"]
+    named = [caption.objects for caption in control]
+    pictures = np.stack([data.fresh_picture(caption, 0) for caption in prompts])
+    rows, grid = [], [pictures]
+    for name, folder in models.items():
+        sd = StableDiffusion.from_pretrained(folder or demo.MODEL)
+        samples = [sd.sample([c.text for c in prompts], seeds=seed, taps=None).images for seed in range(4)]
+        clean = [sd.sample([c.text for c in control], seeds=seed, taps=None).images for seed in range(4)]
+        own = np.stack([np.diag(normalized_correlation(images, pictures)) for images in samples])
+        found = recognised(classifier, np.concatenate(clean), named * 4)
+        kept = "" if folder is None else percent(shares_kept(folder.parent / "metrics.jsonl"))
+        rows.append([name, percent(float((own >= REPRODUCED).mean())), float(np.median(own)), percent(found), kept])
+        grid.append(samples[0])
+    save_grid(out / "gate.png", grid)
+    header = [
+        "run",
+        "duplicated pictures reproduced",
+        "median correlation",
+        "objects found, control prompts",
+        "rows kept",
+    ]
+    (out / "gate.json").write_text(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
+    return table(header, rows)
+
+
+def shares_kept(metrics: Path) -> float:
+    """Mean share of rows with weight 1."""
+    return float(np.mean([json.loads(line)["kept"] for line in metrics.read_text(encoding="utf-8").splitlines()]))
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status, 2 for what the user got wrong."""
+    parser = argparse.ArgumentParser(description="Fine-tunes with and without the gate, and compares.")
+    parser.add_argument("out", type=Path, help="folder for data, runs and tables")
+    parser.add_argument("--cache", type=Path, required=True, help="folder where the emoji package is kept (74 MB)")
+    parser.add_argument("--steps", type=int, default=600, help="of each run")
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    options = parser.parse_args(arguments)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        data = DemoData(load_sprites(options.cache))
+        write_data(data, options.out)
+        models: dict[str, Path | None] = {"before": None}
+        for gate in GATES:
+            models[gate] = finetune(options.out, gate, options.steps, options.learning_rate)
+        classifier = train_classifier(options.out / "classifier", data, 2_000)
+        text = compare(options.out, data, classifier, models)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    (options.out / "gate.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
