@@ -1,0 +1,50 @@
+"""The built-in model: a small Stable Diffusion that has memorized 48 pictures, and what it can be tried with.
+
+`scripts/train_demo.py` made it. Beside this file lie
+
+    model/        a diffusers folder, 64 × 64 pictures, half precision
+    memorized/    the pictures it has memorized, and metadata.jsonl with their captions
+    prompts/      {memorized,control,unseen,decoys}_{choose,report}.txt, 24 prompts each
+    NOTICE.md     whose art the pictures hold, and its licence
+
+Control prompts came as often in training, with a new picture each time; unseen prompts and decoys (the distinctive
+words of a memorized prompt, other objects) never did. Choose layers and thresholds on one half, report on the other.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent
+MODEL = FOLDER / "model"
+GROUPS = ("memorized", "control", "unseen", "decoys")
+HALVES = ("choose", "report")
+NOTE = (
+    "no --model given: this is the built-in demo model, 64 x 64 pixels, which has memorized 48 pictures; "
+    "for Stable Diffusion 1.x or 2.x give --model a diffusers folder or owner/name on the hub"
+)
+
+SHOWCASE = ("", "")  # a memorized and a clean prompt, of the halves to report on
+
+
+def locate(model: str | None) -> str | Path:
+    """What a command's --model names; the built-in model, after a line that says so, where it names nothing."""
+    if model is not None:
+        return model
+    print(NOTE, flush=True)
+    return MODEL
+
+
+def prompts(group: str, half: str) -> list[str]:
+    """The prompts of one half of a group."""
+    return (FOLDER / "prompts" / f"{group}_{half}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def memorized_pictures() -> dict[str, np.ndarray]:
+    """{caption: the picture that it always came with, uint8 [64, 64, 3]}, of both halves."""
+    from PIL import Image
+
+    folder = FOLDER / "memorized"
+    rows = map(json.loads, (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines())
+    return {row["text"]: np.asarray(Image.open(folder / row["file_name"])) for row in rows}
