@@ -93,7 +93,7 @@ def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -
     """The third stage; None if it was told to stop before its end."""
     settings = TrainSettings(
         steps=steps,
-        batch_size=32,
+        batch_size=16,
         learning_rate=1e-3,
         warmup_steps=min(500, steps // 10),
         schedule="cosine",

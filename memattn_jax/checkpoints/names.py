@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from flax import nnx
 
+from memattn_jax.models.layers import Linear
+
 # {layer type: {our leaf: (PyTorch's leaf, axes of ours in PyTorch's order)}}
 LEAVES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
-    nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},  # [in, out] to [out, in]
+    Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},  # [in, out] to [out, in]
     nnx.Conv: {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", (0,))},  # [h, w, in, out] to [out, in, h, w]
     nnx.GroupNorm: {"scale": ("weight", (0,)), "bias": ("bias", (0,))},
     nnx.LayerNorm: {"scale": ("weight", (0,)), "bias": ("bias", (0,))},

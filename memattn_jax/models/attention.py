@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from memattn_jax.interceptors import Interceptor, cross_attention
-from memattn_jax.models.layers import conv1x1, group_norm
+from memattn_jax.models.layers import Linear, conv1x1, group_norm
 
 KeysValues = tuple[Array, Array]  # each [batch, tokens, heads, head_dim]
 Text = dict[str, KeysValues]  # {site: keys and values of the text at that site}
@@ -59,10 +59,10 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, channels: int, heads: int, *, use_bias: bool = False, rngs: nnx.Rngs):
         self.heads = heads
-        self.to_q = nnx.Linear(channels, channels, use_bias=use_bias, rngs=rngs)
-        self.to_k = nnx.Linear(channels, channels, use_bias=use_bias, rngs=rngs)
-        self.to_v = nnx.Linear(channels, channels, use_bias=use_bias, rngs=rngs)
-        self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
+        self.to_q = Linear(channels, channels, use_bias=use_bias, rngs=rngs)
+        self.to_k = Linear(channels, channels, use_bias=use_bias, rngs=rngs)
+        self.to_v = Linear(channels, channels, use_bias=use_bias, rngs=rngs)
+        self.to_out = nnx.List([Linear(channels, channels, rngs=rngs)])
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, pixels, channels] to the same."""
@@ -80,10 +80,10 @@ class CrossAttention(nnx.Module):
     def __init__(self, channels: int, context_channels: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
         self.site = ""
-        self.to_q = nnx.Linear(channels, channels, use_bias=False, rngs=rngs)
-        self.to_k = nnx.Linear(context_channels, channels, use_bias=False, rngs=rngs)
-        self.to_v = nnx.Linear(context_channels, channels, use_bias=False, rngs=rngs)
-        self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
+        self.to_q = Linear(channels, channels, use_bias=False, rngs=rngs)
+        self.to_k = Linear(context_channels, channels, use_bias=False, rngs=rngs)
+        self.to_v = Linear(context_channels, channels, use_bias=False, rngs=rngs)
+        self.to_out = nnx.List([Linear(channels, channels, rngs=rngs)])
 
     def keys_values(self, context: Array) -> KeysValues:
         """Text embeddings [batch, tokens, context_channels] to keys and values, which no step changes."""
@@ -100,7 +100,7 @@ class GEGLU(nnx.Module):
     """Gated linear unit with an exact GELU gate (Shazeer, arXiv 2002.05202)."""
 
     def __init__(self, channels: int, inner: int, *, rngs: nnx.Rngs):
-        self.proj = nnx.Linear(channels, 2 * inner, rngs=rngs)
+        self.proj = Linear(channels, 2 * inner, rngs=rngs)
 
     def __call__(self, hidden: Array) -> Array:
         """[..., channels] to [..., inner]."""
@@ -121,7 +121,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         inner = 4 * channels
-        self.net = nnx.List([GEGLU(channels, inner, rngs=rngs), Dropout(), nnx.Linear(inner, channels, rngs=rngs)])
+        self.net = nnx.List([GEGLU(channels, inner, rngs=rngs), Dropout(), Linear(inner, channels, rngs=rngs)])
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, pixels, channels] to the same."""
@@ -174,7 +174,7 @@ class Transformer2DModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.norm = group_norm(channels, groups, 1e-6, rngs=rngs)
-        project = nnx.Linear if linear_projection else conv1x1  # on channels-last arrays they compute the same
+        project = Linear if linear_projection else conv1x1  # on channels-last arrays they compute the same
         self.proj_in = project(channels, channels, rngs=rngs)
         self.transformer_blocks = nnx.List(
             BasicTransformerBlock(channels, context_channels, heads, cross_only=cross_only, rngs=rngs)

@@ -9,6 +9,7 @@ from jax import Array
 
 from memattn_jax.models.attention import merge_heads, plain_attention, split_heads
 from memattn_jax.models.configs import CLIPTextConfig
+from memattn_jax.models.layers import Linear
 
 
 def quick_gelu(x: Array) -> Array:
@@ -47,10 +48,10 @@ class Attention(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         size = config.hidden_size
         self.heads = config.num_attention_heads
-        self.k_proj = nnx.Linear(size, size, rngs=rngs)
-        self.v_proj = nnx.Linear(size, size, rngs=rngs)
-        self.q_proj = nnx.Linear(size, size, rngs=rngs)
-        self.out_proj = nnx.Linear(size, size, rngs=rngs)
+        self.k_proj = Linear(size, size, rngs=rngs)
+        self.v_proj = Linear(size, size, rngs=rngs)
+        self.q_proj = Linear(size, size, rngs=rngs)
+        self.out_proj = Linear(size, size, rngs=rngs)
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, tokens, hidden_size] to the same."""
@@ -67,8 +68,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
-        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, tokens, hidden_size] to the same."""
