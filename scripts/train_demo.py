@@ -5,7 +5,8 @@
 The same command goes on where it stopped. On a CPU, `XLA_FLAGS=--xla_force_host_platform_device_count=2` makes two
 devices of two cores and takes about half the time. demo-model/ receives checkpoints of each stage, metrics, plots and
 sample grids, and in the end demo/, which is what `memattn_jax/demo` holds: a diffusers folder in half precision,
-prompts and pictures. `demo_data` and `demo_model` tell what is trained on what.
+prompts and pictures. `demo_data` and `demo_model` tell what is trained on what. With `--start memattn_jax/demo/model
+--sitting 1` a new folder goes on with the model that is there.
 """
 
 import argparse
@@ -89,12 +90,15 @@ def train_text_encoder(out: Path, examples: Examples, vocabulary: int, steps: in
     return run_stage(out / "text", model, loss, examples, rate=1e-3, steps=steps, batch_size=64).text
 
 
-def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -> StableDiffusion | None:
+def train_unet(
+    out: Path, examples: Examples, sd: StableDiffusion, steps: int, rate: float, sitting: int
+) -> StableDiffusion | None:
     """The third stage; None if it was told to stop before its end."""
     settings = TrainSettings(
         steps=steps,
         batch_size=16,
-        learning_rate=1e-3,
+        learning_rate=rate,
+        seed=sitting,
         warmup_steps=min(500, steps // 10),
         schedule="cosine",
         ema_decay=0.999,
@@ -117,7 +121,7 @@ def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -
     state, finished = train(
         state,
         setup,
-        lambda first: batches(examples, settings.batch_size, 3, first),
+        lambda first: batches(examples, settings.batch_size, 3 + sitting, first),
         steps=steps,
         out=folder,
         checkpoint_every=500,
@@ -128,17 +132,20 @@ def train_unet(out: Path, examples: Examples, sd: StableDiffusion, steps: int) -
     return trained(sd, state, setup) if finished else None
 
 
-def train_demo(out: Path, data: DemoData, lengths: Lengths) -> bool:
-    """All stages; writes the model and returns True, or False if told to stop before."""
+def first_stages(out: Path, data: DemoData, lengths: Lengths) -> StableDiffusion:
+    """A trained autoencoder and text encoder, and a UNet that has learnt nothing."""
     vocabulary = write_tokenizer(out / "tokenizer", data.groups.vocabulary()["words"])
     tokenizer = Tokenizer(out / "tokenizer", 77)
     examples = Examples(data, tokenizer)
     vae = train_autoencoder(out, examples, lengths.autoencoder)
     text_encoder = train_text_encoder(out, examples, vocabulary, lengths.text)
-    unet = UNet2DConditionModel(geometry.UNET, rngs=nnx.Rngs(4))
-    sd = train_unet(out, examples, StableDiffusion(unet, vae, text_encoder, tokenizer, SCHEDULER), lengths.unet)
-    if sd is None:
-        return False
+    return StableDiffusion(
+        UNet2DConditionModel(geometry.UNET, rngs=nnx.Rngs(4)), vae, text_encoder, tokenizer, SCHEDULER
+    )
+
+
+def write_demo(out: Path, data: DemoData, sd: StableDiffusion) -> None:
+    """What `memattn_jax/demo` holds."""
     half = {
         name: jax.tree.map(lambda x: x.astype(jnp.float16), getattr(sd, name))
         for name in ("unet", "vae", "text_encoder")
@@ -147,7 +154,6 @@ def train_demo(out: Path, data: DemoData, lengths: Lengths) -> bool:
     write_prompts(data.groups, out / "demo" / "prompts")
     write_memorized(data, out / "demo" / "memorized")
     shutil.copy(Path(__file__).parent / "demo_data" / "NOTICE.md", out / "demo")
-    return True
 
 
 def main(arguments: list[str]) -> int:
@@ -157,9 +163,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cache", type=Path, required=True, help="folder where the emoji package is kept (74 MB)")
     parser.add_argument("--seed", type=int, default=0, help="of the data")
     parser.add_argument("--steps", type=int, nargs=3, default=Lengths(), metavar=("AUTOENCODER", "TEXT", "UNET"))
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the UNet")
+    parser.add_argument("--start", type=Path, help="go on with the UNet of this diffusers folder, for another sitting")
+    parser.add_argument("--sitting", type=int, default=0, help="another number draws other examples and noise")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = {"seed": options.seed, "steps": list(options.steps)}
+    settings = {name: str(value) for name, value in vars(options).items() if name not in ("out", "cache", "steps")}
+    settings["steps"] = " ".join(map(str, options.steps))
     path = options.out / "settings.json"
     try:
         if path.exists() and json.loads(path.read_text()) != settings:
@@ -168,11 +178,19 @@ def main(arguments: list[str]) -> int:
             )
         path.write_text(json.dumps(settings))
         data = DemoData(load_sprites(options.cache), options.seed)
-        finished = train_demo(options.out, data, Lengths(*options.steps))
+        lengths = Lengths(*options.steps)
+        if options.start is not None:
+            sd = StableDiffusion.from_pretrained(options.start)
+        else:
+            sd = first_stages(options.out, data, lengths)
+        examples = Examples(data, sd.tokenizer)
+        end = train_unet(options.out, examples, sd, lengths.unet, options.learning_rate, options.sitting)
+        if end is not None:
+            write_demo(options.out, data, end)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if finished:
+    if end is not None:
         print(f"the demo model is in {options.out / 'demo'}")
     else:
         print("stopped; the same command goes on from there")
