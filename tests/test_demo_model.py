@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from demo_data import make_groups
-from demo_model import autoencoder, geometry, text
+from demo_model import autoencoder, geometry, stage, text
 from flax import nnx
 from small_checkpoint import write_tokenizer
 
@@ -80,3 +80,40 @@ def test_contrast_forgives_equal_captions_and_nothing_else():
     logits[0, 1] = logits[1, 0] = -np.inf
     expected = [np.log(np.exp(x).sum(axis)) - np.diag(x) for axis, x in ((1, logits), (0, logits))]
     assert loss == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+class Numbers:
+    """Examples for grain."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return {"x": np.full(3, index, np.float32)}
+
+
+def train_line(folder) -> np.ndarray:
+    def loss(model, batch, number):
+        return jnp.mean((model(batch["x"] / 100) - 1) ** 2) + 0 * number
+
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    trained = stage.run_stage(folder, model, loss, Numbers(), rate=0.1, steps=9, batch_size=8)
+    return np.asarray(trained.kernel[...])
+
+
+def test_a_killed_stage_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "CHECKPOINT_EVERY", 2)
+    whole = train_line(tmp_path / "whole")
+    save = stage.Checkpoints.save
+
+    def die_after_the_fourth_step(self, step, state):
+        save(self, step, state)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.Checkpoints, "save", die_after_the_fourth_step)
+        with pytest.raises(KeyboardInterrupt):
+            train_line(tmp_path / "broken")
+    np.testing.assert_array_equal(train_line(tmp_path / "broken"), whole)
+    assert np.abs(whole - np.asarray(nnx.Linear(3, 1, rngs=nnx.Rngs(0)).kernel[...])).max() > 1e-3
