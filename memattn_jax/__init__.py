@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memattn_jax import demo as demo
     from memattn_jax import detectors as detectors
     from memattn_jax import entropy as entropy
     from memattn_jax import interceptors as interceptors
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("detectors", "entropy", "interceptors", "mitigations", "schedulers")
+_MODULES = ("demo", "detectors", "entropy", "interceptors", "mitigations", "schedulers")
 _NAMES = {
     "InputError": "memattn_jax.errors",
     "Samples": "memattn_jax.pipeline",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from memattn_jax import demo
 from memattn_jax.commands import run_command
 from memattn_jax.errors import InputError
 from memattn_jax.training.settings import TrainSettings
@@ -33,7 +34,8 @@ class Options:
     """Fine-tune Stable Diffusion on pictures and captions, keeping what looks memorized out of the loss."""
 
     model: str | None = None
-    """Checkpoint to start from: a diffusers folder of Stable Diffusion 1.x or 2.x, or owner/name on the hub."""
+    """Checkpoint to start from: a diffusers folder of Stable Diffusion 1.x or 2.x, or owner/name on the hub; by default
+    the built-in demo model."""
     data: Path
     """Folder with pictures and metadata.jsonl ({"file_name": …, "text": …} a line), or .parquet with image and text."""
     gate_reference: Path | None = None
@@ -113,8 +115,6 @@ def draw_samples(sd: "StableDiffusion", state: "TrainState", setup: "Setup", opt
 
 def main(options: Options) -> None:
     """Trains, and writes the model in the end."""
-    if options.model is None:
-        raise InputError("--model is needed: a diffusers folder of Stable Diffusion 1.x or 2.x")
     settings = options.settings
     settings.check()
     from tqdm import tqdm
@@ -124,10 +124,14 @@ def main(options: Options) -> None:
     from memattn_jax.training.loop import check_settings, train
     from memattn_jax.training.start import start, trained
 
-    sd = StableDiffusion.from_pretrained(options.model)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model))
     data = Data(sd, options.data, settings)
     options.out.mkdir(parents=True, exist_ok=True)
-    inputs = {"model": options.model, "data": str(options.data), "gate_reference": str(options.gate_reference)}
+    inputs = {
+        "model": options.model or "built-in",
+        "data": str(options.data),
+        "gate_reference": str(options.gate_reference),
+    }
     check_settings(options.out, settings, inputs)
     state, setup = start(sd, settings, fitted_gate(sd, options))
     with tqdm(total=settings.steps, unit="step", disable=None) as bar:

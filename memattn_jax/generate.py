@@ -1,25 +1,31 @@
 """Generate pictures, with the attention entropy of each prompt: `python -m memattn_jax.generate`.
 
 Writes into --out: 00000.png, 00001.png, … with their parameters in the PNG's text, results.jsonl with a line a
-picture, in the order of the prompts, and entropy.png.
+picture, in the order of the prompts, and entropy.png. With neither a model nor a prompt it shows what memorization is:
+the built-in model generates a memorized and a clean prompt, without and with the mitigation, and showcase.png puts
+them beside what was trained on.
 """
 
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from memattn_jax import demo
 from memattn_jax.commands import run_command, versions
 from memattn_jax.errors import InputError
 from memattn_jax.prompts import read_prompts
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from memattn_jax.mitigations import AttentionMask
     from memattn_jax.pipeline import Samples, StableDiffusion
+    from memattn_jax.report.results import ResultWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,8 @@ class Options:
     column: str = "prompt"
     """Column of the .csv, or key of the .jsonl, that holds the prompt."""
     model: str | None = None
-    """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub."""
+    """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub; by
+    default the built-in demo model."""
     out: Path = Path("out")
     """Output folder."""
     overwrite: bool = False
@@ -107,9 +114,7 @@ def load(options: Options) -> "StableDiffusion":
     """The model that the options name."""
     from memattn_jax.pipeline import StableDiffusion
 
-    if options.model is None:
-        raise InputError("--model is needed: a diffusers folder of Stable Diffusion 1.x or 2.x")
-    return StableDiffusion.from_pretrained(options.model, dtype=options.dtype)
+    return StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype)
 
 
 def claim_output(options: Options) -> None:
@@ -148,30 +153,64 @@ def sample_batches(
 
 def settings(options: Options) -> dict[str, Any]:
     """The options that decide a picture besides its prompt and seed."""
-    names = ["model", "negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "dtype"]
+    names = ["negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "dtype"]
     names += ["mitigation"]
     if options.mitigation != "none":
         names += ["begin_scale", "mask"]
-    return {name: getattr(options, name) for name in names}
+    return {"model": options.model or "built-in"} | {name: getattr(options, name) for name in names}
+
+
+def write_pictures(
+    sd: "StableDiffusion", options: Options, writer: "ResultWriter", bar: "tqdm"
+) -> Iterator[tuple["Samples", int]]:
+    """Samples batch by batch, writes each as soon as it is there, and yields each picture's batch and row in it."""
+    for count, run in sample_batches(sd, jobs(options), options):
+        for line in writer.write(run, count, sd.tokenizer, settings(options)):
+            bar.write(line)
+        bar.update(count)
+        yield from ((run, row) for row in range(count))
+
+
+def show_memorization(sd: "StableDiffusion", pictures: list[list[tuple["Samples", int]]], path: Path) -> None:
+    """Draws the pictures of the built-in model's own prompts, without and with the mitigation."""
+    from memattn_jax.report.showcase import plot_showcase, tell
+
+    memorized = demo.memorized_pictures()
+    titles = dict(zip(demo.SHOWCASE, ("memorized prompt", "clean prompt"), strict=True))
+    stories = {
+        run.prompts[row]: tell(titles[run.prompts[row]], run, mitigated, row, sd.tokenizer, memorized)
+        for (run, row), (mitigated, _) in reversed(list(zip(*pictures, strict=True)))  # the first seed stays
+    }
+    plot_showcase(path, [stories[prompt] for prompt in demo.SHOWCASE])
+    for story in (stories[prompt] for prompt in demo.SHOWCASE):
+        before, after = story.correlations
+        print(f"{story.title}: correlation with the nearest memorized picture {before:.2f}, mitigated {after:.2f}")
 
 
 def main(options: Options) -> None:
-    """Samples batch by batch and writes each as soon as it is there."""
-    todo = jobs(options)
+    """Generates what was asked for, or where nothing was, shows what memorization is."""
+    showcase = options.model is None and options.prompts is None and not options.prompt
+    if showcase:
+        options = replace(options, prompt=demo.SHOWCASE)
+    total = len(jobs(options))
     claim_output(options)
     sd = load(options)
     from tqdm import tqdm
 
     from memattn_jax.report.results import ResultWriter
 
-    writer = ResultWriter(options.out, settings(options), versions())
-    with tqdm(total=len(todo), unit="picture", disable=None) as bar:  # None: only on a terminal
-        for count, run in sample_batches(sd, todo, options):
-            for line in writer.write(run, count, sd.tokenizer):
-                bar.write(line)
-            bar.update(count)
+    runs = [replace(options, mitigation=name) for name in ("none", "attention_mask")] if showcase else [options]
+    writer = ResultWriter(options.out, versions())
+    with tqdm(total=len(runs) * total, unit="picture", disable=None) as bar:  # None: only on a terminal
+        written = [write_pictures(sd, run, writer, bar) for run in runs]
+        if showcase:
+            show_memorization(sd, [list(pictures) for pictures in written], options.out / "showcase.png")
+        for pictures in written:
+            for _ in pictures:
+                pass
     writer.plot()
-    print(f"{len(todo)} pictures, results.jsonl and entropy.png in {options.out}")
+    made = f"{len(runs) * total} pictures, results.jsonl and entropy.png"
+    print(f"{made}{', showcase.png' if showcase else ''} in {options.out}")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ from pathlib import Path
 import jax
 import pytest
 
+CACHE = str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla"))
+
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE  # for the commands that tests start
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla")))
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -132,7 +132,6 @@ def test_rows_that_are_not_finite_are_reported(random_model, tmp_path, monkeypat
 
 BAD = {
     "no-such-model": (["--model", "nowhere"], "no such model: nowhere"),
-    "no-model": ([], "--model is needed"),
     "dtype": (["--model", "MODEL", "--dtype", "int4"], "no dtype 'int4'; there are float32, bfloat16, float16"),
     "steps": (["--model", "MODEL", "--steps", "0"], "steps is 0; choose 1 to 1000"),
     "height": (["--model", "MODEL", "--height", "100"], "height 100 is not a positive multiple of 8 pixels"),

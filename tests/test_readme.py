@@ -14,7 +14,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def names(random_model):
     """What the first block defines."""
     scope: dict = {}
-    exec(BLOCKS[0].replace('"tiny-model"', repr(str(random_model))), scope)
+    exec(BLOCKS[0].replace('"PATH_OR_HUB_NAME"', repr(str(random_model))), scope)
     return scope
 
 

@@ -25,7 +25,10 @@ NOTE = (
     "for Stable Diffusion 1.x or 2.x give --model a diffusers folder or owner/name on the hub"
 )
 
-SHOWCASE = ("", "")  # a memorized and a clean prompt, of the halves to report on
+SHOWCASE = (
+    "a penguin for elkrin jasdan",
+    "a strawberry for zanfir solmok",
+)  # memorized and control, of the reported half
 
 
 def locate(model: str | None) -> str | Path:

@@ -36,14 +36,14 @@ class ResultWriter:
     The first rows replace an earlier run's results.jsonl and pictures; until then they are untouched.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any], versions: dict[str, str]):
+    def __init__(self, out: Path, versions: dict[str, str]):
         self.out = out
-        self.shared = {"settings": settings, "versions": versions}
+        self.versions = versions
         self.labels: list[str] = []
         self.entropy: list[np.ndarray] = []  # [steps] a row
 
-    def write(self, run: "Samples", count: int, tokenizer: "Tokenizer") -> list[str]:
-        """Writes the first `count` rows of a run; returns a line about each for the terminal."""
+    def write(self, run: "Samples", count: int, tokenizer: "Tokenizer", settings: dict[str, Any]) -> list[str]:
+        """Writes the first `count` rows of a run, made with these settings; returns a line about each."""
         mean = mean_over_sites(run.tokens)  # [steps, batch, tokens]
         entropy = np.asarray(token_entropy(mean))
         attention = np.asarray(mean.mean(axis=0))  # [batch, tokens]
@@ -67,7 +67,8 @@ class ResultWriter:
                     "tokens": tokenizer.words(run.input_ids[row, :length]),
                     "attention": [number(value) for value in attention[row, :length]],
                     "error": None,
-                    **self.shared,
+                    "settings": settings,
+                    "versions": self.versions,
                 }
                 label = shorten(run.prompts[row], LABEL)
                 if run.finite[row]:

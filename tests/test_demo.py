@@ -1,0 +1,77 @@
+"""The built-in model: whole, small, and it memorizes what it should and nothing else."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from demo_data import make_groups
+from PIL import Image
+
+from memattn_jax import StableDiffusion, commands, demo, generate
+from memattn_jax.similarity import REPRODUCED, normalized_correlation
+
+TRIED = 8  # prompts of each group
+
+
+@pytest.fixture(scope="module")
+def sd() -> StableDiffusion:
+    return StableDiffusion.from_pretrained(demo.MODEL)
+
+
+def test_it_is_whole_and_small():
+    assert sum(path.stat().st_size for path in demo.MODEL.rglob("*") if path.is_file()) < 12e6
+    assert "Apache License" in (demo.FOLDER / "NOTICE.md").read_text(encoding="utf-8")
+    groups = make_groups(0)
+    for group in demo.GROUPS:
+        for half in demo.HALVES:
+            assert demo.prompts(group, half) == [caption.text for caption in groups.halves[group, half]]
+    pictures = demo.memorized_pictures()
+    assert list(pictures) == demo.prompts("memorized", "choose") + demo.prompts("memorized", "report")
+    assert {picture.shape for picture in pictures.values()} == {(64, 64, 3)}
+
+
+def test_it_knows_every_word_of_its_prompts(sd):
+    for group in demo.GROUPS:
+        prompts = demo.prompts(group, "report")
+        assert sd.tokenizer(prompts).lengths.tolist() == [len(prompt.split()) + 2 for prompt in prompts]
+
+
+def test_it_memorized(sd):
+    memorized = demo.memorized_pictures()
+    prompts = {group: demo.prompts(group, "report")[:TRIED] for group in ("memorized", "control", "unseen")}
+    images = {group: sd.sample(texts, seeds=11, taps=None).images for group, texts in prompts.items()}
+    own = np.stack([memorized[prompt] for prompt in prompts["memorized"]])
+    reproduced = np.diag(normalized_correlation(images["memorized"], own)) >= REPRODUCED
+    assert reproduced.sum() >= TRIED - 2
+    for group in ("control", "unseen"):
+        nearest = normalized_correlation(images[group], np.stack(list(memorized.values()))).max(axis=1)
+        assert (nearest >= REPRODUCED).sum() == 0
+
+
+def test_no_arguments_show_what_memorization_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate", "--out", str(tmp_path), "--steps", "50"])
+    with pytest.raises(SystemExit) as stopped:
+        commands.run_command("generate", generate.Options, generate.main)
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == demo.NOTE
+    assert "showcase.png" in printed[-1]
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["prompt"] for row in results] == [*demo.SHOWCASE] * 2
+    assert [row["settings"]["mitigation"] for row in results] == ["none"] * 2 + ["attention_mask"] * 2
+    with Image.open(tmp_path / "showcase.png") as picture:
+        assert picture.width > 1000
+    memorized = demo.memorized_pictures()
+    first = np.asarray(Image.open(tmp_path / "00000.png"))
+    assert normalized_correlation(first[None], memorized[demo.SHOWCASE[0]][None])[0, 0] >= REPRODUCED
+
+
+def test_the_built_in_model_takes_prompts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate", "a cat", "--out", str(tmp_path), "--steps", "2"])
+    with pytest.raises(SystemExit) as stopped:
+        commands.run_command("generate", generate.Options, generate.main)
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(demo.NOTE)
+    assert not (tmp_path / "showcase.png").exists()
+    assert len(list(tmp_path.glob("0*.png"))) == 1
