@@ -199,7 +199,10 @@ def main(options: Options) -> None:
 
     from memattn_jax.report.results import ResultWriter
 
-    runs = [replace(options, mitigation=name) for name in ("none", "attention_mask")] if showcase else [options]
+    runs = [options]
+    if showcase:
+        mitigated = replace(options, mitigation="attention_mask", mask="summary")  # as the paper describes it
+        runs = [replace(options, mitigation="none"), mitigated]
     writer = ResultWriter(options.out, versions())
     with tqdm(total=len(runs) * total, unit="picture", disable=None) as bar:  # None: only on a terminal
         written = [write_pictures(sd, run, writer, bar) for run in runs]

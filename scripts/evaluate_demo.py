@@ -28,6 +28,12 @@ from memattn_jax.report.plots import save_grid
 from memattn_jax.similarity import REPRODUCED, normalized_correlation
 
 CLEAN = ("control", "unseen", "decoys")
+TITLES = {
+    "reproduction": "Reproduction",
+    "mitigation": "Mitigation",
+    "scores": "Scores, AUROC of memorized prompts against each other group",
+    "sites": "Entropy at each site and step, AUROC of memorized against control prompts",
+}
 SHOWN_STEPS = (1, 5, 10, 25, 50)
 MITIGATIONS = {
     "none": None,
@@ -170,7 +176,7 @@ def evaluate(evaluation: Evaluation, out: Path) -> None:
         "scores": (["score", *(f"against {group}" for group in CLEAN)], evaluation.scores()),
         "sites": (["site", *(f"step {step}" for step in SHOWN_STEPS if step <= evaluation.steps)], evaluation.sites()),
     }
-    text = "\n".join(f"{name}\n\n{table(header, rows)}" for name, (header, rows) in sections.items())
+    text = "\n".join(f"## {TITLES[name]}\n\n{table(header, rows)}" for name, (header, rows) in sections.items())
     (out / "evaluation.md").write_text(text, encoding="utf-8")
     rows = {
         name: [

@@ -60,11 +60,12 @@ def test_no_arguments_show_what_memorization_is(tmp_path, monkeypatch, capsys):
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in results] == [*demo.SHOWCASE] * 2
     assert [row["settings"]["mitigation"] for row in results] == ["none"] * 2 + ["attention_mask"] * 2
+    assert results[2]["settings"]["mask"] == "summary"
     with Image.open(tmp_path / "showcase.png") as picture:
         assert picture.width > 1000
-    memorized = demo.memorized_pictures()
-    first = np.asarray(Image.open(tmp_path / "00000.png"))
-    assert normalized_correlation(first[None], memorized[demo.SHOWCASE[0]][None])[0, 0] >= REPRODUCED
+    target = demo.memorized_pictures()[demo.SHOWCASE[0]][None]
+    plain, mitigated = (np.asarray(Image.open(tmp_path / f"0000{place}.png"))[None] for place in (0, 2))
+    assert normalized_correlation(plain, target)[0, 0] >= REPRODUCED > normalized_correlation(mitigated, target)[0, 0]
 
 
 def test_the_built_in_model_takes_prompts(tmp_path, monkeypatch, capsys):
