@@ -3,7 +3,7 @@
     python scripts/train_demo.py demo-model --cache ~/.cache/demo-emoji
 
 The same command goes on where it stopped. On a CPU, `XLA_FLAGS=--xla_force_host_platform_device_count=2` makes two
-devices of two cores and takes about half the time. demo-model/ receives checkpoints of each stage, metrics, plots and
+devices of two cores and takes four fifths of the time. demo-model/ receives checkpoints of each stage, metrics, plots and
 sample grids, and in the end demo/, which is what `memattn_jax/demo` holds: a diffusers folder in half precision,
 prompts and pictures. `demo_data` and `demo_model` tell what is trained on what. With `--start memattn_jax/demo/model
 --sitting 1` a new folder goes on with the model that is there.
@@ -46,9 +46,9 @@ EXAMPLES = 10_000_000  # more than is ever drawn: training pictures are rendered
 class Lengths(NamedTuple):
     """Steps of each stage."""
 
-    autoencoder: int = 4_000
-    text: int = 1_500
-    unet: int = 8_000
+    autoencoder: int = 5_000
+    text: int = 1_200
+    unet: int = 7_500
 
 
 class Examples:
