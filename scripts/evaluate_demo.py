@@ -3,8 +3,9 @@
     python scripts/evaluate_demo.py evaluation --cache ~/.cache/demo-emoji
 
 evaluation/ receives evaluation.md, evaluation.json, and reproduction.png: memorized pictures, what the model makes of
-their captions, and the same with each mitigation; clean.png: a row of each other group. Everything reported is of the half of the prompts kept for it; what is
-chosen (site, step, sign, the text's weights) is chosen on the other half.
+their captions, and the same with each mitigation; clean.png: a row of each other group.
+Everything reported is of the half of the prompts kept for it; what is chosen
+(site, step, sign, the text's weights) is chosen on the other half.
 """
 
 import argparse
