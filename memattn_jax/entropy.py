@@ -99,9 +99,13 @@ def metric_d(attention: TokenAttention, lengths: Array | np.ndarray, variant: Va
     """
     if not attention:
         raise InputError("metric D: no tapped sites; sample with taps")
+    return entropy_and_movement(mean_over_sites(attention), lengths, variant)
+
+
+def entropy_and_movement(mean: Array, lengths: Array | np.ndarray, variant: Variant = "code") -> Array:
+    """Metric D from the mean over sites and heads, float32 [steps, batch, tokens]; see `metric_d`."""
     if variant not in get_args(Variant):
         raise InputError(f"metric D: no variant {variant!r}; there are 'code' and 'paper'")
-    mean = mean_over_sites(attention)  # [steps, batch, tokens]
     last = slice(-max(1, len(mean) // 5), None)
     entropy = token_entropy(mean)  # [steps, batch]
     summary = token_entropy(mean, where=is_summary(lengths, mean.shape[-1]))

@@ -58,8 +58,8 @@ class Tap(Protocol):
     def sites(self) -> Sites:
         """Where it applies."""
 
-    def __call__(self, probs: Array) -> Array:
-        """float32 [batch, heads, pixels, tokens] to [batch, ...]."""
+    def __call__(self, probs: Array) -> Any:
+        """float32 [batch, heads, pixels, tokens] to [batch, ...], or a dict of such."""
 
 
 @jax.tree_util.register_dataclass
@@ -144,6 +144,25 @@ class AttentionMaps:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class TokenMap:
+    """Tap: the map of one token of each row beside the means, {"map": float32 [batch, heads, pixels], "means": …}.
+
+    Attributes:
+      token: int [batch], its position.
+      sites: where; None is everywhere.
+    """
+
+    token: Array
+    sites: Sites = static(None)
+
+    def __call__(self, probs: Array) -> dict[str, Array]:
+        """See `Tap`; "means" as in `TokenMeans`."""
+        chosen = jnp.take_along_axis(probs, self.token[:, None, None, None], axis=-1)
+        return {"map": chosen[..., 0], "means": probs.mean(axis=2)}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TokenEntropy:
     """Tap: entropy of the mean over pixels and heads, float32 [batch]. One number a layer."""
 
@@ -185,7 +204,7 @@ def acts_on(part: Edit | Tap | None, site: str) -> bool:
 
 def cross_attention(
     query: Array, keys: Array, values: Array, interceptor: Interceptor, site: str
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, dict[str, Any]]:
     """Attention of pixels to tokens, through the seam. Softmax and taps are float32.
 
     Args:

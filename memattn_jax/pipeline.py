@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,9 @@ from memattn_jax.models.vae import AutoencoderKL
 from memattn_jax.sampling import denoise, unit_noise
 from memattn_jax.schedulers import make_schedule
 from memattn_jax.tokenizer import Tokenizer, Tokens
+
+if TYPE_CHECKING:
+    from memattn_jax.detectors import Detection
 
 Taps = Literal["tokens", "maps"]
 TAPS = {None: None, "tokens": TokenMeans(), "maps": AttentionMaps()}
@@ -161,6 +164,10 @@ class StableDiffusion:
         """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3]."""
         return np.asarray(decode(self.vae, latents))
 
+    def noise(self, seeds: Sequence[int]) -> Array:
+        """The unit noise that sampling with these seeds starts from, float32 [batch, h, w, channels]."""
+        return self._noise(None, tuple(seeds), None, None)
+
     def _noise(
         self,
         latents: Array | np.ndarray | None,
@@ -265,3 +272,43 @@ class StableDiffusion:
             lengths=tokens.lengths,
             timesteps=np.asarray(schedule.timesteps),
         )
+
+    def detect(
+        self,
+        prompts: Sequence[str],
+        detectors: Sequence[str] = ("entropy_e", "noise_norm"),
+        *,
+        seeds: int | Sequence[int] = 0,
+        batch_size: int = 16,
+        **settings: Any,
+    ) -> "Detection":
+        """Scores prompts for memorization; computes only the steps and layers that the detectors need.
+
+        A score depends on its prompt, its seed and the settings, not on the prompts beside it.
+
+        Args:
+          prompts: the texts, any number.
+          detectors: names, see `memattn_jax.detectors.DETECTORS`.
+          seeds: of the noise the prompts are seen through: one for all, whose empty-prompt forwards are made once; or
+            one a prompt.
+          batch_size: prompts scored at once; fewer prompts than this are one batch.
+          settings: see `memattn_jax.detectors.Scorer`: probes, steps, guidance_scale, site, noise_norm_steps,
+            attribute.
+
+        Returns:
+          A `Detection`; `detection["noise_norm"]` is float32 [prompts].
+
+        Raises:
+          InputError: see the message.
+        """
+        from memattn_jax.detectors.scorer import Scorer, concatenate, score_batches
+
+        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        if not prompts:
+            raise InputError("no prompts: at least one is needed")
+        names = (detectors,) if isinstance(detectors, str) else tuple(detectors)
+        seed = None if np.ndim(seeds) else int(seeds)  # type: ignore[arg-type]
+        scorer = Scorer(self, names, seed, **settings)
+        rows = as_list(seeds, len(prompts), "seeds")
+        size = min(batch_size, len(prompts))
+        return concatenate(list(score_batches(scorer, zip(prompts, rows, strict=True), size)))

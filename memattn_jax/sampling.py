@@ -1,5 +1,8 @@
 """The denoising loop: one compiled program, one `lax.scan` over the scheduler's calls, taps kept per call."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -7,7 +10,7 @@ from jax import Array
 from memattn_jax.interceptors import Interceptor
 from memattn_jax.models.attention import Taps
 from memattn_jax.models.unet import UNet2DConditionModel
-from memattn_jax.schedulers import Schedule
+from memattn_jax.schedulers import Row, Schedule
 
 
 def unit_noise(seeds: Array, shape: tuple[int, ...]) -> Array:
@@ -29,18 +32,41 @@ def guide(prediction: Array, guidance_scale: Array) -> Array:
     return unconditional + scale * (conditional - unconditional)
 
 
-@jax.jit
-def denoise(
+class Call(NamedTuple):
+    """What an observer sees of one call of the UNet: float32 [batch, h, w, channels], and taps.
+
+    Attributes:
+      row: timestep and coefficients.
+      latents: before the call.
+      moved: the latents after it.
+      conditional: the UNet's output for the prompts.
+      unconditional: for the negative prompts; the conditional output where there is no guidance.
+      taps: of the conditional rows, {site: [batch, ...]}.
+    """
+
+    row: Row
+    latents: Array
+    moved: Array
+    conditional: Array
+    unconditional: Array
+    taps: Taps
+
+
+Kept = Any
+Last = Any
+Observer = Callable[[Call], tuple[Kept, Last]]  # what to keep of every call, and what of the last alone
+
+
+def observe(
     unet: UNet2DConditionModel,
     schedule: Schedule,
     noise: Array,
     context: Array,
     guidance_scale: Array,
     interceptor: Interceptor,
-) -> tuple[Array, Taps]:
-    """Samples latents from noise.
-
-    Compiled once for each scheduler, number of steps, shape and kind of interceptor; every number is traced.
+    observer: Observer,
+) -> tuple[Array, Kept, Last]:
+    """Samples latents from noise, in one `lax.scan`, and returns what the observer keeps on the way.
 
     Args:
       unet: the model.
@@ -50,27 +76,59 @@ def denoise(
         or [batch, tokens, channels], for the conditional prediction alone.
       guidance_scale: [] or [batch].
       interceptor: its per-row arrays have as many rows as context.
+      observer: see `Observer`.
 
     Returns:
-      Latents float32 [batch, height, width, channels], before the decoder, and the taps of the conditional rows,
-      `{site: [calls, batch, ...]}`.
+      Latents float32 [batch, height, width, channels], before the decoder; what was kept of every call, with a
+      leading axis [calls]; what was kept of the last.
     """
     batch = noise.shape[0]
     guided = context.shape[0] == 2 * batch
     text = unet.text_keys_values(context)  # no step changes them
 
-    def step(carry, row):  # type: ignore[no-untyped-def]
+    def call(carry: Any, row: Row) -> tuple[Any, Kept, Last]:
         latents, memory = carry
         model_input = latents * row.input_scale
         if guided:
             model_input = jnp.concatenate([model_input, model_input])
-        prediction, taps = unet(model_input, row.timestep, text, interceptor)
-        prediction = prediction.astype(jnp.float32)
-        if guided:
-            prediction = guide(prediction, guidance_scale)
-        carry = schedule.step(row, memory, prediction, latents)
-        return carry, jax.tree.map(lambda tap: tap[-batch:], taps)
+        output, taps = unet(model_input, row.timestep, text, interceptor)
+        output = output.astype(jnp.float32)
+        guidance = guide(output, guidance_scale) if guided else output
+        moved, memory = schedule.step(row, memory, guidance, latents)
+        taps = jax.tree.map(lambda tap: tap[-batch:], taps)
+        kept, last = observer(Call(row, latents, moved, output[-batch:], output[:batch], taps))
+        return (moved, memory), kept, last
+
+    def step(carry: Any, row: Row) -> tuple[Any, Any]:
+        carry, kept, last = call(carry[0], row)
+        return (carry, last), kept
 
     latents = noise.astype(jnp.float32) * schedule.init_noise_sigma
-    (latents, _), taps = jax.lax.scan(step, (latents, schedule.init(latents)), schedule.rows())
+    start = (latents, schedule.init(latents))
+    first = jax.tree.map(lambda x: x[0], schedule.rows())
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: call(start, first)[2]))
+    ((latents, _), last), kept = jax.lax.scan(step, (start, nothing), schedule.rows())
+    return latents, kept, last
+
+
+@jax.jit
+def denoise(
+    unet: UNet2DConditionModel,
+    schedule: Schedule,
+    noise: Array,
+    context: Array,
+    guidance_scale: Array,
+    interceptor: Interceptor,
+) -> tuple[Array, Taps]:
+    """Samples latents from noise; arguments as in `observe`.
+
+    Compiled once for each scheduler, number of steps, shape and kind of interceptor; every number is traced.
+
+    Returns:
+      Latents float32 [batch, height, width, channels], before the decoder, and the taps of the conditional rows,
+      `{site: [calls, batch, ...]}`.
+    """
+    latents, taps, _ = observe(
+        unet, schedule, noise, context, guidance_scale, interceptor, lambda call: (call.taps, ())
+    )
     return latents, taps

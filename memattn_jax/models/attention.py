@@ -1,6 +1,7 @@
 """Attention layers and the transformer of the UNet, after diffusers' `attention.py` and `transformer_2d.py`."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from memattn_jax.models.layers import Linear, conv1x1, group_norm
 
 KeysValues = tuple[Array, Array]  # each [batch, tokens, heads, head_dim]
 Text = dict[str, KeysValues]  # {site: keys and values of the text at that site}
-Taps = dict[str, Array]
+Taps = dict[str, Any]  # {site: array, or what the tap makes of it}
 
 BLOCKED_FROM = 1024  # pixels; below, the whole map is small and one matmul is faster
 QUERY_BLOCK = 256

@@ -1,0 +1,221 @@
+"""The UNet forwards of the first sampling step, each made once however many detectors read it.
+
+probes                 unit noise, the same for every prompt or each prompt's own
+  │ conditional        one forward a prompt and probe, linearised if a detector needs derivatives
+  │ unconditional      for shared probes, computed once a model
+  │ late               a second forward on the same noise, at the third timestep from the end
+FirstStep              what detectors read; what no detector reads is not computed
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from memattn_jax.errors import InputError
+from memattn_jax.interceptors import Interceptor, TokenMeans
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod, make_schedule
+
+LATE = -3  # the timestep of the second forward, 41 of 1000 with 50 steps (Asthana & Belagiannis' `timesteps[-3]`)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NoiseLevel:
+    """A timestep, and how the UNet's output f there becomes the noise prediction: ε = latents · x + output · f.
+
+    All float32 []. `output` is 1 where the model predicts noise and √ᾱ where it predicts velocity; sigma is √(1 − ᾱ).
+    """
+
+    timestep: Array
+    latents: Array
+    output: Array
+    sigma: Array
+
+
+def noise_levels(scheduler_config: dict, steps: int) -> tuple[NoiseLevel, NoiseLevel]:
+    """The first and the late level of DDIM with this many steps.
+
+    Raises:
+      InputError: fewer than three steps, or a first timestep without signal.
+    """
+    if steps < -LATE:
+        raise InputError(f"detection with {steps} steps; at least {-LATE} are needed")
+    schedule = make_schedule(scheduler_config, "ddim", steps)
+    signal = alphas_cumprod(SchedulerConfig.from_json(scheduler_config, "ddim"))
+    rows = schedule.rows()
+
+    def level(number: int) -> NoiseLevel:
+        timestep, table = rows.timestep[number], rows.coefficients
+        sigma = np.sqrt(1 - signal[int(timestep)])
+        return NoiseLevel(timestep, table["noise_latents"][number], table["noise_output"][number], jnp.float32(sigma))
+
+    first, late = level(0), level(LATE)
+    if float(first.output) == 0:
+        raise InputError(
+            f"at the first timestep, {float(first.timestep):.0f}, this model's latents hold no signal "
+            "(rescale_betas_zero_snr), and no prompt changes the noise; take timestep_spacing 'leading'"
+        )
+    return first, late
+
+
+class Unconditional(NamedTuple):
+    """What detectors read of the empty prompt, all float32 [1 or batch, probes, h, w, channels].
+
+    The first axis is 1 where all prompts share the probes. A part that was not asked for is None.
+
+    Attributes:
+      noise: εᵤ at the first timestep.
+      late: the UNet's output at the late timestep.
+      energy_gradient: ∇ₓ ½‖εᵤ‖², that is Jᵤᵀ εᵤ.
+    """
+
+    noise: Array | None
+    late: Array | None
+    energy_gradient: Array | None
+
+
+class FirstStep:
+    """The first step of a batch of prompts, seen through a few probes; lives while a program is traced.
+
+    Properties have the shape [batch, probes, h, w, channels], float32, unless they say otherwise. ε is the noise
+    prediction, c conditional, u unconditional, J the derivative of ε by the latents.
+
+    Args:
+      unet: the model.
+      probes: unit noise, float32 [1 or batch, probes, h, w, channels].
+      context: text embeddings of the prompts [batch, tokens, channels].
+      empty: of the empty prompt [1, tokens, channels].
+      levels: the first and the late noise level.
+      unconditional: computed before, or None.
+      velocity: whether the model predicts velocity.
+      linearize: whether derivatives will be read.
+      sites: cross-attention layers to tap; None is every layer.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        probes: Array,
+        context: Array,
+        empty: Array,
+        levels: tuple[NoiseLevel, NoiseLevel],
+        *,
+        unconditional: Unconditional | None = None,
+        velocity: bool = False,
+        linearize: bool = False,
+        sites: tuple[str, ...] | None = None,
+    ):
+        self.unet, self.probes, self.context, self.empty = unet, probes, context, empty
+        self.first, self.late_level = levels
+        self.given, self.velocity, self.linearize = unconditional, velocity, linearize
+        self.interceptor = Interceptor(tap=TokenMeans(sites=sites))
+        self.shape = (context.shape[0], *probes.shape[1:])
+
+    def _rows(self, values: Array) -> Array:
+        return values.reshape(-1, *self.shape[2:])  # [batch, probes, h, w, channels] → [batch · probes, h, w, channels]
+
+    def _call(self, latents: Array, context: Array, level: NoiseLevel) -> tuple[Array, dict[str, Array]]:
+        text = self.unet.text_keys_values(context)
+        repeats = latents.shape[0] // context.shape[0]
+        text = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), text)
+        output, taps = self.unet(latents, level.timestep, text, self.interceptor)
+        return output.astype(jnp.float32), taps
+
+    def _noise(self, latents: Array, context: Array) -> tuple[Array, dict[str, Array]]:
+        output, taps = self._call(latents, context, self.first)
+        return self.first.latents * latents + self.first.output * output, taps
+
+    @cached_property
+    def _latents(self) -> Array:
+        return self._rows(jnp.broadcast_to(self.probes, self.shape))
+
+    @cached_property
+    def _conditional(self) -> tuple[Array, Callable[[Array, Array], Array] | None, dict[str, Array]]:
+        """ε of every row, the linear map (latents, context) ↦ ε at it, and the taps."""
+        if not self.linearize:
+            noise, taps = self._noise(self._latents, self.context)
+            return noise, None, taps
+        return jax.linearize(self._noise, self._latents, self.context, has_aux=True)
+
+    @cached_property
+    def _unconditional(self) -> tuple[Array, Callable[[Array], Array]]:
+        return jax.linearize(lambda latents: self._noise(latents, self.empty)[0], self._rows(self.probes))
+
+    @cached_property
+    def tokens(self) -> dict[str, Array]:
+        """{site: float32 [batch, probes, heads, tokens]}, mean attention over pixels."""
+        taps = self._conditional[2]
+        return {site: tap.reshape(*self.shape[:2], *tap.shape[1:]) for site, tap in taps.items()}
+
+    @cached_property
+    def conditional(self) -> Array:
+        """ε_c."""
+        return self._conditional[0].reshape(self.shape)
+
+    @cached_property
+    def unconditional(self) -> Array:
+        """ε_u, [1 or batch, probes, h, w, channels]."""
+        if self.given is not None and self.given.noise is not None:
+            return self.given.noise
+        rows = self._unconditional[0] if self.linearize else self._noise(self._rows(self.probes), self.empty)[0]
+        return rows.reshape(self.probes.shape)
+
+    @cached_property
+    def difference(self) -> Array:
+        """D = ε_c − ε_u."""
+        return self.conditional - self.unconditional
+
+    @cached_property
+    def late_conditional(self) -> Array:
+        """The UNet's output for the prompt at the late timestep, on the probes as they are."""
+        return self._call(self._latents, self.context, self.late_level)[0].reshape(self.shape)
+
+    @cached_property
+    def late_unconditional(self) -> Array:
+        """The same for the empty prompt, [1 or batch, probes, h, w, channels]."""
+        if self.given is not None and self.given.late is not None:
+            return self.given.late
+        return self._call(self._rows(self.probes), self.empty, self.late_level)[0].reshape(self.probes.shape)
+
+    def push(self, tangent: Array) -> Array:
+        """(J_c − J_u) tangent, two forward derivatives."""
+        _, conditional, _ = self._conditional
+        assert conditional is not None
+        _, unconditional = self._unconditional
+        own = conditional(self._rows(tangent), jnp.zeros_like(self.context))
+        grouped = tangent.reshape(
+            -1, *self._rows(self.probes).shape
+        )  # [batch / shared, shared · probes, h, w, channels]
+        return (own - self._rows(jax.vmap(unconditional)(grouped))).reshape(self.shape)
+
+    def pull(self, cotangent: Array) -> tuple[Array, Array]:
+        """Reverse derivative of ε_c: J_cᵀ cotangent, and by the text embeddings, [batch, tokens, channels]."""
+        _, conditional, _ = self._conditional
+        assert conditional is not None
+        latents, context = jax.linear_transpose(conditional, self._latents, self.context)(self._rows(cotangent))
+        return latents.reshape(self.shape), context
+
+    @cached_property
+    def unconditional_energy_gradient(self) -> Array:
+        """J_uᵀ ε_u, [1 or batch, probes, h, w, channels]."""
+        if self.given is not None and self.given.energy_gradient is not None:
+            return self.given.energy_gradient
+        noise, unconditional = self._unconditional
+        (gradient,) = jax.linear_transpose(unconditional, noise)(noise)
+        return gradient.reshape(self.probes.shape)
+
+    def describe_unconditional(self, parts: frozenset[str]) -> Unconditional:
+        """The named parts of the empty prompt, for later batches with the same probes."""
+        values: dict[str, Any] = {
+            "noise": lambda: self.unconditional,
+            "late": lambda: self.late_unconditional,
+            "energy_gradient": lambda: self.unconditional_energy_gradient,
+        }
+        return Unconditional(**{name: get() if name in parts else None for name, get in values.items()})

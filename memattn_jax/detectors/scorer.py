@@ -1,0 +1,331 @@
+"""Scores of prompts: one compiled program for all first-step detectors, one sampling run for all others."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from memattn_jax.detectors.attribution import token_gradients
+from memattn_jax.detectors.first_step import FirstStep, NoiseLevel, Unconditional, noise_levels
+from memattn_jax.detectors.registry import DETECTORS, FIRST_STEP, TRAJECTORY, Choices, check_names
+from memattn_jax.detectors.text_baseline import text_baseline
+from memattn_jax.detectors.trajectory import follow
+from memattn_jax.entropy import METRIC_E_SITE, mean_over_sites
+from memattn_jax.errors import InputError
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.schedulers import Schedule, make_schedule
+
+if TYPE_CHECKING:
+    from memattn_jax.pipeline import StableDiffusion
+
+DEFAULT = ("entropy_e", "noise_norm")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Scores of a batch of prompts.
+
+    Attributes:
+      prompts: the texts.
+      scores: {detector: float32 [batch]}, larger where memorization is more likely. A row may be NaN; the others are
+        unaffected.
+      input_ids: int32 [batch, tokens].
+      lengths: int [batch], begin and end token counted.
+      attention: float32 [batch, tokens], share of the first step's attention, mean over pixels, heads and sites; None
+        unless asked for.
+      gradients: float32 [batch, tokens], ‖∂‖ε_c − ε_u‖₂ / ∂eᵢ‖₂ of each token's embedding eᵢ; None unless asked for.
+    """
+
+    prompts: tuple[str, ...]
+    scores: dict[str, np.ndarray]
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    attention: np.ndarray | None = None
+    gradients: np.ndarray | None = None
+
+    def __getitem__(self, detector: str) -> np.ndarray:
+        """Scores of one detector, float32 [batch]."""
+        return self.scores[detector]
+
+
+@partial(jax.jit, static_argnames=("parts", "velocity"))
+def describe_unconditional(
+    unet: UNet2DConditionModel,
+    probes: Array,
+    empty: Array,
+    levels: tuple[NoiseLevel, NoiseLevel],
+    *,
+    parts: frozenset[str],
+    velocity: bool,
+) -> Unconditional:
+    """What first-step detectors need of the empty prompt, once a model and set of probes; see `FirstStep`."""
+    step = FirstStep(unet, probes, empty, empty, levels, velocity=velocity, linearize="energy_gradient" in parts)
+    return step.describe_unconditional(parts)
+
+
+@partial(jax.jit, static_argnames=("names", "site", "velocity", "attribute"))
+def score_first_step(
+    unet: UNet2DConditionModel,
+    probes: Array,
+    context: Array,
+    empty: Array,
+    levels: tuple[NoiseLevel, NoiseLevel],
+    unconditional: Unconditional | None,
+    *,
+    names: tuple[str, ...],
+    site: str,
+    velocity: bool,
+    attribute: bool,
+) -> tuple[dict[str, Array], Array | None, Array | None]:
+    """Scores of the named first-step detectors, float32 [batch] each, and what tokens are to blame.
+
+    Arguments as in `FirstStep`; `site` is where entropy is read, and with `attribute` the attention and the gradients
+    of `Detection` are returned too.
+    """
+    step = FirstStep(
+        unet,
+        probes,
+        context,
+        empty,
+        levels,
+        unconditional=unconditional,
+        velocity=velocity,
+        linearize=attribute or any(DETECTORS[name].gradients for name in names),
+        sites=None if attribute else (site,),
+    )
+    scores = {name: DETECTORS[name].score(step, site) for name in names}  # type: ignore[misc]
+    if not attribute:
+        return scores, None, None
+    # [batch, probes, heads, tokens] → [probes, batch, heads, tokens]
+    attention = mean_over_sites({site: step.tokens[site].swapaxes(0, 1) for site in unet.sites}).mean(axis=0)
+    return scores, attention, token_gradients(step)
+
+
+@partial(jax.jit, static_argnames="names")
+def score_trajectory(
+    unet: UNet2DConditionModel,
+    schedule: Schedule,
+    probes: Array,
+    context: Array,
+    empty: Array,
+    guidance_scale: Array,
+    lengths: Array,
+    steps: Array,
+    *,
+    names: tuple[str, ...],
+) -> dict[str, Array]:
+    """Scores of the named trajectory detectors, float32 [batch] each, in one sampling run.
+
+    Args:
+      unet: the model.
+      schedule: of DDIM.
+      probes: unit noise, [1 or batch, probes, h, w, channels].
+      context: text embeddings of the prompts [batch, tokens, channels].
+      empty: of the empty prompt [1, tokens, channels].
+      guidance_scale: [].
+      lengths: int [batch].
+      steps: bool [steps], see `Choices`.
+      names: the detectors.
+    """
+    batch, count = len(context), probes.shape[1]
+    noise = jnp.broadcast_to(probes, (batch, *probes.shape[1:])).reshape(batch * count, *probes.shape[2:])
+    context, lengths = (jnp.repeat(x, count, axis=0) for x in (context, lengths))
+    pair = jnp.concatenate([jnp.broadcast_to(empty, context.shape), context])
+    run = follow(unet, schedule, noise, pair, guidance_scale, lengths)
+    choices = Choices(lengths, steps)
+    scores = {name: DETECTORS[name].score(run, choices) for name in names}  # type: ignore[misc]
+    return {name: score.reshape(batch, count).mean(axis=1) for name, score in scores.items()}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Detectors with their settings, bound to a model; call it with batches of prompts.
+
+    Attributes:
+      sd: the model.
+      detectors: names, see `DETECTORS`.
+      seed: of the first probe. All prompts see the same probes, so what the model makes of the empty prompt is
+        computed once; or None: each prompt's own seeds are given with it.
+      probes: noises a prompt is seen through, with consecutive seeds; scores are averaged over them.
+      steps: of the DDIM schedule whose first timestep, or whole run, is looked at.
+      guidance_scale: of the run.
+      site: where `entropy_e` reads; by default the fourth cross-attention layer, the paper's.
+      noise_norm_steps: steps that `noise_norm_steps` averages over, counted from 0; None is all.
+      attribute: whether to say which tokens are to blame.
+
+    Raises:
+      InputError: see the message.
+    """
+
+    sd: "StableDiffusion"
+    detectors: tuple[str, ...] = DEFAULT
+    seed: int | None = 0
+    probes: int = 1
+    steps: int = 50
+    guidance_scale: float = 7.5
+    site: str | None = None
+    noise_norm_steps: tuple[int, ...] | None = None
+    attribute: bool = False
+
+    def __post_init__(self) -> None:
+        check_names(self.detectors)
+        if self.probes < 1:
+            raise InputError(f"{self.probes} probes; at least 1 is needed")
+        if self.seed is not None and not 0 <= self.seed <= 2**32 - self.probes:
+            raise InputError(f"seeds must lie in [0, 2**32), not {self.seed} to {self.seed + self.probes - 1}")
+        sites = self.sd.unet.sites
+        if self.site is not None and self.site not in sites:
+            raise InputError(f"no cross-attention layer {self.site!r}; this model has {', '.join(sites)}")
+        if self.site is None and "entropy_e" in self.detectors and len(sites) <= METRIC_E_SITE:
+            raise InputError(
+                f"entropy_e reads the fourth cross-attention layer; this model has {len(sites)}; name a site"
+            )
+        if "bright_ending" in self.detectors and not any(site.startswith("down_blocks.0.") for site in sites):
+            raise InputError("bright_ending reads the cross-attention of down_blocks.0, and this model has none there")
+        for step in self.noise_norm_steps or ():
+            if not 0 <= step < self.steps:
+                raise InputError(f"noise_norm_steps: no step {step} among {self.steps}, counted from 0")
+
+    @cached_property
+    def _first_step(self) -> tuple[str, ...]:
+        return tuple(name for name in FIRST_STEP if name in self.detectors)
+
+    @cached_property
+    def _trajectory(self) -> tuple[str, ...]:
+        return tuple(name for name in TRAJECTORY if name in self.detectors)
+
+    @cached_property
+    def _site(self) -> str:
+        sites = self.sd.unet.sites
+        return self.site or sites[min(METRIC_E_SITE, len(sites) - 1)]
+
+    @cached_property
+    def _levels(self) -> tuple[NoiseLevel, NoiseLevel]:
+        return noise_levels(self.sd.scheduler_config, self.steps)
+
+    @cached_property
+    def _velocity(self) -> bool:
+        return self.sd.scheduler_config.get("prediction_type") == "v_prediction"
+
+    @cached_property
+    def _empty(self) -> Array:
+        return self.sd.encode([""])[0]
+
+    def _noise(self, seeds: np.ndarray) -> Array:
+        """Seeds [rows] to unit noise [rows, probes, h, w, channels]."""
+        numbers = seeds[:, None] + np.arange(self.probes)
+        noise = self.sd.noise(tuple(numbers.ravel().tolist()))
+        return noise.reshape(*numbers.shape, *noise.shape[1:])
+
+    @cached_property
+    def _shared(self) -> Array:
+        return self._noise(np.array([self.seed]))
+
+    @cached_property
+    def _unconditional(self) -> Unconditional | None:
+        parts = frozenset[str]().union(*(DETECTORS[name].unconditional for name in self._first_step))
+        if self.attribute:
+            parts |= {"noise"}
+        if not parts:
+            return None
+        return describe_unconditional(
+            self.sd.unet, self._shared, self._empty, self._levels, parts=parts, velocity=self._velocity
+        )
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> Detection:
+        """Scores one batch; a score depends on its prompt, its seed and the settings alone.
+
+        Another prompt, length, seed or number compiles nothing; another number of prompts does.
+
+        Args:
+          prompts: the texts.
+          seeds: of each prompt's first probe, where the scorer has no seed of its own.
+        """
+        prompts = tuple(prompts)
+        context, tokens = self.sd.encode(prompts)
+        probes = self._shared if self.seed is not None else self._noise(np.asarray(seeds))
+        scores: dict[str, Array | np.ndarray] = {}
+        attention = gradients = None
+        if self._first_step or self.attribute:
+            first, attention, gradients = score_first_step(
+                self.sd.unet,
+                probes,
+                context,
+                self._empty,
+                self._levels,
+                self._unconditional if self.seed is not None else None,
+                names=self._first_step,
+                site=self._site,
+                velocity=self._velocity,
+                attribute=self.attribute,
+            )
+            scores |= first
+        if self._trajectory:
+            chosen = np.ones(self.steps, bool)
+            if self.noise_norm_steps is not None:
+                chosen = np.isin(np.arange(self.steps), self.noise_norm_steps)
+            scores |= score_trajectory(
+                self.sd.unet,
+                make_schedule(self.sd.scheduler_config, "ddim", self.steps),
+                probes,
+                context,
+                self._empty,
+                jnp.float32(self.guidance_scale),
+                jnp.asarray(tokens.lengths),
+                jnp.asarray(chosen),
+                names=self._trajectory,
+            )
+        if "text_baseline" in self.detectors:
+            scores["text_baseline"] = text_baseline(prompts)
+        return Detection(
+            prompts=prompts,
+            scores={name: np.asarray(scores[name]) for name in self.detectors},
+            input_ids=tokens.input_ids,
+            lengths=tokens.lengths,
+            attention=None if attention is None else np.asarray(attention),
+            gradients=None if gradients is None else np.asarray(gradients),
+        )
+
+
+def score_batches(scorer: Scorer, rows: Iterable[tuple[str, int]], size: int) -> Iterator[Detection]:
+    """Scores any number of prompts in batches of one size, so that one program serves all.
+
+    Args:
+      scorer: the detectors.
+      rows: prompts with the seed of each one's first probe, which counts where the scorer has no seed of its own; read
+        a batch at a time.
+      size: prompts a batch; the last one is filled up with its last prompt, and yielded without the filling.
+    """
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
+        padded = batch + batch[-1:] * (size - len(batch))
+        yield first_rows(scorer([prompt for prompt, _ in padded], [seed for _, seed in padded]), len(batch))
+
+
+def first_rows(detection: Detection, count: int) -> Detection:
+    """Without the rows from `count` on."""
+    arrays = (detection.input_ids, detection.lengths, detection.attention, detection.gradients)
+    return Detection(
+        detection.prompts[:count],
+        {name: score[:count] for name, score in detection.scores.items()},
+        *(None if array is None else array[:count] for array in arrays),  # type: ignore[arg-type]
+    )
+
+
+def concatenate(parts: Sequence[Detection]) -> Detection:
+    """All rows of batches scored alike."""
+    first = parts[0]
+    return Detection(
+        sum((part.prompts for part in parts), ()),
+        {name: np.concatenate([part.scores[name] for part in parts]) for name in first.scores},
+        np.concatenate([part.input_ids for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        None if first.attention is None else np.concatenate([part.attention for part in parts]),
+        None if first.gradients is None else np.concatenate([part.gradients for part in parts]),
+    )
