@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -45,6 +46,16 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def claim_output(out: Path, overwrite: bool) -> None:
+    """Refuses an output folder that cannot be written or holds results, before anything is computed for it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out):
+        pass
+    path = out / "results.jsonl"
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: holds results already; choose another --out, or --overwrite them")
 
 
 def keep_compiled_programs() -> None:

@@ -7,7 +7,6 @@ them beside what was trained on.
 """
 
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from memattn_jax import demo
-from memattn_jax.commands import run_command, versions
+from memattn_jax.commands import claim_output, run_command, versions
 from memattn_jax.errors import InputError
-from memattn_jax.prompts import read_prompts
+from memattn_jax.prompts import as_text, read_prompts
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -89,12 +88,7 @@ def jobs(options: Options) -> list[tuple[str, int]]:
     if options.seed < 0 or last >= 2**32:
         raise InputError(f"seeds must lie in [0, 2**32), not {options.seed} to {last}")
     prompts = read_prompts(options.prompts, options.column) if options.prompts is not None else options.prompt
-    for prompt in prompts:
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"the prompt {prompt!r} is no valid text; UTF-8 is needed") from None
-    return [(prompt, options.seed + i) for prompt in prompts for i in range(options.images_per_prompt)]
+    return [(as_text(prompt), options.seed + i) for prompt in prompts for i in range(options.images_per_prompt)]
 
 
 def mitigation(options: Options) -> "AttentionMask | None":
@@ -115,16 +109,6 @@ def load(options: Options) -> "StableDiffusion":
     from memattn_jax.pipeline import StableDiffusion
 
     return StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype)
-
-
-def claim_output(options: Options) -> None:
-    """Refuses an output folder that cannot be written or holds results, before anything is computed for it."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=options.out):
-        pass
-    path = options.out / "results.jsonl"
-    if path.exists() and not options.overwrite:
-        raise InputError(f"{path}: holds results already; choose another --out, or --overwrite them")
 
 
 def sample_batches(
@@ -193,7 +177,7 @@ def main(options: Options) -> None:
     if showcase:
         options = replace(options, prompt=demo.SHOWCASE)
     total = len(jobs(options))
-    claim_output(options)
+    claim_output(options.out, options.overwrite)
     sd = load(options)
     from tqdm import tqdm
 

@@ -45,6 +45,15 @@ def read_prompts(source: str | Path, column: str = "prompt") -> list[str]:
     return prompts
 
 
+def as_text(prompt: str) -> str:
+    """The prompt; raises InputError where it is no valid text, as a JSON escape or a shell may make it."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the prompt {prompt!r} is no valid text; UTF-8 is needed") from None
+    return prompt
+
+
 def parse_lines(text: str, column: str, where: str) -> Iterator[str]:
     """The lines."""
     yield from io.StringIO(text)  # str.splitlines would also split at form feeds and U+2028

@@ -48,9 +48,14 @@ def write_demo_data(data: DemoData, out: Path, train: int) -> None:
     contact_sheet(data).save(out / "contact_sheet.png")
 
 
+CLEAN = 400  # prompts for thresholds: enough that a false-positive rate of 1 % is 4 of them
+
+
 def write_prompts(groups: Groups, folder: Path) -> None:
-    """Writes each half of each group as a text file, a prompt a line."""
+    """Writes each half of each group as a text file, a prompt a line, and clean.txt with captions of the stream."""
     folder.mkdir(exist_ok=True)
+    clean = [groups.stream_caption(np.random.default_rng([CLEAN, number])).text for number in range(CLEAN)]
+    (folder / "clean.txt").write_text("".join(f"{text}\n" for text in clean), encoding="utf-8")
     for group in PROMPT_GROUPS:
         for half in HALVES:
             lines = [caption.text + "\n" for caption in groups.halves[group, half]]

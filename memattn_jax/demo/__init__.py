@@ -4,7 +4,9 @@
 
     model/        a diffusers folder, 64 × 64 pictures, half precision
     memorized/    the pictures it has memorized, and metadata.jsonl with their captions
-    prompts/      {memorized,control,unseen,decoys}_{choose,report}.txt, 24 prompts each
+    prompts/      {memorized,control,unseen,decoys}_{choose,report}.txt, 24 prompts each; clean.txt, 400 more of the
+                  same grammar
+    calibration.json    thresholds that 1 % of clean.txt lie over
     NOTICE.md     whose art the pictures hold, and its licence
 
 Control prompts came as often in training, with a new picture each time; unseen prompts and decoys (the distinctive
@@ -18,6 +20,7 @@ import numpy as np
 
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
+CALIBRATION = FOLDER / "calibration.json"  # thresholds of its detectors
 GROUPS = ("memorized", "control", "unseen", "decoys")
 HALVES = ("choose", "report")
 NOTE = (
