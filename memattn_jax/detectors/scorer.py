@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -193,11 +193,13 @@ class Scorer:
                 raise InputError(f"noise_norm_steps: no step {step} among {self.steps}, counted from 0")
 
     @cached_property
-    def _first_step(self) -> tuple[str, ...]:
+    def first_step(self) -> tuple[str, ...]:
+        """Those of its detectors that see the first step."""
         return tuple(name for name in FIRST_STEP if name in self.detectors)
 
     @cached_property
-    def _trajectory(self) -> tuple[str, ...]:
+    def trajectory(self) -> tuple[str, ...]:
+        """Those that see a sampling run."""
         return tuple(name for name in TRAJECTORY if name in self.detectors)
 
     @cached_property
@@ -225,11 +227,12 @@ class Scorer:
 
     @cached_property
     def _shared(self) -> Array:
+        """The probes that all prompts see, [1, probes, h, w, channels]."""
         return self._noise(np.array([self.seed]))
 
     @cached_property
     def _unconditional(self) -> Unconditional | None:
-        parts = frozenset[str]().union(*(DETECTORS[name].unconditional for name in self._first_step))
+        parts = frozenset[str]().union(*(DETECTORS[name].unconditional for name in self.first_step))
         if self.attribute:
             parts |= {"noise"}
         if not parts:
@@ -237,6 +240,17 @@ class Scorer:
         return describe_unconditional(
             self.sd.unet, self._shared, self._empty, self._levels, parts=parts, velocity=self._velocity
         )
+
+    def probes_for(self, seeds: Sequence[int] | None) -> Array:
+        """The noise that prompts are seen through, [1 or batch, probes, h, w, channels]; see `__call__`."""
+        return self._shared if self.seed is not None else self._noise(np.asarray(seeds))
+
+    def first_step_arguments(self, probes: Array, context: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What `score_first_step` is called with for a batch of text embeddings: arrays, and what is static."""
+        unconditional = self._unconditional if self.seed is not None else None
+        arrays = (self.sd.unet, probes, context, self._empty, self._levels, unconditional)
+        static = {"site": self._site, "velocity": self._velocity, "attribute": self.attribute}
+        return arrays, {"names": self.first_step, **static}
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> Detection:
         """Scores one batch; a score depends on its prompt, its seed and the settings alone.
@@ -249,24 +263,14 @@ class Scorer:
         """
         prompts = tuple(prompts)
         context, tokens = self.sd.encode(prompts)
-        probes = self._shared if self.seed is not None else self._noise(np.asarray(seeds))
+        probes = self.probes_for(seeds)
         scores: dict[str, Array | np.ndarray] = {}
         attention = gradients = None
-        if self._first_step or self.attribute:
-            first, attention, gradients = score_first_step(
-                self.sd.unet,
-                probes,
-                context,
-                self._empty,
-                self._levels,
-                self._unconditional if self.seed is not None else None,
-                names=self._first_step,
-                site=self._site,
-                velocity=self._velocity,
-                attribute=self.attribute,
-            )
+        if self.first_step or self.attribute:
+            arguments, static = self.first_step_arguments(probes, context)
+            first, attention, gradients = score_first_step(*arguments, **static)
             scores |= first
-        if self._trajectory:
+        if self.trajectory:
             chosen = np.ones(self.steps, bool)
             if self.noise_norm_steps is not None:
                 chosen = np.isin(np.arange(self.steps), self.noise_norm_steps)
@@ -279,7 +283,7 @@ class Scorer:
                 jnp.float32(self.guidance_scale),
                 jnp.asarray(tokens.lengths),
                 jnp.asarray(chosen),
-                names=self._trajectory,
+                names=self.trajectory,
             )
         if "text_baseline" in self.detectors:
             scores["text_baseline"] = text_baseline(prompts)
