@@ -1,0 +1,167 @@
+"""How well detectors tell memorized prompts from clean ones, and at what cost: `python -m memattn_jax.evaluate`.
+
+Writes into --out: evaluation.json, evaluation.md with the same table, roc.png, and scores.csv with each prompt's
+scores. With neither --memorized nor --clean it evaluates the built-in model on its own reported prompts: memorized
+ones against control and unseen ones, which have the same grammar, length and kind of words. `text_baseline`, which
+looks at characters alone, is always in the table: where it scores high, the prompt sets differ in kind, and no other
+row says what it seems to.
+"""
+
+import csv
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memattn_jax import demo
+from memattn_jax.commands import run_command, versions
+from memattn_jax.errors import InputError
+from memattn_jax.prompts import read_prompts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from memattn_jax.detectors import Detection, Scorer
+
+BASELINE = "text_baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure how well detectors tell memorized prompts from clean ones."""
+
+    memorized: str | None = None
+    """File of memorized prompts: .txt (a line each), .jsonl or .csv."""
+    clean: str | None = None
+    """File of prompts that are not memorized."""
+    column: str = "prompt"
+    """Column of the .csv, or key of the .jsonl, that holds the prompt."""
+    model: str | None = None
+    """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub; by
+    default the built-in demo model."""
+    out: Path = Path("out")
+    """Output folder."""
+    overwrite: bool = False
+    """Replace the evaluation that the output folder holds."""
+    detectors: str = "all"
+    """Names with commas between, or all."""
+    seed: int = 0
+    """Of the noise that prompts are seen through."""
+    probes: int = 1
+    """Noises to average over."""
+    steps: int = 50
+    """Sampling steps; first-step detectors look at the first of them."""
+    guidance_scale: float = 7.5
+    """Of detectors that follow a sampling run."""
+    site: str | None = None
+    """Cross-attention layer that entropy_e reads; by default the paper's, the fourth, and for the built-in model the
+    one that its calibration names."""
+    batch_size: int = 16
+    """Prompts scored at once."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16."""
+
+
+def prompt_sets(options: Options) -> tuple[list[str], list[str]]:
+    """Memorized and clean prompts."""
+    if options.memorized is None and options.clean is None:
+        if options.model is not None:
+            raise InputError("no prompts: give --memorized FILE and --clean FILE")
+        return demo.prompts("memorized", "report"), demo.prompts("control", "report") + demo.prompts("unseen", "report")
+    if options.memorized is None or options.clean is None:
+        raise InputError(f"--{'memorized' if options.memorized is None else 'clean'} FILE is needed too")
+    return read_prompts(options.memorized, options.column), read_prompts(options.clean, options.column)
+
+
+def detector_names(options: Options) -> tuple[str, ...]:
+    """Those asked for, and the baseline."""
+    from memattn_jax.detectors import DETECTORS
+
+    names = tuple(DETECTORS) if options.detectors == "all" else tuple(options.detectors.split(","))
+    return names if BASELINE in names else (*names, BASELINE)
+
+
+def seconds_per_prompt(scorer: "Scorer", prompts: Sequence[str]) -> float:
+    """Of one batch, the program compiled and the empty prompt's part computed before."""
+    scorer(prompts)
+    start = time.perf_counter()
+    scorer(prompts)
+    return (time.perf_counter() - start) / len(prompts)
+
+
+def write_scores(path: Path, detection: "Detection", labels: "np.ndarray") -> None:
+    """A line a prompt: what it is, and its scores."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "memorized", *detection.scores])
+        writer.writerows(zip(detection.prompts, labels.astype(int), *detection.scores.values(), strict=True))
+
+
+def main(options: Options) -> None:
+    """Scores both sets with all detectors at once, then times each alone."""
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size {options.batch_size}: at least 1 is needed")
+    memorized, clean = prompt_sets(options)
+    names = detector_names(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if (options.out / "evaluation.json").exists() and not options.overwrite:
+        raise InputError(f"{options.out}: holds an evaluation already; choose another --out, or --overwrite it")
+    import numpy as np
+    from tqdm import tqdm
+
+    from memattn_jax.calibration import Calibration, fingerprint, settings_of
+    from memattn_jax.detectors import Scorer
+    from memattn_jax.detectors.cost import forwards_per_prompt
+    from memattn_jax.detectors.scorer import concatenate, score_batches
+    from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.evaluation import Evaluated, unresolved, write_evaluation
+
+    site = options.site
+    if site is None and options.model is None:
+        site = Calibration.load(demo.CALIBRATION).settings["site"]
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype)
+    scorer = Scorer(sd, names, options.seed, options.probes, options.steps, options.guidance_scale, site)
+    if rates := unresolved(len(clean)):
+        percent = ", ".join(f"{100 * rate:g} %" for rate in rates)
+        needed = max(1, round(1 / min(rates)))
+        warnings.warn(
+            f"{len(clean)} clean prompts cannot resolve a false-positive rate of {percent}; {needed} can", stacklevel=1
+        )
+    prompts = memorized + clean
+    size = min(options.batch_size, len(prompts))
+    with tqdm(total=len(prompts) + len(names), unit="prompt", disable=None) as bar:
+        parts = []
+        for part in score_batches(scorer, ((prompt, 0) for prompt in prompts), size):
+            parts.append(part)
+            bar.update(len(part.prompts))
+        detection = concatenate(parts)
+        labels = np.arange(len(prompts)) < len(memorized)
+        write_scores(options.out / "scores.csv", detection, labels)
+        evaluated = {}
+        for name, scores in detection.scores.items():
+            alone = replace(scorer, detectors=(name,))
+            finite = np.isfinite(scores)
+            evaluated[name] = Evaluated(
+                scores[labels & finite],
+                scores[~labels & finite],
+                int((~finite).sum()),
+                forwards_per_prompt(alone, size),
+                seconds_per_prompt(alone, prompts[:size]),
+            )
+            bar.update()
+    about: dict[str, Any] = {
+        "model": options.model or "built-in",
+        "fingerprint": fingerprint(sd),
+        "settings": settings_of(scorer) | {"dtype": options.dtype, "batch_size": size},
+        "versions": versions(),
+    }
+    print(write_evaluation(options.out, evaluated, len(memorized), len(clean), about), end="")
+    if site is not None:
+        print(f"entropy_e reads {site}")
+    print(f"evaluation.json, evaluation.md, roc.png and scores.csv in {options.out}")
+
+
+if __name__ == "__main__":
+    run_command("evaluate", Options, main)
