@@ -64,14 +64,18 @@ class Calibration:
             if name in self.thresholds
         }
 
-    def check(self, scorer: Scorer) -> None:
-        """Raises InputError where the scorer's model or settings are not those of the calibration."""
-        own = fingerprint(scorer.sd)
+    def check_model(self, sd: "StableDiffusion") -> None:
+        """Raises InputError where it was fitted on another model, or on this one in another dtype."""
+        own = fingerprint(sd)
         if own != self.model:
             raise InputError(
                 f"this calibration was fitted on another model, {self.model}; the one at hand, in its dtype, is {own}; "
                 "fit one with detect --calibrate"
             )
+
+    def check(self, scorer: Scorer) -> None:
+        """Raises InputError where the scorer's model or settings are not those of the calibration."""
+        self.check_model(scorer.sd)
         for name, value in settings_of(scorer).items():
             if value != self.settings[name]:
                 raise InputError(

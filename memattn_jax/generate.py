@@ -22,6 +22,7 @@ from memattn_jax.prompts import as_text, read_prompts
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from memattn_jax.guard import Guard
     from memattn_jax.mitigations import AttentionMask
     from memattn_jax.pipeline import Samples, StableDiffusion
     from memattn_jax.report.results import ResultWriter
@@ -70,6 +71,11 @@ class Options:
     """attention_mask: multiplies the begin token's attention logit."""
     mask: str = "padding"
     """attention_mask: padding, summary (the end token too) or none."""
+    guard: str = "none"
+    """none, or a first-step detector, as noise_norm: mitigate only the pictures whose score lies over the calibration's
+    threshold, by the attention_mask that --begin-scale and --mask describe."""
+    calibration: Path | None = None
+    """--guard: thresholds, from detect --calibrate; the built-in model has its own."""
 
 
 def jobs(options: Options) -> list[tuple[str, int]]:
@@ -104,6 +110,24 @@ def mitigation(options: Options) -> "AttentionMask | None":
     return MITIGATIONS[options.mitigation](begin_scale=options.begin_scale, mask=mask)
 
 
+def guard(options: Options, sd: "StableDiffusion") -> "Guard | None":
+    """The guard that the options name."""
+    if options.guard == "none":
+        return None
+    from memattn_jax.calibration import Calibration
+    from memattn_jax.guard import Guard
+
+    if options.mitigation != "none":
+        raise InputError("--guard decides who is mitigated; leave --mitigation away")
+    path = options.calibration or (demo.CALIBRATION if options.model is None else None)
+    if path is None:
+        raise InputError("--guard needs --calibration FILE; detect --calibrate CLEAN_PROMPTS writes one")
+    calibration = Calibration.load(path)
+    calibration.check_model(sd)
+    mitigated = mitigation(replace(options, mitigation="attention_mask"))
+    return Guard.from_calibration(calibration, options.guard, mitigated)
+
+
 def load(options: Options) -> "StableDiffusion":
     """The model that the options name."""
     from memattn_jax.pipeline import StableDiffusion
@@ -116,6 +140,7 @@ def sample_batches(
 ) -> Iterator[tuple[int, "Samples"]]:
     """Runs of one size, so that one program serves all; yields each with the number of its rows that count."""
     size = min(options.batch_size, len(todo))
+    watch = guard(options, sd)
     for start in range(0, len(todo), size):
         batch = todo[start : start + size]
         padded = batch + batch[-1:] * (size - len(batch))
@@ -131,6 +156,7 @@ def sample_batches(
                 height=options.height,
                 width=options.width,
                 mitigation=mitigation(options),
+                guard=watch,
             ),
         )
 
@@ -139,7 +165,8 @@ def settings(options: Options) -> dict[str, Any]:
     """The options that decide a picture besides its prompt and seed."""
     names = ["negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "dtype"]
     names += ["mitigation"]
-    if options.mitigation != "none":
+    names += ["guard"]
+    if options.mitigation != "none" or options.guard != "none":
         names += ["begin_scale", "mask"]
     return {"model": options.model or "built-in"} | {name: getattr(options, name) for name in names}
 

@@ -20,7 +20,10 @@ from memattn_jax.checkpoints.diffusers_folder import (
     save_part,
 )
 from memattn_jax.checkpoints.hub import locate
+from memattn_jax.detectors.first_step import noise_levels
+from memattn_jax.detectors.scorer import entropy_site
 from memattn_jax.errors import InputError
+from memattn_jax.guard import Guard, guarded_denoise
 from memattn_jax.interceptors import AttentionMaps, Interceptor, TokenMeans
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.models.clip_text import CLIPTextModel
@@ -52,6 +55,8 @@ class Samples:
       input_ids: int32 [batch, tokens].
       lengths: int32 [batch], begin and end token counted.
       timesteps: float32 [steps].
+      guard_scores: float32 [batch], what a guard's detector saw; None without one.
+      mitigated: bool [batch], the rows that a guard mitigated; None without one.
     """
 
     prompts: tuple[str, ...]
@@ -63,6 +68,8 @@ class Samples:
     input_ids: np.ndarray
     lengths: np.ndarray
     timesteps: np.ndarray
+    guard_scores: np.ndarray | None = None
+    mitigated: np.ndarray | None = None
 
     @cached_property
     def finite(self) -> np.ndarray:
@@ -155,6 +162,11 @@ class StableDiffusion:
         for path, content in (("scheduler/scheduler_config.json", scheduler), ("model_index.json", index)):
             (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
+    @property
+    def velocity(self) -> bool:
+        """Whether the UNet predicts velocity, as Stable Diffusion 2 at 768 pixels does, and not noise."""
+        return self.scheduler_config.get("prediction_type") == "v_prediction"
+
     def encode(self, prompts: Sequence[str]) -> tuple[Array, Tokens]:
         """Text embeddings [batch, tokens, channels], and the token ids and lengths they come from."""
         tokens = self.tokenizer((prompts,) if isinstance(prompts, str) else prompts)
@@ -207,6 +219,7 @@ class StableDiffusion:
         height: int | None = None,
         width: int | None = None,
         mitigation: AttentionMask | None = None,
+        guard: Guard | None = None,
         taps: Taps | None = "tokens",
     ) -> Samples:
         """Generates one picture for each prompt, in one compiled program.
@@ -225,7 +238,8 @@ class StableDiffusion:
           latents: unit noise [batch, h, w, channels] to start from instead of the seeds'; the scheduler scales it.
           height: of the pictures, in pixels; by default what the model was trained on.
           width: likewise.
-          mitigation: for example `mitigations.AttentionMask()`.
+          mitigation: for example `mitigations.AttentionMask()`, of all rows.
+          guard: mitigates the rows that its detector finds memorized, instead; the others are what they are without.
           taps: "tokens", the mean attention per token; "maps", whole attention maps (a large amount of memory) and
             the means; None.
 
@@ -236,6 +250,8 @@ class StableDiffusion:
         batch = len(prompts)
         if not batch:
             raise InputError("no prompts: at least one is needed")
+        if guard is not None and mitigation is not None:
+            raise InputError("a guard brings its own mitigation; give one of the two")
         if taps is not None and taps not in get_args(Taps):
             raise InputError(f"no taps {taps!r}; there are 'tokens', 'maps' and None")
         seeds = tuple(int(seed) for seed in as_list(seeds, batch, "seeds"))
@@ -257,8 +273,30 @@ class StableDiffusion:
             context = jnp.concatenate([negative, context])
             conditional = np.repeat([False, True], batch)
             lengths = np.tile(lengths, 2)
-        edits = () if mitigation is None else mitigation.edits(lengths, conditional, context.shape[1])
-        final, tapped = denoise(self.unet, schedule, noise, context, scales, Interceptor(edits=edits, tap=TAPS[taps]))
+        guard_scores = mitigated = None
+        if guard is None:
+            edits = () if mitigation is None else mitigation.edits(lengths, conditional, context.shape[1])
+            interceptor = Interceptor(edits=edits, tap=TAPS[taps])
+            final, tapped = denoise(self.unet, schedule, noise, context, scales, interceptor)
+        else:
+            final, tapped, scores = guarded_denoise(
+                self.unet,
+                schedule,
+                noise,
+                context,
+                scales,
+                TAPS[taps],
+                self.encode([""])[0],
+                tokens.lengths,
+                noise_levels(self.scheduler_config, guard.steps),
+                jnp.float32(guard.threshold),
+                guard.mitigation,
+                detector=guard.detector,
+                site=entropy_site(self.unet.sites, guard.site),
+                velocity=self.velocity,
+            )
+            guard_scores = np.asarray(scores)
+            mitigated = guard_scores > np.float32(guard.threshold)
         tapped = {site: tapped[site] for site in self.unet.sites} if tapped else {}  # jit sorts by name
         maps = tapped if taps == "maps" else {}
         return Samples(
@@ -271,6 +309,8 @@ class StableDiffusion:
             input_ids=tokens.input_ids,
             lengths=tokens.lengths,
             timesteps=np.asarray(schedule.timesteps),
+            guard_scores=guard_scores,
+            mitigated=mitigated,
         )
 
     def detect(

@@ -143,6 +143,17 @@ def score_trajectory(
     return {name: score.reshape(batch, count).mean(axis=1) for name, score in scores.items()}
 
 
+def entropy_site(sites: tuple[str, ...], site: str | None) -> str:
+    """Where `entropy_e` reads: the named site, else the paper's, the fourth, or the last of a model with fewer.
+
+    Raises:
+      InputError: the model lacks the named site.
+    """
+    if site is not None and site not in sites:
+        raise InputError(f"no cross-attention layer {site!r}; this model has {', '.join(sites)}")
+    return site or sites[min(METRIC_E_SITE, len(sites) - 1)]
+
+
 @dataclass(frozen=True)
 class Scorer:
     """Detectors with their settings, bound to a model; call it with batches of prompts.
@@ -180,8 +191,7 @@ class Scorer:
         if self.seed is not None and not 0 <= self.seed <= 2**32 - self.probes:
             raise InputError(f"seeds must lie in [0, 2**32), not {self.seed} to {self.seed + self.probes - 1}")
         sites = self.sd.unet.sites
-        if self.site is not None and self.site not in sites:
-            raise InputError(f"no cross-attention layer {self.site!r}; this model has {', '.join(sites)}")
+        entropy_site(sites, self.site)
         if self.site is None and "entropy_e" in self.detectors and len(sites) <= METRIC_E_SITE:
             raise InputError(
                 f"entropy_e reads the fourth cross-attention layer; this model has {len(sites)}; name a site"
@@ -204,16 +214,11 @@ class Scorer:
 
     @cached_property
     def _site(self) -> str:
-        sites = self.sd.unet.sites
-        return self.site or sites[min(METRIC_E_SITE, len(sites) - 1)]
+        return entropy_site(self.sd.unet.sites, self.site)
 
     @cached_property
     def _levels(self) -> tuple[NoiseLevel, NoiseLevel]:
         return noise_levels(self.sd.scheduler_config, self.steps)
-
-    @cached_property
-    def _velocity(self) -> bool:
-        return self.sd.scheduler_config.get("prediction_type") == "v_prediction"
 
     @cached_property
     def _empty(self) -> Array:
@@ -238,7 +243,7 @@ class Scorer:
         if not parts:
             return None
         return describe_unconditional(
-            self.sd.unet, self._shared, self._empty, self._levels, parts=parts, velocity=self._velocity
+            self.sd.unet, self._shared, self._empty, self._levels, parts=parts, velocity=self.sd.velocity
         )
 
     def probes_for(self, seeds: Sequence[int] | None) -> Array:
@@ -249,7 +254,7 @@ class Scorer:
         """What `score_first_step` is called with for a batch of text embeddings: arrays, and what is static."""
         unconditional = self._unconditional if self.seed is not None else None
         arrays = (self.sd.unet, probes, context, self._empty, self._levels, unconditional)
-        static = {"site": self._site, "velocity": self._velocity, "attribute": self.attribute}
+        static = {"site": self._site, "velocity": self.sd.velocity, "attribute": self.attribute}
         return arrays, {"names": self.first_step, **static}
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> Detection:

@@ -44,22 +44,29 @@ class AttentionMask:
         if self.mask is not None and self.mask not in get_args(Mask):
             raise InputError(f"no mask {self.mask!r}; there are 'padding', 'summary' and None")
 
-    def edits(self, lengths: Array | np.ndarray, conditional: Array | np.ndarray, tokens: int) -> tuple[Edit, ...]:
+    def edits(
+        self,
+        lengths: Array | np.ndarray,
+        conditional: Array | np.ndarray,
+        tokens: int,
+        active: Array | bool = True,
+    ) -> tuple[Edit, ...]:
         """The edits for one batch.
 
         Args:
           lengths: int [rows], of each row's conditional prompt, begin and end token counted.
           conditional: bool [rows].
           tokens: length of the padded sequence.
+          active: bool, one or [rows]; the attention of other rows stays as it is.
         """
         lengths, conditional = jnp.asarray(lengths), jnp.asarray(conditional)
         begin_scale = jnp.asarray(self.begin_scale, jnp.float32)
         if begin_scale.ndim:  # one a prompt, for both halves of guidance
             begin_scale = jnp.tile(begin_scale, len(conditional) // len(begin_scale))
-        scale = ScaleBeginToken(begin_scale, conditional, sites=self.sites)
+        scale = ScaleBeginToken(begin_scale, conditional & active, sites=self.sites)
         if self.mask is None:
             return (scale,)
         keep = lengths - 1 if self.mask == "summary" else lengths
         if not self.mask_unconditional:
             keep = jnp.where(conditional, keep, tokens)
-        return MaskTokens(keep, sites=self.sites), scale
+        return MaskTokens(jnp.where(active, keep, tokens), sites=self.sites), scale

@@ -66,6 +66,8 @@ class ResultWriter:
                     "D": number(metric_d[row]),
                     "tokens": tokenizer.words(run.input_ids[row, :length]),
                     "attention": [number(value) for value in attention[row, :length]],
+                    "guard_score": None if run.guard_scores is None else number(run.guard_scores[row]),
+                    "mitigated": None if run.mitigated is None else bool(run.mitigated[row]),
                     "error": None,
                     "settings": settings,
                     "versions": self.versions,
@@ -73,7 +75,8 @@ class ResultWriter:
                 label = shorten(run.prompts[row], LABEL)
                 if run.finite[row]:
                     self.save_picture(run.images[row], result)
-                    lines.append(f"{result['file']}  E {metric_e[row]:.4f}  D {metric_d[row]:.4f}  {label}")
+                    note = "  mitigated by the guard" if result["mitigated"] else ""
+                    lines.append(f"{result['file']}  E {metric_e[row]:.4f}  D {metric_d[row]:.4f}  {label}{note}")
                 else:
                     result |= {"file": None, "error": "latents hold NaN or infinity; no picture was written"}
                     lines.append(f"no picture: {result['error']}  {label}")

@@ -1,0 +1,123 @@
+"""Guarded generation: a detector looks at each row's first step, and only rows over its threshold are mitigated."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from memattn_jax.detectors.first_step import FirstStep, NoiseLevel
+from memattn_jax.detectors.registry import DETECTORS, FIRST_STEP
+from memattn_jax.errors import InputError
+from memattn_jax.interceptors import Interceptor, Tap
+from memattn_jax.mitigations import AttentionMask
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.sampling import denoise
+from memattn_jax.schedulers import Schedule
+
+if TYPE_CHECKING:
+    from memattn_jax.calibration import Calibration
+    from memattn_jax.models.attention import Taps
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When to mitigate, and how.
+
+    Attributes:
+      threshold: scores above it are mitigated.
+      detector: a first-step detector; it looks through the noise that the row is sampled from.
+      site: where `entropy_e` reads; None is the paper's, the fourth cross-attention layer.
+      mitigation: for rows over the threshold.
+      steps: of the schedule whose first timestep the threshold was fitted at.
+
+    Raises:
+      InputError: a detector that does not see the first step.
+    """
+
+    threshold: float
+    detector: str = "noise_norm"
+    site: str | None = None
+    mitigation: AttentionMask = AttentionMask()
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.detector not in FIRST_STEP:
+            raise InputError(f"no guard {self.detector!r}; there are {', '.join(FIRST_STEP)}")
+
+    @classmethod
+    def from_calibration(
+        cls, calibration: "Calibration", detector: str = "noise_norm", mitigation: AttentionMask | None = None
+    ) -> "Guard":
+        """A guard with a fitted threshold.
+
+        Raises:
+          InputError: the calibration has none for this detector.
+        """
+        if detector not in calibration.thresholds:
+            known = ", ".join(name for name in calibration.thresholds if name in FIRST_STEP)
+            raise InputError(f"the calibration has no threshold for {detector!r}, only for {known}")
+        threshold = calibration.thresholds[detector].value
+        settings = calibration.settings
+        return cls(threshold, detector, settings["site"], mitigation or AttentionMask(), settings["steps"])
+
+
+@partial(jax.jit, static_argnames=("detector", "site", "velocity"))
+def guarded_denoise(
+    unet: UNet2DConditionModel,
+    schedule: Schedule,
+    noise: Array,
+    context: Array,
+    guidance_scale: Array,
+    tap: Tap | None,
+    empty: Array,
+    lengths: Array,
+    levels: tuple[NoiseLevel, NoiseLevel],
+    threshold: Array,
+    mitigation: AttentionMask,
+    *,
+    detector: str,
+    site: str,
+    velocity: bool,
+) -> tuple[Array, "Taps", Array]:
+    """`denoise` with the detector before it, in one program; what is mitigated is a traced value of each row.
+
+    Args:
+      unet: the model.
+      schedule: from `make_schedule`.
+      noise: unit noise [batch, height, width, channels]; the detector's probe too.
+      context: text embeddings, negative prompts first, as in `observe`.
+      guidance_scale: [] or [batch].
+      tap: of its interceptor.
+      empty: text embeddings of the empty prompt [1, tokens, channels].
+      lengths: int [batch], begin and end token counted.
+      levels: of `noise_levels`.
+      threshold: float32 [].
+      mitigation: of rows whose score lies above it.
+      detector: name of a first-step detector.
+      site: where `entropy_e` reads.
+      velocity: whether the model predicts velocity.
+
+    Returns:
+      Latents and taps as of `denoise`, and the scores, float32 [batch].
+    """
+    batch, tokens = len(noise), context.shape[1]
+    step = FirstStep(
+        unet,
+        noise[:, None],
+        context[-batch:],
+        empty,
+        levels,
+        velocity=velocity,
+        linearize=DETECTORS[detector].gradients,
+        sites=(site,),
+    )
+    scores = DETECTORS[detector].score(step, site)  # type: ignore[misc]
+    halves = len(context) // batch
+    conditional = jnp.arange(len(context)) >= len(context) - batch
+    active = jnp.tile(scores > threshold, halves)
+    edits = mitigation.edits(jnp.tile(lengths, halves), conditional, tokens, active)
+    latents, taps = denoise(unet, schedule, noise, context, guidance_scale, Interceptor(edits=edits, tap=tap))
+    return latents, taps, scores
