@@ -99,6 +99,13 @@ def as_list(value: object, rows: int, what: str) -> list:
     return list(value)
 
 
+def check_seeds(seeds: Sequence[int], count: int = 1) -> None:
+    """Raises InputError unless each seed and the `count` − 1 after it lie in [0, 2³²)."""
+    first, last = min(seeds), max(seeds) + count - 1
+    if not 0 <= first <= last < 2**32:
+        raise InputError(f"seeds must lie in [0, 2**32), not {first} to {last}")
+
+
 @dataclass(frozen=True)
 class StableDiffusion:
     """A Stable Diffusion 1.x or 2.x checkpoint, ready to sample.
@@ -226,6 +233,8 @@ class StableDiffusion:
 
         A row depends on its prompt, its seed and the settings, not on the rows beside it. Another number, prompt or
         length compiles nothing; another number of prompts or steps, size, scheduler or kind of mitigation does.
+        Without a mitigation the program is the default mitigation's, switched off by its numbers, so that rows which a
+        guard leaves alone have the same bits.
 
         Args:
           prompts: the texts.
@@ -255,8 +264,7 @@ class StableDiffusion:
         if taps is not None and taps not in get_args(Taps):
             raise InputError(f"no taps {taps!r}; there are 'tokens', 'maps' and None")
         seeds = tuple(int(seed) for seed in as_list(seeds, batch, "seeds"))
-        if not all(0 <= seed < 2**32 for seed in seeds):
-            raise InputError(f"seeds must lie in [0, 2**32), not {min(seeds)} to {max(seeds)}")
+        check_seeds(seeds)
         if negative_prompts is None:
             negative_prompts = ""
         scales = np.maximum(np.asarray(as_list(guidance_scale, batch, "guidance scales"), np.float32), 1.0)
@@ -275,7 +283,8 @@ class StableDiffusion:
             lengths = np.tile(lengths, 2)
         guard_scores = mitigated = None
         if guard is None:
-            edits = () if mitigation is None else mitigation.edits(lengths, conditional, context.shape[1])
+            rule = AttentionMask() if mitigation is None else mitigation
+            edits = rule.edits(lengths, conditional, context.shape[1], active=mitigation is not None)
             interceptor = Interceptor(edits=edits, tap=TAPS[taps])
             final, tapped = denoise(self.unet, schedule, noise, context, scales, interceptor)
         else:
@@ -346,9 +355,12 @@ class StableDiffusion:
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         if not prompts:
             raise InputError("no prompts: at least one is needed")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
         names = (detectors,) if isinstance(detectors, str) else tuple(detectors)
         seed = None if np.ndim(seeds) else int(seeds)  # type: ignore[arg-type]
         scorer = Scorer(self, names, seed, **settings)
         rows = as_list(seeds, len(prompts), "seeds")
+        check_seeds(rows, scorer.probes)
         size = min(batch_size, len(prompts))
         return concatenate(list(score_batches(scorer, zip(prompts, rows, strict=True), size)))

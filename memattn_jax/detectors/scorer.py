@@ -1,5 +1,6 @@
 """Scores of prompts: one compiled program for all first-step detectors, one sampling run for all others."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -198,6 +199,10 @@ class Scorer:
             )
         if "bright_ending" in self.detectors and not any(site.startswith("down_blocks.0.") for site in sites):
             raise InputError("bright_ending reads the cross-attention of down_blocks.0, and this model has none there")
+        if not math.isfinite(self.guidance_scale):
+            raise InputError(f"guidance_scale is {self.guidance_scale}; a finite number is needed")
+        if self.noise_norm_steps == ():
+            raise InputError("noise_norm_steps: no steps; None is all")
         for step in self.noise_norm_steps or ():
             if not 0 <= step < self.steps:
                 raise InputError(f"noise_norm_steps: no step {step} among {self.steps}, counted from 0")

@@ -1,0 +1,212 @@
+"""What detectors promise besides their numbers: independence of rows, no recompilation, clear refusals."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import micro
+import numpy as np
+import pytest
+
+from memattn_jax import InputError, StableDiffusion
+from memattn_jax.detectors import DETECTORS, Scorer
+from memattn_jax.detectors.first_step import noise_levels
+from memattn_jax.detectors.registry import FIRST_STEP, TRAJECTORY
+from memattn_jax.detectors.scorer import describe_unconditional, score_first_step, score_trajectory
+from memattn_jax.detectors.text_baseline import text_baseline
+from memattn_jax.schedulers import make_schedule
+
+PROMPTS = ("the cat", "an odd and long line on the hill in the land", "Zebra 7", "", "in the and on")
+ALL = tuple(DETECTORS)
+SETTINGS = {"probes": 2, "steps": 10, "guidance_scale": 3.0}  # as in parity, whose programs the cache holds
+BATCH = 3
+EMPTY = PROMPTS.index("")
+OF_DIFFERENCES = (
+    "noise_norm",
+    "sharpness",
+    "anisotropy",
+    "hessian_difference",
+    "noise_norm_steps",
+    "bright_ending",
+)
+RELATIVE = 1e-5
+RELATIVE_OF_DERIVATIVES = 1e-4  # float32, here and in PyTorch, is 1e-5 to 2e-5 from float64
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, random_model):
+    folder = tmp_path_factory.mktemp("tiny")
+    micro.write_model(folder, random_model)
+    return StableDiffusion.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def five(tiny):
+    """All detectors, one seed; the second batch of three is padded."""
+    return tiny.detect(PROMPTS, ALL, seeds=4, batch_size=BATCH, **SETTINGS)
+
+
+def check_equal(scores, five, rows=range(5), names=ALL):
+    """Scores of some rows of `five`, in that order."""
+    for name in names:
+        # The empty prompt's differences from itself are rounding, and so is the angle that anisotropy makes of them.
+        kept = [place for place, row in enumerate(rows) if row != EMPTY or name not in OF_DIFFERENCES]
+        expected = five[name][list(rows)]
+        tolerance = RELATIVE_OF_DERIVATIVES if DETECTORS[name].gradients else RELATIVE
+        np.testing.assert_allclose(scores[name][kept], expected[kept], rtol=tolerance, err_msg=name)
+
+
+def test_shapes_and_the_empty_prompt(five):
+    assert list(five.scores) == list(ALL)
+    assert five.prompts == PROMPTS
+    assert five.attention is None
+    assert five.gradients is None
+    assert five.lengths.tolist() == [3 + len("cat"), *five.lengths[1:3], 2, 6]
+    for name, scores in five.scores.items():
+        assert scores.shape == (len(PROMPTS),)
+        assert scores.dtype == np.float32
+        assert np.isfinite(scores).all(), name
+    for name in set(OF_DIFFERENCES) - {"anisotropy"}:
+        assert five[name][EMPTY] < 1e-4 * np.delete(five[name], EMPTY).min(), name
+
+
+def test_a_score_does_not_depend_on_its_batch(tiny, five):
+    order = [4, 3, 1]
+    check_equal(tiny.detect([PROMPTS[i] for i in order], ALL, seeds=4, **SETTINGS), five, order)
+
+
+def test_alone_and_one_probe_at_a_time(tiny, five):
+    """Probes have consecutive seeds, and the score is their mean.
+
+    Derivatives take long to compile; tests/parity has PyTorch's of one prompt and one probe at a time.
+    """
+    names = tuple(name for name in ALL if not DETECTORS[name].gradients)
+    for row in (1, 2):
+        runs = [tiny.detect(PROMPTS[row], names, seeds=seed, **SETTINGS | {"probes": 1}) for seed in (4, 5)]
+        check_equal({name: (runs[0][name] + runs[1][name]) / 2 for name in names}, five, [row], names)
+
+
+def test_own_seeds(tiny, five):
+    """Equal to the shared seed, they change nothing; other seeds do, of their own rows alone."""
+    check_equal(tiny.detect(PROMPTS, ALL, seeds=[4] * 5, batch_size=BATCH, **SETTINGS), five)
+    mixed = tiny.detect(PROMPTS, ALL, seeds=[4, 9, 4, 9, 9], batch_size=BATCH, **SETTINGS)
+    model = [name for name in ALL if name != "text_baseline"]
+    check_equal({name: mixed[name][[0, 2]] for name in ALL}, five, [0, 2])
+    for name in model:
+        assert np.abs(mixed[name][[1, 4]] / five[name][[1, 4]] - 1).min() > 1e-4, name
+
+
+def test_numbers_compile_nothing(tiny, five):
+    before = score_first_step._cache_size(), score_trajectory._cache_size()
+    for seed, scale, prompts, chosen in (
+        (0, 7.5, ["a", "", "the cat on the hill"], None),
+        (2**32 - 2, 1, ["the " * 75, "x", "y z"], (0,)),
+        (17, np.float64(2.5), ["b", "c", "d", "e"], (1, 4)),
+    ):
+        settings = SETTINGS | {"guidance_scale": scale, "noise_norm_steps": chosen}
+        tiny.detect(prompts, ALL, seeds=seed, batch_size=BATCH, **settings)
+    assert (score_first_step._cache_size(), score_trajectory._cache_size()) == before
+
+
+def test_a_nan_row_stays_alone(tiny, five):
+    """Both programs as `detect` calls them, with the embeddings of the second prompt replaced."""
+    probes = tiny.noise((4, 5))[None]
+    context, tokens = tiny.encode(PROMPTS[:BATCH])
+    context = context.at[1].set(jnp.nan)
+    empty, _ = tiny.encode([""])
+    levels = noise_levels(tiny.scheduler_config, SETTINGS["steps"])
+    parts = frozenset({"noise", "late", "energy_gradient"})
+    unconditional = describe_unconditional(tiny.unet, probes, empty, levels, parts=parts, velocity=False)
+    scores, _, _ = score_first_step(
+        tiny.unet,
+        probes,
+        context,
+        empty,
+        levels,
+        unconditional,
+        names=FIRST_STEP,
+        site=tiny.unet.sites[3],
+        velocity=False,
+        attribute=False,
+    )
+    scores |= score_trajectory(
+        tiny.unet,
+        make_schedule(tiny.scheduler_config, "ddim", SETTINGS["steps"]),
+        probes,
+        context,
+        empty,
+        jnp.float32(SETTINGS["guidance_scale"]),
+        jnp.asarray(tokens.lengths),
+        jnp.ones(SETTINGS["steps"], bool),
+        names=TRAJECTORY,
+    )
+    assert scores.keys() == set(ALL) - {"text_baseline"}
+    for name, score in scores.items():
+        assert np.isnan(score[1]), name
+    others = {name: np.asarray(score)[[0, 2]] for name, score in scores.items()}
+    check_equal(others, five, [0, 2], tuple(scores))
+
+
+BAD = [
+    ({"detectors": ("noise_norm", "vibes")}, "no detector 'vibes'; there are entropy_e, noise_norm, sharpness"),
+    ({"detectors": "vibes"}, "no detector 'vibes'"),
+    ({"detectors": ()}, "no detectors; there are entropy_e"),
+    ({"prompts": []}, "no prompts: at least one is needed"),
+    ({"site": "mid_block.attn9"}, r"no cross-attention layer 'mid_block.attn9'; this model has down_blocks\.0"),
+    ({"probes": 0}, "0 probes; at least 1 is needed"),
+    ({"steps": 2}, "detection with 2 steps; at least 3 are needed"),
+    ({"detectors": "noise_norm_steps", "steps": 5, "noise_norm_steps": (5,)}, "no step 5 among 5, counted from 0"),
+    ({"detectors": "noise_norm_steps", "steps": 5, "noise_norm_steps": (0, -1)}, "no step -1 among 5"),
+    ({"seeds": -1}, r"seeds must lie in \[0, 2\*\*32\), not -1 to -1"),
+    ({"seeds": 2**32 - 1, "probes": 2}, "not 4294967295 to 4294967296"),
+    ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
+    ({"seeds": [1, 2**32]}, "not 1 to 4294967296"),
+    ({"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
+    ({"detectors": "noise_norm_steps", "noise_norm_steps": ()}, "noise_norm_steps: no steps"),
+    ({"detectors": "entropy_d", "guidance_scale": float("nan")}, "guidance_scale is nan"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[message[:30] for _, message in BAD])
+def test_bad_input(tiny, options, message):
+    options = {"prompts": ["a", "b"]} | options
+    with pytest.raises(InputError, match=message):
+        tiny.detect(**options)
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "message"),
+    [
+        ("v_prediction", "first timestep, 999, this model's latents hold no signal .*rescale_betas_zero_snr"),
+        ("epsilon", "timestep 999 has no signal under rescale_betas_zero_snr"),
+    ],
+)
+def test_a_first_timestep_without_signal(tiny, prediction_type, message):
+    """No prompt changes the noise there; with other timesteps the same model is scored."""
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": prediction_type}
+    sd = dataclasses.replace(tiny, scheduler_config=tiny.scheduler_config | zero)
+    with pytest.raises(InputError, match=message):
+        sd.detect("a", "noise_norm")
+    levels = noise_levels(sd.scheduler_config | {"timestep_spacing": "leading"}, 50)
+    assert [float(level.timestep) for level in levels] == [981, 41]
+    assert all(level.output > 0 for level in levels)
+
+
+def test_layers_that_a_detector_needs(tiny):
+    """A model with too few cross-attention layers, or with none at the finest level."""
+
+    class Stub:
+        def __init__(self, *sites: str):
+            self.unet = dataclasses.make_dataclass("UNet", ["sites"])(sites)
+
+    with pytest.raises(InputError, match="fourth cross-attention layer; this model has 3; name a site"):
+        Scorer(Stub("down_blocks.0.a", "b", "c"), ("entropy_e",))
+    Scorer(Stub("down_blocks.0.a", "b", "c"), ("entropy_e",), site="b")
+    with pytest.raises(InputError, match=r"reads the cross-attention of down_blocks\.0, and this model has none"):
+        Scorer(Stub("down_blocks.1.a", "b", "c", "d"), ("bright_ending",))
+
+
+def test_text_baseline():
+    """Two of four words begin with a capital, and 3 of 15 characters are no letters, white space being none of them."""
+    prompts = ["The cat, Or a_1", "all of it small", ""]
+    expected = [2 / 4 + 2 * 3 / 15, 0, 0]
+    np.testing.assert_allclose(text_baseline(prompts), expected, rtol=1e-6)
