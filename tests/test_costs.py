@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from memattn_jax.detectors.entropy_metrics import first_step_entropy
+from memattn_jax.detectors.first_step import NoiseLevel, Unconditional
+from memattn_jax.detectors.registry import FIRST_STEP
+from memattn_jax.detectors.scorer import score_first_step
 from memattn_jax.interceptors import Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.clip_text import CLIPTextModel
@@ -89,3 +92,33 @@ def test_text_keys_and_values_leave_the_loop(unet, plain_pair):
     step = flops(jax.jit(lambda unet, *args: unet(*args)).trace(unet, latents, timesteps, text))
     projections = 2 * 2 * 2 * 77 * 768 * sum(keys.shape[2] * keys.shape[3] for keys, _ in text.values())
     assert plain_pair - step == pytest.approx(projections, rel=0.01)
+
+
+LEVEL = NoiseLevel(shape(), shape(), shape(), shape())
+
+
+def first_step(unet, names: tuple[str, ...], *, batch: int, velocity: bool = False, attribute: bool = False) -> float:
+    """UNet forwards a prompt that detectors spend where all prompts share one probe."""
+    noise = shape(1, 1, 64, 64, 4)
+    traced = score_first_step.trace(
+        unet,
+        noise,
+        shape(batch, 77, 768),
+        shape(1, 77, 768),
+        (LEVEL, LEVEL),
+        Unconditional(noise, noise, noise),
+        names=names,
+        site=unet.sites[3],
+        velocity=velocity,
+        attribute=attribute,
+    )
+    return flops(traced) / batch
+
+
+def test_first_step_detectors_share_their_forwards(unet, plain_pair):
+    forward = plain_pair / 2
+    assert first_step(unet, ("entropy_e",), batch=4) < 0.12 * plain_pair
+    assert first_step(unet, ("noise_norm",), batch=4) == pytest.approx(forward, rel=0.01)
+    assert first_step(unet, FIRST_STEP, batch=1) <= 7 * forward
+    assert first_step(unet, FIRST_STEP, batch=8) < 6 * forward
+    assert first_step(unet, FIRST_STEP, batch=4, velocity=True, attribute=True) <= 7 * forward

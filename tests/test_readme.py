@@ -27,6 +27,12 @@ def test_first_example(names):
     assert run.lengths.tolist() == [len(names["sd"].tokenizer.clip(prompt).input_ids) for prompt in run.prompts]
 
 
+def test_detection(names):
+    found = names["found"]
+    assert {name: score.shape for name, score in found.scores.items()} == {"entropy_e": (2,), "noise_norm": (2,)}
+    assert all(np.isfinite(score).all() for score in found.scores.values())
+
+
 def test_second_example(names):
     exec(BLOCKS[1], names)
     (last,) = BLOCKS[1].strip().splitlines()[-1:]
