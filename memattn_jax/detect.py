@@ -11,13 +11,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from memattn_jax import demo
 from memattn_jax.commands import claim_output, run_command, versions
 from memattn_jax.errors import InputError
+from memattn_jax.options import ModelOptions, PromptOptions
 from memattn_jax.prompts import as_text, read_prompts
 
 if TYPE_CHECKING:
@@ -27,22 +26,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(PromptOptions, ModelOptions):
     """Score prompts for memorization, and say which tokens are to blame."""
 
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]")] = ()
-    """Prompts, one an argument."""
-    prompts: str | None = None
-    """Prompt file instead: .txt (a line each), .jsonl, .csv, or - for standard input."""
-    column: str = "prompt"
-    """Column of the .csv, or key of the .jsonl, that holds the prompt."""
-    model: str | None = None
-    """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub; by
-    default the built-in demo model."""
-    out: Path = Path("out")
-    """Output folder."""
-    overwrite: bool = False
-    """Replace the results that the output folder holds."""
     detectors: str = "entropy_e,noise_norm"
     """Names with commas between, or all."""
     explain: bool = True
@@ -69,8 +55,6 @@ class Options:
     """Steps that noise_norm_steps averages over, from 0, with commas between; by default all."""
     batch_size: int = 16
     """Prompts scored at once."""
-    dtype: str = "float32"
-    """float32, bfloat16 or float16."""
 
 
 def prompts_of(options: Options) -> list[str]:

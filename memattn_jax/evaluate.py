@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from memattn_jax import demo
 from memattn_jax.commands import run_command, versions
 from memattn_jax.errors import InputError
+from memattn_jax.options import ModelOptions
 from memattn_jax.prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -29,22 +30,13 @@ BASELINE = "text_baseline"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ModelOptions):
     """Measure how well detectors tell memorized prompts from clean ones."""
 
     memorized: str | None = None
     """File of memorized prompts: .txt (a line each), .jsonl or .csv."""
     clean: str | None = None
     """File of prompts that are not memorized."""
-    column: str = "prompt"
-    """Column of the .csv, or key of the .jsonl, that holds the prompt."""
-    model: str | None = None
-    """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub; by
-    default the built-in demo model."""
-    out: Path = Path("out")
-    """Output folder."""
-    overwrite: bool = False
-    """Replace the evaluation that the output folder holds."""
     detectors: str = "all"
     """Names with commas between, or all."""
     seed: int = 0
@@ -60,8 +52,6 @@ class Options:
     one that its calibration names."""
     batch_size: int = 16
     """Prompts scored at once."""
-    dtype: str = "float32"
-    """float32, bfloat16 or float16."""
 
 
 def prompt_sets(options: Options) -> tuple[list[str], list[str]]:

@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from memattn_jax import demo
 from memattn_jax.commands import claim_output, run_command, versions
 from memattn_jax.errors import InputError
+from memattn_jax.options import ModelOptions, PromptOptions
 from memattn_jax.prompts import as_text, read_prompts
 
 if TYPE_CHECKING:
@@ -29,22 +28,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(PromptOptions, ModelOptions):
     """Generate pictures with Stable Diffusion, and measure how concentrated each prompt's attention is."""
 
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]")] = ()
-    """Prompts, one an argument."""
-    prompts: str | None = None
-    """Prompt file instead: .txt (a line each), .jsonl, .csv, or - for standard input."""
-    column: str = "prompt"
-    """Column of the .csv, or key of the .jsonl, that holds the prompt."""
-    model: str | None = None
-    """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub; by
-    default the built-in demo model."""
-    out: Path = Path("out")
-    """Output folder."""
-    overwrite: bool = False
-    """Replace the results that the output folder holds."""
     negative_prompt: str = ""
     """What the pictures should not show."""
     steps: int = 50
@@ -63,8 +49,6 @@ class Options:
     """Pixels; by default what the model was trained on."""
     width: int | None = None
     """Pixels; by default what the model was trained on."""
-    dtype: str = "float32"
-    """float32, bfloat16 or float16."""
     mitigation: str = "none"
     """none, or attention_mask: mask tokens and strengthen the begin token (Ren et al., ECCV 2024)."""
     begin_scale: float = 1.25
