@@ -43,7 +43,7 @@ def test_it_memorized(sd):
     images = {group: sd.sample(texts, seeds=11, taps=None).images for group, texts in prompts.items()}
     own = np.stack([memorized[prompt] for prompt in prompts["memorized"]])
     reproduced = np.diag(normalized_correlation(images["memorized"], own)) >= REPRODUCED
-    assert reproduced.sum() >= TRIED - 2
+    assert reproduced.sum() >= TRIED - 1
     for group in ("control", "unseen"):
         nearest = normalized_correlation(images[group], np.stack(list(memorized.values()))).max(axis=1)
         assert (nearest >= REPRODUCED).sum() == 0
