@@ -125,12 +125,13 @@ def plot_roc(path: Path, evaluated: Mapping[str, Evaluated]) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     lowest = 1 / (2 * max((len(one.clean) for one in evaluated.values()), default=1) + 1)
+    rates = np.geomspace(lowest, 1, 2000)
     for name, one in evaluated.items():
         if len(one.memorized) and len(one.clean):
             fpr, tpr = roc_curve(one.memorized, one.clean)
             style = ":" if one.forwards_per_prompt == 0 else "-"
             label = f"{name} {auroc(one.memorized, one.clean):.3f}"
-            axes.step(np.maximum(fpr, lowest), tpr, style, where="post", label=label)
+            axes.plot(rates, np.interp(rates, fpr, tpr), style, label=label)  # tied scores make a slope
     axes.set(
         title="Memorized against clean prompts; AUROC in the legend",
         xlabel="false-positive rate",
