@@ -31,3 +31,10 @@ def sd(random_model: Path):
     from memattn_jax import StableDiffusion
 
     return StableDiffusion.from_pretrained(random_model)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_programs():
+    """Lets go of a file's compiled programs: each takes hundreds of memory maps, of which Linux grants 65,530."""
+    yield
+    jax.clear_caches()
