@@ -1,0 +1,83 @@
+"""How far a run is: a bar on a terminal, lines of JSON elsewhere, and a line at the end."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from memattn_jax.runs.table import Row
+
+LOG_SECONDS = 30.0
+TOLD = 50  # rows that are told of one by one
+
+
+class Progress:
+    """Counts rows.
+
+    Attributes:
+      rows: made by this process in this run.
+    """
+
+    def __init__(self, unit: str, count: Callable[[], int] | None, tell: Callable[[Row], str]):
+        """Starts the clock.
+
+        Args:
+          unit: what a row is.
+          count: tells how many rows there are in all; it is asked in the background. None where no one knows.
+          tell: one line about a row.
+        """
+        self.tell = tell
+        self.bar = tqdm(unit=unit, disable=None)  # None: on a terminal only
+        self.rows = 0
+        self.total: int | None = None
+        self.start = self.logged = time.monotonic()
+        self.first: tuple[int, int, float] | None = None  # last row and rows of the first batch, and when it was done
+        if count is not None:
+            threading.Thread(target=self._count, args=(count,), daemon=True).start()
+
+    def _count(self, count: Callable[[], int]) -> None:
+        try:
+            self.total = self.bar.total = count()
+        except (ValueError, OSError):  # the run meets the same error, and tells it
+            return
+
+    def update(self, rows: Sequence[Row]) -> None:
+        """These rows are made; the first of all are told of."""
+        last, now = rows[-1]["row"], time.monotonic()
+        if self.first is None:
+            self.first = last, len(rows), now
+            self.bar.initial = self.bar.n = rows[0]["row"]
+        for row in rows[: max(0, TOLD - self.rows)]:
+            self.bar.write(self.tell(row))
+        self.rows += len(rows)
+        self.bar.update(last + 1 - self.bar.n)
+        if self.bar.disable and now - self.logged > LOG_SECONDS:
+            self.logged = now
+            begun, _, then = self.first
+            left = None
+            if self.total is not None and last > begun:  # other processes' rows count too
+                left = round((self.total - last - 1) * (now - then) / (last - begun))
+            self.log("progress", row=last, seconds_left=left)
+
+    def log(self, event: str, **values: Any) -> None:
+        """Writes a line of JSON to standard error; rows per second leave out the first batch, which compiles."""
+        now = time.monotonic()
+        _, first, then = self.first or (0, 0, now)
+        rate = None if self.rows <= first else round((self.rows - first) / (now - then), 2)
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "event": event,
+            "rows": self.rows,
+            "seconds": round(now - self.start, 2),
+            "rows_per_second": rate,
+        }
+        print(json.dumps(line | values), file=sys.stderr, flush=True)
+
+    def close(self, event: str, **values: Any) -> None:
+        """Ends the bar and writes the metrics of the run."""
+        self.bar.close()
+        self.log(event, **values)

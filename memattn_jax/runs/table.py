@@ -1,0 +1,235 @@
+"""A table of rows in Parquet shards, which an interrupted run goes on with, by one process or by many.
+
+00000.parquet   rows 0 to shard_rows − 1, 00001.parquet the next ones, …
+manifest.json   what all rows were made with, and which rows are where
+
+Which shard a row belongs to depends on the row alone, and shard k is the work of process k mod n. So the files are the
+same however many processes write them, no process waits for another, and a run may go on with more or fewer of them. A
+shard that is not full yet is a file with fewer rows; it is replaced, whole, as rows come.
+"""
+
+import hashlib
+import io
+import json
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memattn_jax.errors import InputError
+from memattn_jax.runs.store import Store
+
+MANIFEST = "manifest.json"
+FLUSH_SECONDS = 30.0  # the work that a killed process loses at most, besides the batches in flight
+
+
+class HasText(Protocol):
+    """What a row is made from."""
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+
+
+Job = TypeVar("Job", bound=HasText)
+Row = dict[str, Any]
+
+
+def shard_name(shard: int) -> str:
+    """Of a shard's file."""
+    return f"{shard:05d}.parquet"
+
+
+def row_name(row: int, suffix: str) -> str:
+    """Of a file that a row has."""
+    return f"{row:05d}.{suffix}"
+
+
+def numbered(name: str, suffix: str | None) -> int | None:
+    """The shard, or the row, whose file with this suffix has the name; None for another file."""
+    stem, _, ending = name.partition(".")
+    return int(stem) if stem.isdecimal() and ending == suffix else None
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two JSON values differ, each as `name old is now new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(dict.fromkeys([*old, *new]))
+        parts = [differences(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in names]
+        return list(chain.from_iterable(parts))
+    return [] if old == new else [f"{name} {json.dumps(old)} is now {json.dumps(new)}"]
+
+
+class ShardedTable:
+    """Rows, each made from its job and the settings alone; row n is made from job n."""
+
+    def __init__(
+        self,
+        store: Store,
+        schema: pa.Schema,
+        identity: dict[str, Any],
+        *,
+        shard_rows: int,
+        process: int = 0,
+        processes: int = 1,
+        row_files: str | None = None,
+    ):
+        """Nothing is read or written yet.
+
+        Args:
+          store: the folder.
+          schema: of the rows; has `row`, an integer, and `prompt`.
+          identity: what rows depend on besides their job, for JSON. A run goes on only with the same.
+          shard_rows: rows in a full shard.
+          process: which process this is.
+          processes: how many there are.
+          row_files: suffix of the files that rows have, see `row_name`; None where they have none.
+        """
+        self.store, self.shard_rows = store, shard_rows
+        self.process, self.processes = process, processes
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity | {"shard_rows": shard_rows}))
+        digest = hashlib.blake2b(json.dumps(self.identity, sort_keys=True).encode(), digest_size=16).hexdigest()
+        self.schema = schema.with_metadata({"identity": digest})
+        self.row_files = row_files
+        self.jobs = 0  # seen by `missing`
+        self.about: dict[str, Any] = {}
+        self.overwrite = self.begun = False
+        self.growing: dict[int, list[Row]] = {}  # shards of this process that are not full
+        self.unwritten: set[int] = set()
+        self.flushed = time.monotonic()
+
+    def claim(self, about: dict[str, Any], *, overwrite: bool) -> None:
+        """Refuses a folder that holds something else, before anything is computed for it.
+
+        Args:
+          about: what the manifest tells besides the identity.
+          overwrite: drop the rows that the folder holds, once there are new ones.
+
+        Raises:
+          InputError: it holds rows with another identity, the message says where they differ, or no table of ours.
+        """
+        self.about, self.overwrite = about, overwrite
+        if overwrite:
+            return
+        stored = self.store.read(MANIFEST)
+        if stored is not None:
+            self._check(stored)
+        elif shards := [name for name in self.store.names() if numbered(name, "parquet") is not None]:
+            raise InputError(f"{self.store}: holds {shards[0]} but no {MANIFEST}; choose another --out")
+
+    def begin(self) -> None:
+        """Makes the folder this table's, the first time: drops what is to be overwritten, and writes the manifest."""
+        if self.begun:
+            return
+        self.begun = True
+        for name in self.store.names() if self.overwrite else ():
+            shard, row = numbered(name, "parquet"), numbered(name, self.row_files)
+            if row is not None:
+                shard = row // self.shard_rows
+            if shard is not None and self.owns(shard):
+                self.store.remove(name)
+        self._describe({})
+
+    def _check(self, stored: bytes) -> None:
+        try:
+            old = json.loads(stored)["identity"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{self.store}/{MANIFEST}: not ours, or damaged; choose another --out") from None
+        if found := differences(old, self.identity):
+            raise InputError(
+                f"{self.store}: holds a run with other settings: {'; '.join(found)}; "
+                "choose another --out, or --overwrite it"
+            )
+
+    def _describe(self, ranges: dict[str, Any]) -> None:
+        content = {"identity": self.identity} | self.about | ranges
+        self.store.write(MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def owns(self, shard: int) -> bool:
+        """Whether a shard is this process' work."""
+        return shard % self.processes == self.process
+
+    def load(self, shard: int, columns: list[str] | None = None) -> list[Row]:
+        """The rows of a shard, as far as they are there; none of a file that is damaged, which is told."""
+        content = self.store.read(shard_name(shard))
+        if content is None:
+            return []
+        try:
+            table = pq.read_table(pa.BufferReader(content), columns=columns, page_checksum_verification=True)
+        except (pa.ArrowException, OSError):
+            warnings.warn(f"{self.store}: {shard_name(shard)} is damaged; its rows are made again", stacklevel=2)
+            return []
+        if (table.schema.metadata or {}).get(b"identity") != (self.schema.metadata or {})[b"identity"]:
+            return []  # left by a run that is being overwritten
+        return table.to_pylist()
+
+    def missing(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Job]]:
+        """Number and job of each row that is this process' work and not there yet.
+
+        Raises:
+          InputError: a row is there that was made from another prompt.
+        """
+        for shard, group in groupby(enumerate(jobs), key=lambda numbered: numbered[0] // self.shard_rows):
+            own = self.owns(shard)
+            rows = self.load(shard) if own and not self.overwrite else []
+            if own and len(rows) < self.shard_rows:
+                self.growing[shard] = rows
+            for number, job in group:
+                self.jobs = number + 1
+                position = number - shard * self.shard_rows
+                if own and position >= len(rows):
+                    yield number, job
+                elif own and rows[position]["prompt"] != job.text:
+                    raise InputError(
+                        f"{self.store}: row {number} was made from {rows[position]['prompt']!r}, and the prompt is now "
+                        f"{job.text!r}; choose another --out, or --overwrite it"
+                    )
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Takes rows in their order; writes each shard that is full, and what there is once in a while.
+
+        Raises:
+          OSError: rows could not be written; those written before are whole.
+        """
+        self.begin()
+        for row in rows:
+            shard = row["row"] // self.shard_rows
+            self.growing[shard].append(row)
+            self.unwritten.add(shard)
+        full = [shard for shard in self.unwritten if len(self.growing[shard]) == self.shard_rows]
+        if full or time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes all rows taken."""
+        for shard in sorted(self.unwritten):
+            rows = self.growing[shard]
+            sink = io.BytesIO()
+            table = pa.Table.from_pylist(rows, self.schema)
+            pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+            self.store.write(shard_name(shard), sink.getvalue())
+            self.unwritten.discard(shard)
+            if len(rows) == self.shard_rows:
+                del self.growing[shard]
+        self.flushed = time.monotonic()
+
+    def finish(self) -> None:
+        """Writes all rows taken, and which rows the whole table has; the same from every process."""
+        self.begin()
+        self.flush()
+        firsts = range(0, self.jobs, self.shard_rows)
+        shards = [
+            {"file": shard_name(shard), "first_row": first, "rows": min(self.shard_rows, self.jobs - first)}
+            for shard, first in enumerate(firsts)
+        ]
+        self._describe({"rows": self.jobs, "shards": shards})
+
+    def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
+        """All rows that are there, of every process, in their order, or some of their columns."""
+        shards = sorted(shard for name in self.store.names() if (shard := numbered(name, "parquet")) is not None)
+        for shard in shards:
+            yield from self.load(shard, columns)
