@@ -2,10 +2,10 @@
 
 Ren et al. (ECCV 2024, arXiv 2403.11052) announce a training-time mitigation at no cost in speed, but their published
 code holds none, and its threshold, step and layers are not known. The form here is an **inference** from their abstract
-and from Wen et al.'s released gate: a sample's score is the entropy of its mean cross-attention in the training forward
-pass itself, its weight is 1 where the score is below γ(t), and γ(t) is a quantile of clean samples' scores in the
-timestep's bin. Weights multiply a loss of static shape; nothing is indexed away, so the step compiles once and costs no
-forward pass.
+and from Wen et al.'s released gate: a sample's score is the entropy of its mean cross-attention, of all layers or some,
+in the training forward pass itself, its weight is 1 where the score is below γ(t), and γ(t) is a quantile of clean
+samples' scores in the timestep's bin. Weights multiply a loss of static shape; nothing is indexed away, so the step
+compiles once and costs no forward pass.
 
     loss = Σ wᵢ mseᵢ / max(1, Σ wᵢ),      wᵢ = 1[scoreᵢ < γ(tᵢ)]
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from memattn_jax.errors import InputError
+from memattn_jax.parallel import replicate, spread
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import Batch, Setup, TrainState, train_step
 
@@ -79,10 +80,10 @@ def keep_until(path: Path, step: int) -> None:
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def place(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh | None) -> Batch:
-    """A batch on the devices, its rows spread over the mesh's `data` axis."""
-    sharding = None if mesh is None else jax.NamedSharding(mesh, jax.P("data"))
-    return jax.device_put(Batch(batch["pictures"], batch["input_ids"]), sharding)
+def pinned_step(state: TrainState) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step` for a state on a mesh, which it returns where it lay; left to itself, XLA would move parts of it."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(train_step, donate_argnames="state", out_shardings=(shardings, None))
 
 
 def train(
@@ -108,18 +109,19 @@ def train(
       steps: updates in all.
       out: receives checkpoints/ and metrics.jsonl, a line a step.
       checkpoint_every: steps between checkpoints.
-      mesh: devices to spread the batch over, with an axis `data`.
+      mesh: devices to spread the batch over; parameters lie as the model was loaded, and the optimizer's moments and
+        the moving average beside them.
       on_step: called after each step with its number, metrics and the new state.
 
     Returns:
       The last state, and whether it is the end.
     """
     checkpoints = Checkpoints(out / "checkpoints")
-    if mesh is not None:
-        state, setup = jax.device_put((state, setup), jax.NamedSharding(mesh, jax.P()))
+    state, setup = replicate((state, setup), mesh)
     state = checkpoints.restore(state)
     first = int(state.step)
     keep_until(out / "metrics.jsonl", first)
+    update = train_step if mesh is None else pinned_step(state)
     stopping: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -129,7 +131,8 @@ def train(
     try:
         with (out / "metrics.jsonl").open("a", encoding="utf-8") as log:
             for step, batch in zip(range(first + 1, steps + 1), batches(first), strict=False):
-                state, metrics = train_step(state, setup, place(batch, mesh))
+                rows = spread(Batch(batch["pictures"], batch["input_ids"]), mesh)
+                state, metrics = update(state, setup, rows)
                 line: dict[str, Any] = {"step": step} | {
                     name: float(metrics[name]) for name in ("loss", "gradient_norm", "kept")
                 }

@@ -26,6 +26,8 @@ class TrainSettings:
       high_noise: probability that a timestep is drawn from the noisiest two fifths instead of from all.
       train_text_encoder: whether the text encoder is trained as well.
       gate: "none", "entropy" (read off the training forward pass) or "noise_norm" (Wen et al., one pass more).
+      gate_sites: where "entropy" reads the attention: the cross-attention layers whose path begins so, as
+        "up_blocks.2"; all of them by default.
       gate_quantile: of clean scores, above which a sample gets weight 0.
       gate_bins: bins of timesteps with a threshold each.
       gate_window: scores that a running threshold remembers for each bin; unused where thresholds are fitted.
@@ -49,6 +51,7 @@ class TrainSettings:
     high_noise: float = 0.0
     train_text_encoder: bool = False
     gate: str = "none"
+    gate_sites: str = ""
     gate_quantile: float = 0.95
     gate_bins: int = 10
     gate_window: int = 256

@@ -10,6 +10,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from memattn_jax.errors import InputError
+from memattn_jax.parallel import spread
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
 from memattn_jax.training.gate import Gate, Thresholds, Window, fit_thresholds, timestep_bins
@@ -30,6 +32,11 @@ def start(sd: StableDiffusion, settings: TrainSettings, gate: Gate | None = None
       InputError: a setting out of range.
     """
     settings.check()
+    sites = tuple(site for site in sd.unet.sites if site.startswith(settings.gate_sites))
+    if not sites:
+        raise InputError(
+            f"no cross-attention layer {settings.gate_sites!r}…; this model has {', '.join(sd.unet.sites)}"
+        )
     sd.unet.remat = settings.remat
     networks: dict[str, nnx.Module] = {"unet": sd.unet}
     frozen: dict[str, nnx.Module] = {}
@@ -54,6 +61,7 @@ def start(sd: StableDiffusion, settings: TrainSettings, gate: Gate | None = None
         prediction_type=scheduler.prediction_type,
         accumulation=settings.accumulation,
         score="noise_norm" if settings.gate == "noise_norm" else "entropy",
+        sites=sites,
         dtype=settings.dtype,
     )
     ema = jax.tree.map(jnp.copy, params) if settings.ema_decay else None
@@ -80,7 +88,7 @@ def fit_gate(sd: StableDiffusion, settings: TrainSettings, reference: Iterable[d
     """
     state, setup = start(sd, settings)
     scored = [
-        score_batch(setup, state.params, Batch(batch["pictures"], batch["input_ids"]), jnp.int32(step))
+        score_batch(setup, state.params, spread(Batch(batch["pictures"], batch["input_ids"]), sd.mesh), jnp.int32(step))
         for step, batch in enumerate(reference)
     ]
     timesteps, scores = (jnp.concatenate(parts) for parts in zip(*scored, strict=True))

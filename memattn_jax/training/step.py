@@ -78,6 +78,7 @@ class Setup:
       prediction_type: "epsilon" or "v_prediction".
       accumulation: micro-batches of one update; they change memory, not the result.
       score: what the gate goes by.
+      sites: the cross-attention layers whose entropy that may be.
       dtype: of the forward pass and its gradients' inputs; parameters stay float32.
     """
 
@@ -94,6 +95,7 @@ class Setup:
     prediction_type: str = static("epsilon")
     accumulation: int = static(1)
     score: Score = static("entropy")
+    sites: tuple[str, ...] = static(())
     dtype: str = static("float32")
 
 
@@ -143,7 +145,8 @@ def forward(setup: Setup, params: Any, batch: Batch, draws: Draws, gated: bool) 
     context = text_encoder(input_ids)
 
     by_entropy = gated and setup.score == "entropy"
-    prediction, taps = unet(noisy, draws.timesteps, context, Interceptor(tap=TokenMeans() if by_entropy else None))
+    tap = TokenMeans(sites=setup.sites) if by_entropy else None
+    prediction, taps = unet(noisy, draws.timesteps, context, Interceptor(tap=tap))
     error = squared_error(prediction, training_target(setup.prediction_type, latents, draws.noise, signal))
     if by_entropy:
         scores = attention_entropy(taps)
