@@ -24,10 +24,13 @@ INFINITE = {"low": -math.inf, "high": math.inf}  # bounds that JSON cannot write
 SETTINGS = ("seed", "probes", "steps", "guidance_scale", "site", "noise_norm_steps")  # of a Scorer, that move scores
 
 
-def fingerprint(sd: "StableDiffusion") -> str:
-    """A hash of all that decides scores: configs and weights of UNet and text encoder, as loaded, and the scheduler."""
+def fingerprint(sd: "StableDiffusion", pictures: bool = False) -> str:
+    """A hash of all that decides scores: configs and weights of UNet and text encoder, as loaded, and the scheduler.
+
+    With `pictures`, of all that decides those: the autoencoder too.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for part in (sd.unet, sd.text_encoder):
+    for part in (sd.unet, sd.text_encoder, sd.vae)[: 3 if pictures else 2]:
         digest.update(repr(part.config).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
             array = np.asarray(leaf)
@@ -83,8 +86,8 @@ class Calibration:
                     "take the same, or fit another with detect --calibrate"
                 )
 
-    def save(self, path: Path) -> None:
-        """Writes a JSON file."""
+    def to_json(self) -> str:
+        """What `load` reads."""
         content = dataclasses.asdict(self) | {
             "thresholds": {
                 name: {key: None if value in INFINITE.values() else value for key, value in t._asdict().items()}
@@ -92,11 +95,11 @@ class Calibration:
             },
             "attention": [float(share) for share in self.attention],
         }
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return json.dumps(content, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
-        """Reads what `save` wrote.
+        """Reads a file with what `to_json` gives.
 
         Raises:
           FileNotFoundError: no such file.

@@ -4,8 +4,8 @@ import contextlib
 import io
 import os
 import sys
-import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar
 
 from memattn_jax.errors import InputError
 
+WARNED = 20
 Options = TypeVar("Options")
 
 
@@ -37,7 +38,7 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
             print(f"error: {first_paragraph(box.getvalue())}; see --help", file=sys.stderr)
         raise
     keep_compiled_programs()
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    show_warnings()
     try:
         main(parsed)
     except (InputError, OSError) as error:
@@ -48,14 +49,18 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
     sys.exit(0)
 
 
-def claim_output(out: Path, overwrite: bool) -> None:
-    """Refuses an output folder that cannot be written or holds results, before anything is computed for it."""
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out):
-        pass
-    path = out / "results.jsonl"
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: holds results already; choose another --out, or --overwrite them")
+def show_warnings() -> None:
+    """Has warnings printed as one line each, and no more than `WARNED` from one place in the code."""
+    shown: Counter[tuple[str, int]] = Counter()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, line: int, *_: object) -> None:
+        shown[filename, line] += 1
+        if shown[filename, line] <= WARNED:
+            print(f"warning: {message}", file=sys.stderr)
+        elif shown[filename, line] == WARNED + 1:
+            print("warning: more of these are not shown", file=sys.stderr)
+
+    warnings.showwarning = show  # type: ignore[assignment]
 
 
 def keep_compiled_programs() -> None:

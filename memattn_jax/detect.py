@@ -1,32 +1,37 @@
 """Detect memorized prompts, and the tokens to blame: `python -m memattn_jax.detect`.
 
-Writes into --out: results.jsonl with a line a prompt, in the order of the prompts: its scores, which of them lie over
-their thresholds, and each token's attention and gradient. Thresholds come from a calibration; the built-in model has
-one, and --calibrate fits one for another model on prompts that are known to be clean. With neither a model nor a
-prompt, the built-in model looks at a memorized and a clean prompt of its own.
+Writes into --out a table in Parquet files, a row a prompt, in the order of the prompts: its scores, the verdict, and
+each token's attention and gradient; manifest.json says what they were made with, and results.jsonl repeats up to 10,000
+rows. The same command again goes on where it stopped, whatever ended it. Thresholds come from a calibration; the
+built-in model has one, and --calibrate fits one for another model on prompts that are known to be clean. With neither a
+model nor a prompt, the built-in model looks at a memorized and a clean prompt of its own.
 """
 
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memattn_jax import demo
-from memattn_jax.commands import claim_output, run_command, versions
+from memattn_jax.commands import run_command, versions
 from memattn_jax.errors import InputError
-from memattn_jax.options import ModelOptions, PromptOptions
-from memattn_jax.prompts import as_text, read_prompts
+from memattn_jax.options import ModelOptions, PromptOptions, RunOptions
+from memattn_jax.prompts import Prompt, as_text, count_prompts, read_prompts, stream_prompts
 
 if TYPE_CHECKING:
     from memattn_jax.calibration import Calibration
     from memattn_jax.detectors import Detection, Scorer
     from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.runs.store import Store
+    from memattn_jax.runs.table import ShardedTable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PromptOptions, ModelOptions):
+class Options(PromptOptions, RunOptions, ModelOptions):
     """Score prompts for memorization, and say which tokens are to blame."""
 
     detectors: str = "entropy_e,noise_norm"
@@ -57,19 +62,19 @@ class Options(PromptOptions, ModelOptions):
     """Prompts scored at once."""
 
 
-def prompts_of(options: Options) -> list[str]:
-    """The prompts to score; none where the command only calibrates."""
-    if options.prompts is not None and options.prompt:
-        raise InputError("give prompts as arguments or with --prompts, not both")
+def prompts_of(options: Options) -> tuple[Iterator[Prompt], Callable[[], int] | None]:
+    """The prompts to score, none where the command only calibrates, and how to count them."""
+    given = options.prompt
     if options.prompts is not None:
-        return read_prompts(options.prompts, options.column)
-    if options.prompt:
-        return list(options.prompt)
-    if options.calibrate is not None:
-        return []
-    if options.model is None:
-        return list(demo.SHOWCASE)
-    raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
+        if given:
+            raise InputError("give prompts as arguments or with --prompts, not both")
+        count = partial(count_prompts, options.prompts, options.column)
+        return stream_prompts(options.prompts, options.column), None if options.prompts == "-" else count
+    if not given and options.calibrate is None:
+        if options.model is not None:
+            raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
+        given = demo.SHOWCASE
+    return iter([Prompt(as_text(prompt)) for prompt in given]), lambda: len(given)
 
 
 def given_calibration(options: Options) -> "Calibration | None":
@@ -108,21 +113,19 @@ def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibrati
     return Scorer(sd, names, **settings | {"attribute": attribute})
 
 
-def score(scorer: "Scorer", prompts: list[str], options: Options) -> Iterator["Detection"]:
-    """Detections, batch by batch."""
-    from memattn_jax.detectors.scorer import score_batches
-
-    start = options.seed or 0
-    rows = ((as_text(prompt), (zlib.crc32(prompt.encode()) + start) % (2**32 - scorer.probes)) for prompt in prompts)
-    return score_batches(scorer, rows, min(options.batch_size, len(prompts)))
+def noise_seed(prompt: str, scorer: "Scorer", options: Options) -> int:
+    """Seed of the first probe where each prompt has its own."""
+    return (zlib.crc32(prompt.encode()) + (options.seed or 0)) % (2**32 - scorer.probes)
 
 
-def fit(scorer: "Scorer", options: Options) -> "Calibration":
+def fit(scorer: "Scorer", options: Options, store: "Store") -> "Calibration":
     """Fits thresholds, writes them and tells them."""
     from tqdm import tqdm
 
     from memattn_jax.calibration import calibrate
+    from memattn_jax.detectors.scorer import score_batches
     from memattn_jax.metrics import negatives_needed
+    from memattn_jax.parallel import rows_multiple
 
     clean = read_prompts(str(options.calibrate), options.column)
     needed = negatives_needed(options.fpr)
@@ -132,13 +135,15 @@ def fit(scorer: "Scorer", options: Options) -> "Calibration":
             f"at least {needed} are needed",
             stacklevel=1,
         )
+    rows = ((as_text(prompt), noise_seed(prompt, scorer, options)) for prompt in clean)
+    size = rows_multiple(min(options.batch_size, len(clean)), scorer.sd.mesh)
     with tqdm(total=len(clean), unit="prompt", desc="calibrating", disable=None) as bar:
         detections = []
-        for detection in score(scorer, clean, options):
+        for detection in score_batches(scorer, rows, size):
             detections.append(detection)
             bar.update(len(detection.prompts))
     calibration = calibrate(scorer, detections, options.fpr)
-    calibration.save(options.out / "calibration.json")
+    store.write("calibration.json", calibration.to_json().encode())
     for name, threshold in calibration.thresholds.items():
         print(
             f"{name}: threshold {threshold.value:.4f}, 95 % interval {threshold.low:.4f} to {threshold.high:.4f}, "
@@ -147,47 +152,113 @@ def fit(scorer: "Scorer", options: Options) -> "Calibration":
     return calibration
 
 
-def main(options: Options) -> None:
-    """Scores what was asked for."""
-    from tqdm import tqdm
-
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size {options.batch_size}: at least 1 is needed")
-    prompts = prompts_of(options)
-    calibration = given_calibration(options)
-    claim_output(options.out, options.overwrite)
-    from memattn_jax.pipeline import StableDiffusion
-
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype)
-    scorer = make_scorer(sd, options, calibration)
-    if calibration is not None:
+def thresholds(scorer: "Scorer", options: Options, given: "Calibration | None", store: "Store") -> "Calibration | None":
+    """The calibration that verdicts come from: fitted now, or the given one if it fits the scorer."""
+    if options.calibrate is not None:
+        return fit(scorer, options, store)
+    if given is not None:
         try:
-            calibration.check(scorer)
+            given.check(scorer)
         except InputError as error:
             if options.calibration is not None:
                 raise
             warnings.warn(f"no verdicts: {error}", stacklevel=1)
-            calibration = None
-    if options.calibrate is not None:
-        calibration = fit(scorer, options)
-    if not prompts:
-        print(f"calibration.json in {options.out}")
-        return
-    from memattn_jax.calibration import settings_of
-    from memattn_jax.report.detection import DetectionWriter
+            return None
+    return given
 
-    settings = {"model": options.model or "built-in", "dtype": options.dtype, **settings_of(scorer)}
-    writer = DetectionWriter(options.out, sd.tokenizer, settings | {"versions": versions()}, calibration)
-    with tqdm(total=len(prompts), unit="prompt", disable=None) as bar:
-        for detection in score(scorer, prompts, options):
-            for line in writer.write(detection):
-                bar.write(line)
-            bar.update(len(detection.prompts))
-    for name, count in writer.memorized.items():
-        print(f"{name}: {count} of {len(prompts)} prompts over the threshold (*)")
-    if writer.failed:
-        print(f"{writer.failed} prompts have a score that is not finite; see their error in results.jsonl")
-    print(f"{len(prompts)} prompts in {writer.path}")
+
+def identity(scorer: "Scorer", options: Options, calibration: "Calibration | None") -> dict[str, Any]:
+    """All that a row depends on besides its prompt."""
+    from memattn_jax.calibration import fingerprint, settings_of
+
+    limits = {} if calibration is None else {name: limit.value for name, limit in calibration.thresholds.items()}
+    return {
+        "command": "detect",
+        "model": fingerprint(scorer.sd),
+        "settings": {
+            "detectors": list(scorer.detectors),
+            "explain": scorer.attribute,
+            "dtype": options.dtype,
+            **settings_of(scorer),
+            "own_noise_from": (options.seed or 0) if options.per_prompt_noise else None,
+            "thresholds": {name: limits[name] for name in scorer.detectors if name in limits},
+        },
+    }
+
+
+def summarize(table: "ShardedTable", scorer: "Scorer", judged: list[str], alone: bool) -> None:
+    """Tells of all rows, and repeats them in results.jsonl where they are few and no other process adds to them."""
+    from memattn_jax.report.results import write_json_lines
+
+    over: Counter[str] = Counter()
+    rows = failed = 0
+    for row in table.rows(["over", "error"]):
+        rows += 1
+        failed += row["error"] is not None
+        over.update(row["over"] or ())
+    for name in judged:
+        print(f"{name}: {over[name]} of {rows} prompts over the threshold (*)")
+    if failed:
+        print(f"{failed} prompts lack a score; the column error says why")
+    repeated = " and results.jsonl" if alone and write_json_lines(table, rows) else ""
+    print(f"{rows} prompts in {table.store}, as Parquet files{repeated}")
+
+
+def main(options: Options) -> None:
+    """Scores what was asked for."""
+    from memattn_jax.parallel import make_mesh, rows_multiple, start_processes
+    from memattn_jax.runs.progress import Progress
+    from memattn_jax.runs.run import batch_size, batches, fill_up, run
+    from memattn_jax.runs.store import Store
+
+    options.check()
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size {options.batch_size}: at least 1 is needed")
+    prompts, count = prompts_of(options)
+    size, prompts = batch_size(prompts, options.batch_size)
+    given = given_calibration(options)
+    process, processes = start_processes(
+        options.coordinator, options.process_id, options.num_processes, options.distributed
+    )
+    store = Store(options.out, process)
+    from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.detection import detection_rows, detection_schema, tell
+    from memattn_jax.runs.table import ShardedTable
+
+    mesh = make_mesh(options.mesh)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype, mesh=mesh)
+    scorer = make_scorer(sd, options, given)
+    calibration = thresholds(scorer, options, given, store)
+    if options.calibrate is not None:
+        print(f"calibration.json in {store}")
+        if options.prompts is None and not options.prompt:
+            return
+    table = ShardedTable(
+        store,
+        detection_schema(scorer.detectors, scorer.attribute),
+        identity(scorer, options, calibration),
+        shard_rows=options.shard_rows,
+        process=process,
+        processes=processes,
+    )
+    source = {"model": options.model or "built-in", "prompts": options.prompts}
+    table.claim(source | {"versions": versions()}, overwrite=options.overwrite)
+    progress = Progress("prompt", count, partial(tell, detectors=scorer.detectors))
+    padded = rows_multiple(size, mesh)
+
+    def start(jobs: list[Prompt]) -> "Detection":
+        texts = [job.text for job in fill_up(jobs, padded)]
+        return scorer.start(texts, [noise_seed(text, scorer, options) for text in texts])
+
+    def describe(batch: list[tuple[int, Prompt]], detection: "Detection | None") -> list[dict[str, Any]]:
+        return detection_rows(batch, detection, calibration, sd.tokenizer)
+
+    work = batches(table.missing(prompts), size, options.shard_rows)
+    if not run(table, work, start, describe, progress):
+        print(f"stopped after {progress.rows} prompts, all of them written; the same command goes on from there")
+        return
+    judged = [name for name in scorer.detectors if calibration is not None and name in calibration.thresholds]
+    summarize(table, scorer, judged, processes == 1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,9 @@ class Options(ModelOptions):
     """Cross-attention layer that entropy_e reads; by default the paper's, the fourth, and for the built-in model the
     one that its calibration names."""
     batch_size: int = 16
-    """Prompts scored at once."""
+    """Prompts scored at once, rounded up to what divides among the devices."""
+    out: Path = Path("out")
+    """Output folder."""
 
 
 def prompt_sets(options: Options) -> tuple[list[str], list[str]]:
@@ -105,13 +108,14 @@ def main(options: Options) -> None:
     from memattn_jax.detectors import Scorer
     from memattn_jax.detectors.cost import forwards_per_prompt
     from memattn_jax.detectors.scorer import concatenate, score_batches
+    from memattn_jax.parallel import make_mesh, rows_multiple
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.evaluation import Evaluated, unresolved, write_evaluation
 
     site = options.site
     if site is None and options.model is None:
         site = Calibration.load(demo.CALIBRATION).settings["site"]
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.dtype, make_mesh(options.mesh))
     scorer = Scorer(sd, names, options.seed, options.probes, options.steps, options.guidance_scale, site)
     if rates := unresolved(len(clean)):
         percent = ", ".join(f"{100 * rate:g} %" for rate in rates)
@@ -120,7 +124,8 @@ def main(options: Options) -> None:
             f"{len(clean)} clean prompts cannot resolve a false-positive rate of {percent}; {needed} can", stacklevel=1
         )
     prompts = memorized + clean
-    size = min(options.batch_size, len(prompts))
+    size = rows_multiple(min(options.batch_size, len(prompts)), sd.mesh)
+    timed = list(islice(cycle(prompts), size))
     with tqdm(total=len(prompts) + len(names), unit="prompt", disable=None) as bar:
         parts = []
         for part in score_batches(scorer, ((prompt, 0) for prompt in prompts), size):
@@ -138,7 +143,7 @@ def main(options: Options) -> None:
                 scores[~labels & finite],
                 int((~finite).sum()),
                 forwards_per_prompt(alone, size),
-                seconds_per_prompt(alone, prompts[:size]),
+                seconds_per_prompt(alone, timed),
             )
             bar.update()
     about: dict[str, Any] = {

@@ -19,8 +19,8 @@ from memattn_jax.errors import InputError
 from memattn_jax.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    import jax
     import numpy as np
+    from jax.sharding import Mesh
 
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.training.gate import Thresholds
@@ -44,6 +44,8 @@ class Options:
     """Output folder."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
+    mesh: str | None = None
+    """Devices, as data=4,model=2; by default all on data, if a micro-batch divides among them."""
     sample_every: int = 0
     """Steps between grids of pictures; 0 draws none."""
     sample_prompts: tuple[str, ...] = ()
@@ -91,14 +93,17 @@ def fitted_gate(sd: "StableDiffusion", options: Options) -> "Thresholds | None":
     return fit_gate(sd, options.settings, itertools.islice(held_out.batches(0), count))
 
 
-def data_mesh(settings: TrainSettings) -> "jax.sharding.Mesh | None":
-    """All devices, if there are several and a micro-batch divides among them."""
-    import jax
+def training_mesh(options: Options) -> "Mesh | None":
+    """The mesh that --mesh names, else of all devices, or of none where a micro-batch does not divide among them."""
+    from memattn_jax.parallel import make_mesh
 
-    devices = len(jax.devices())
-    if devices == 1 or settings.batch_size // settings.accumulation % devices:
-        return None
-    return jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = make_mesh(options.mesh)
+    rows = options.settings.batch_size // options.settings.accumulation
+    if mesh is None or rows % mesh.shape["data"] == 0:
+        return mesh
+    if options.mesh is not None:
+        raise InputError(f"--mesh {options.mesh}: a micro-batch of {rows} rows does not divide among data")
+    return None
 
 
 def draw_samples(sd: "StableDiffusion", state: "TrainState", setup: "Setup", options: Options) -> None:
@@ -124,7 +129,8 @@ def main(options: Options) -> None:
     from memattn_jax.training.loop import check_settings, train
     from memattn_jax.training.start import start, trained
 
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model))
+    mesh = training_mesh(options)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), mesh=mesh)
     data = Data(sd, options.data, settings)
     options.out.mkdir(parents=True, exist_ok=True)
     inputs = {
@@ -151,7 +157,7 @@ def main(options: Options) -> None:
             steps=settings.steps,
             out=options.out,
             checkpoint_every=options.checkpoint_every,
-            mesh=data_mesh(settings),
+            mesh=mesh,
             on_step=on_step,
         )
     plot_training(options.out / "training.png", options.out / "metrics.jsonl")

@@ -1,34 +1,36 @@
 """Generate pictures, with the attention entropy of each prompt: `python -m memattn_jax.generate`.
 
-Writes into --out: 00000.png, 00001.png, … with their parameters in the PNG's text, results.jsonl with a line a
-picture, in the order of the prompts, and entropy.png. With neither a model nor a prompt it shows what memorization is:
-the built-in model generates a memorized and a clean prompt, without and with the mitigation, and showcase.png puts
-them beside what was trained on.
+Writes into --out: 00000.png, 00001.png, … with their parameters in the PNG's text, a table in Parquet files with a row
+a picture, in the order of the prompts, and entropy.png; manifest.json says what they were made with, and results.jsonl
+repeats up to 10,000 rows. The same command again goes on where it stopped, whatever ended it. With neither a model nor
+a prompt it shows what memorization is: the built-in model generates a memorized and a clean prompt, without and with
+the mitigation, and showcase.png puts them beside what was trained on.
 """
 
+import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memattn_jax import demo
-from memattn_jax.commands import claim_output, run_command, versions
+from memattn_jax.commands import run_command, versions
 from memattn_jax.errors import InputError
-from memattn_jax.options import ModelOptions, PromptOptions
-from memattn_jax.prompts import as_text, read_prompts
+from memattn_jax.options import ModelOptions, PromptOptions, RunOptions
+from memattn_jax.prompts import Prompt, as_text, count_prompts, stream_prompts
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from memattn_jax.guard import Guard
     from memattn_jax.mitigations import AttentionMask
     from memattn_jax.pipeline import Samples, StableDiffusion
-    from memattn_jax.report.results import ResultWriter
+    from memattn_jax.report.results import Measured
+    from memattn_jax.runs.store import Store
+    from memattn_jax.runs.table import ShardedTable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PromptOptions, ModelOptions):
+class Options(PromptOptions, RunOptions, ModelOptions):
     """Generate pictures with Stable Diffusion, and measure how concentrated each prompt's attention is."""
 
     negative_prompt: str = ""
@@ -62,12 +64,25 @@ class Options(PromptOptions, ModelOptions):
     """--guard: thresholds, from detect --calibrate; the built-in model has its own."""
 
 
-def jobs(options: Options) -> list[tuple[str, int]]:
-    """Prompt and seed of every picture."""
-    if options.prompts is not None and options.prompt:
-        raise InputError("give prompts as arguments or with --prompts, not both")
-    if options.prompts is None and not options.prompt:
-        raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
+class Picture(NamedTuple):
+    """What a picture is made from.
+
+    Attributes:
+      text: the prompt.
+      seed: of its noise.
+      error: why there is no prompt.
+      mitigated: whether the showcase mitigates it.
+    """
+
+    text: str
+    seed: int
+    error: str | None = None
+    mitigated: bool = False
+
+
+def check(options: Options) -> None:
+    """Raises InputError for a number out of range."""
+    options.check()
     for name in ("images_per_prompt", "batch_size"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1 is needed")
@@ -77,8 +92,25 @@ def jobs(options: Options) -> list[tuple[str, int]]:
     last = options.seed + options.images_per_prompt - 1
     if options.seed < 0 or last >= 2**32:
         raise InputError(f"seeds must lie in [0, 2**32), not {options.seed} to {last}")
-    prompts = read_prompts(options.prompts, options.column) if options.prompts is not None else options.prompt
-    return [(as_text(prompt), options.seed + i) for prompt in prompts for i in range(options.images_per_prompt)]
+
+
+def pictures_of(options: Options) -> tuple[Iterator[Picture], Callable[[], int] | None]:
+    """The pictures to make, and how to count them."""
+    prompts: Iterator[Prompt]
+    count: Callable[[], int] | None
+    if options.prompts is not None and options.prompt:
+        raise InputError("give prompts as arguments or with --prompts, not both")
+    if options.prompts is not None:
+        source, column = options.prompts, options.column
+        prompts = stream_prompts(source, column)
+        count = None if source == "-" else lambda: count_prompts(source, column) * options.images_per_prompt
+    elif options.prompt:
+        prompts = iter([Prompt(as_text(prompt)) for prompt in options.prompt])
+        count = lambda: len(options.prompt) * options.images_per_prompt  # noqa: E731
+    else:
+        raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
+    seeds = range(options.seed, options.seed + options.images_per_prompt)
+    return (Picture(prompt.text, seed, prompt.error) for prompt in prompts for seed in seeds), count
 
 
 def mitigation(options: Options) -> "AttentionMask | None":
@@ -112,27 +144,57 @@ def guard(options: Options, sd: "StableDiffusion") -> "Guard | None":
     return Guard.from_calibration(calibration, options.guard, mitigated)
 
 
-def load(options: Options) -> "StableDiffusion":
-    """The model that the options name."""
-    from memattn_jax.pipeline import StableDiffusion
+def settings(options: Options) -> dict[str, Any]:
+    """The options that decide a picture besides its prompt and seed."""
+    names = ["negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "dtype"]
+    names += ["mitigation", "guard"]
+    if options.mitigation != "none" or options.guard != "none":
+        names += ["begin_scale", "mask"]
+    return {"model": options.model or "built-in"} | {name: getattr(options, name) for name in names}
 
-    return StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype)
+
+def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") -> dict[str, Any]:
+    """All that the pictures depend on besides their prompts."""
+    from memattn_jax.calibration import fingerprint
+
+    limit = None if watch is None else watch.threshold
+    same = {"seed": runs[0].seed, "images_per_prompt": runs[0].images_per_prompt, "guard_threshold": limit}
+    made_with = {"mitigated " * (i > 0) + "settings": settings(run) for i, run in enumerate(runs)}
+    for part in made_with.values():
+        del part["model"]  # the fingerprint tells, wherever it lies
+    return {"command": "generate", "model": fingerprint(sd, pictures=True), "pictures": same, **made_with}
 
 
-def sample_batches(
-    sd: "StableDiffusion", todo: list[tuple[str, int]], options: Options
-) -> Iterator[tuple[int, "Samples"]]:
-    """Runs of one size, so that one program serves all; yields each with the number of its rows that count."""
-    size = min(options.batch_size, len(todo))
-    watch = guard(options, sd)
-    for start in range(0, len(todo), size):
-        batch = todo[start : start + size]
-        padded = batch + batch[-1:] * (size - len(batch))
-        yield (
-            len(batch),
-            sd.sample(
-                [prompt for prompt, _ in padded],
-                seeds=[seed for _, seed in padded],
+@dataclass
+class Gallery:
+    """Samples batches of pictures and writes them.
+
+    Attributes:
+      sd: the model.
+      runs: the options; for the showcase, those of its plain pictures and of its mitigated ones.
+      watch: the guard, or None.
+      size: pictures a batch.
+      table: receives a row a picture.
+      made: pictures of the showcase: whether mitigated, their batch, and their place in it.
+    """
+
+    sd: "StableDiffusion"
+    runs: list[Options]
+    watch: "Guard | None"
+    size: int
+    table: "ShardedTable"
+    made: list[tuple[bool, "Samples", int]] = field(default_factory=list)
+
+    def start(self, jobs: list[Picture]) -> "Measured":
+        """Gives a batch to the device."""
+        from memattn_jax.report.results import measure
+        from memattn_jax.runs.run import fill_up
+
+        filled, options = fill_up(jobs, self.size), self.runs[jobs[0].mitigated]
+        return measure(
+            self.sd.sample(
+                [job.text for job in filled],
+                seeds=[job.seed for job in filled],
                 steps=options.steps,
                 guidance_scale=options.guidance_scale,
                 scheduler=options.scheduler,
@@ -140,43 +202,49 @@ def sample_batches(
                 height=options.height,
                 width=options.width,
                 mitigation=mitigation(options),
-                guard=watch,
-            ),
+                guard=self.watch,
+                wait=False,
+            )
         )
 
+    def describe(self, batch: list[tuple[int, Picture]], measured: "Measured | None") -> list[dict[str, Any]]:
+        """Writes the pictures of a batch; returns the table's rows."""
+        from memattn_jax.report.results import picture_row, png
 
-def settings(options: Options) -> dict[str, Any]:
-    """The options that decide a picture besides its prompt and seed."""
-    names = ["negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "dtype"]
-    names += ["mitigation"]
-    names += ["guard"]
-    if options.mitigation != "none" or options.guard != "none":
-        names += ["begin_scale", "mask"]
-    return {"model": options.model or "built-in"} | {name: getattr(options, name) for name in names}
+        self.table.begin()  # earlier pictures go before new ones come
+        rows: list[dict[str, Any]] = []
+        place = 0
+        for number, job in batch:
+            if job.error is not None or measured is None:
+                rows.append({"row": number, "prompt": job.text, "seed": job.seed, "error": job.error})
+                continue
+            row = picture_row(
+                number, measured, place, self.sd.tokenizer, settings(self.runs[job.mitigated]), versions()
+            )
+            if row["file"] is not None:
+                self.table.store.write(row["file"], png(measured.run.images[place], row))
+            if len(self.runs) > 1:
+                self.made.append((job.mitigated, measured.run, place))
+            rows.append(row)
+            place += 1
+        return rows
 
 
-def write_pictures(
-    sd: "StableDiffusion", options: Options, writer: "ResultWriter", bar: "tqdm"
-) -> Iterator[tuple["Samples", int]]:
-    """Samples batch by batch, writes each as soon as it is there, and yields each picture's batch and row in it."""
-    for count, run in sample_batches(sd, jobs(options), options):
-        for line in writer.write(run, count, sd.tokenizer, settings(options)):
-            bar.write(line)
-        bar.update(count)
-        yield from ((run, row) for row in range(count))
-
-
-def show_memorization(sd: "StableDiffusion", pictures: list[list[tuple["Samples", int]]], path: Path) -> None:
+def show_memorization(sd: "StableDiffusion", made: list[tuple[bool, "Samples", int]], store: "Store") -> None:
     """Draws the pictures of the built-in model's own prompts, without and with the mitigation."""
     from memattn_jax.report.showcase import plot_showcase, tell
 
     memorized = demo.memorized_pictures()
     titles = dict(zip(demo.SHOWCASE, ("memorized prompt", "clean prompt"), strict=True))
+    plain = [(run, place) for mitigated, run, place in made if not mitigated]
+    masked = [run for mitigated, run, _ in made if mitigated]
     stories = {
-        run.prompts[row]: tell(titles[run.prompts[row]], run, mitigated, row, sd.tokenizer, memorized)
-        for (run, row), (mitigated, _) in reversed(list(zip(*pictures, strict=True)))  # the first seed stays
+        run.prompts[place]: tell(titles[run.prompts[place]], run, other, place, sd.tokenizer, memorized)
+        for (run, place), other in reversed(list(zip(plain, masked, strict=True)))  # the first seed stays
     }
-    plot_showcase(path, [stories[prompt] for prompt in demo.SHOWCASE])
+    sink = io.BytesIO()
+    plot_showcase(sink, [stories[prompt] for prompt in demo.SHOWCASE])
+    store.write("showcase.png", sink.getvalue())
     for story in (stories[prompt] for prompt in demo.SHOWCASE):
         before, after = story.correlations
         print(f"{story.title}: correlation with the nearest memorized picture {before:.2f}, mitigated {after:.2f}")
@@ -184,31 +252,58 @@ def show_memorization(sd: "StableDiffusion", pictures: list[list[tuple["Samples"
 
 def main(options: Options) -> None:
     """Generates what was asked for, or where nothing was, shows what memorization is."""
+    from memattn_jax.parallel import make_mesh, rows_multiple, start_processes
+    from memattn_jax.runs.progress import Progress
+    from memattn_jax.runs.run import batch_size, batches, run
+    from memattn_jax.runs.store import Store
+
+    check(options)
     showcase = options.model is None and options.prompts is None and not options.prompt
-    if showcase:
-        options = replace(options, prompt=demo.SHOWCASE)
-    total = len(jobs(options))
-    claim_output(options.out, options.overwrite)
-    sd = load(options)
-    from tqdm import tqdm
-
-    from memattn_jax.report.results import ResultWriter
-
     runs = [options]
     if showcase:
-        mitigated = replace(options, mitigation="attention_mask", mask="summary")  # as the paper describes it
-        runs = [replace(options, mitigation="none"), mitigated]
-    writer = ResultWriter(options.out, versions())
-    with tqdm(total=len(runs) * total, unit="picture", disable=None) as bar:  # None: only on a terminal
-        written = [write_pictures(sd, run, writer, bar) for run in runs]
-        if showcase:
-            show_memorization(sd, [list(pictures) for pictures in written], options.out / "showcase.png")
-        for pictures in written:
-            for _ in pictures:
-                pass
-    writer.plot()
-    made = f"{len(runs) * total} pictures, results.jsonl and entropy.png"
-    print(f"{made}{', showcase.png' if showcase else ''} in {options.out}")
+        plain = replace(options, prompt=demo.SHOWCASE, mitigation="none")
+        runs = [plain, replace(plain, mitigation="attention_mask", mask="summary")]  # as the paper describes it
+    pictures, count = pictures_of(runs[0])
+    size, pictures = batch_size(pictures, options.batch_size)
+    if showcase:
+        shown = list(pictures)
+        pictures = iter(shown + [picture._replace(mitigated=True) for picture in shown])
+    process, processes = start_processes(
+        options.coordinator, options.process_id, options.num_processes, options.distributed
+    )
+    store = Store(options.out, process)
+    from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.results import PICTURE_SCHEMA, plot_rows, tell, write_json_lines
+    from memattn_jax.runs.table import ShardedTable
+
+    mesh = make_mesh(options.mesh)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype, mesh=mesh)
+    watch = guard(options, sd)
+    table = ShardedTable(
+        store,
+        PICTURE_SCHEMA,
+        identity(sd, runs, watch),
+        shard_rows=options.shard_rows,
+        process=process,
+        processes=processes,
+        row_files="png",
+    )
+    source = {"model": options.model or "built-in", "prompts": options.prompts, "versions": versions()}
+    table.claim(source, overwrite=options.overwrite)
+    if showcase:
+        table.claim(source, overwrite=True)  # the story needs all of its pictures at hand
+    progress = Progress("picture", count, tell)
+    gallery = Gallery(sd, runs, watch, rows_multiple(size, mesh), table)
+    work = batches(table.missing(pictures), size, options.shard_rows, lambda job: job.mitigated)
+    if not run(table, work, gallery.start, gallery.describe, progress):
+        print(f"stopped after {progress.rows} pictures, all of them written; the same command goes on from there")
+        return
+    if showcase:
+        show_memorization(sd, gallery.made, store)
+    plot_rows(store, table.rows(["prompt", "seed", "entropy"]))
+    total = sum(1 for _ in table.rows(["row"]))
+    repeated = ", results.jsonl" if processes == 1 and write_json_lines(table, total) else ""
+    print(f"{total} pictures, Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png in {store}")
 
 
 if __name__ == "__main__":

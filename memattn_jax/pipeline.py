@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from memattn_jax.checkpoints.diffusers_folder import (
     MODEL_INDEX,
@@ -29,8 +30,9 @@ from memattn_jax.mitigations import AttentionMask
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.parallel import replicate, rows_multiple, spread
 from memattn_jax.sampling import denoise, unit_noise
-from memattn_jax.schedulers import make_schedule
+from memattn_jax.schedulers import Schedule, make_schedule
 from memattn_jax.tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
@@ -61,15 +63,28 @@ class Samples:
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    images: np.ndarray
+    images: Any
     latents: Array
     tokens: dict[str, Array]
     maps: dict[str, Array]
     input_ids: np.ndarray
     lengths: np.ndarray
     timesteps: np.ndarray
-    guard_scores: np.ndarray | None = None
-    mitigated: np.ndarray | None = None
+    guard_scores: Any = None
+    mitigated: Any = None
+
+    def fetch(self) -> "Samples":
+        """The same with pictures and the guard's findings in the host's memory, once the device is done."""
+        images, guard_scores, mitigated = jax.device_get((self.images, self.guard_scores, self.mitigated))
+        return replace(self, images=images, guard_scores=guard_scores, mitigated=mitigated)
+
+    def first_rows(self, count: int) -> "Samples":
+        """Without the rows from `count` on."""
+        names = ("prompts", "seeds", "images", "latents", "input_ids", "lengths", "guard_scores", "mitigated")
+        rows: dict[str, Any] = {name: value[:count] for name in names if (value := getattr(self, name)) is not None}
+        for name in ("tokens", "maps"):
+            rows[name] = {site: tap[:, :count] for site, tap in getattr(self, name).items()}
+        return replace(self, **rows)
 
     @cached_property
     def finite(self) -> np.ndarray:
@@ -99,6 +114,12 @@ def as_list(value: object, rows: int, what: str) -> list:
     return list(value)
 
 
+def take_rows(rule: AttentionMask, rows: np.ndarray) -> AttentionMask:
+    """The mitigation for these of its rows; the same where it has one scale for all."""
+    scales = np.asarray(rule.begin_scale)
+    return replace(rule, begin_scale=scales[rows]) if scales.ndim else rule
+
+
 def check_seeds(seeds: Sequence[int], count: int = 1) -> None:
     """Raises InputError unless each seed and the `count` − 1 after it lie in [0, 2³²)."""
     first, last = min(seeds), max(seeds) + count - 1
@@ -114,6 +135,7 @@ class StableDiffusion:
       unet, vae, text_encoder: the networks, NNX modules.
       tokenizer: prompts to token ids.
       scheduler_config: the checkpoint's scheduler_config.json; every scheduler is built from it.
+      mesh: the devices that the weights lie on and batches are spread over, see `memattn_jax.parallel`; None is one.
     """
 
     unet: UNet2DConditionModel
@@ -121,15 +143,17 @@ class StableDiffusion:
     text_encoder: CLIPTextModel
     tokenizer: Tokenizer
     scheduler_config: dict
+    mesh: Mesh | None = None
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, dtype: str = "float32") -> "StableDiffusion":
+    def from_pretrained(cls, model: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> "StableDiffusion":
         """Loads a diffusers folder, as PyTorch's `save_pretrained` writes it, with safetensors.
 
         Args:
           model: the folder, or "owner/name" on the Hugging Face hub.
           dtype: "float32", "bfloat16" or "float16", of weights and computation; softmax, norms' statistics, the
             scheduler and everything measured stay float32.
+          mesh: from `memattn_jax.parallel.make_mesh`, to run on several devices.
 
         Raises:
           FileNotFoundError: no such folder.
@@ -140,7 +164,7 @@ class StableDiffusion:
         parts, problems = [], []
         for part in ("unet", "vae", "text_encoder"):
             try:
-                parts.append(load_part(folder, part, dtype))
+                parts.append(load_part(folder, part, dtype, mesh))
             except InputError as error:
                 problems.append(str(error))
         if problems:
@@ -155,7 +179,7 @@ class StableDiffusion:
             if have > want or (have < want and what != "tokens"):
                 raise InputError(f"{folder}: parts of different models, {have} {what} meet {want}")
         scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
-        return cls(unet, vae, text_encoder, tokenizer, scheduler_config)
+        return cls(unet, vae, text_encoder, tokenizer, scheduler_config, mesh)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a diffusers folder that PyTorch's StableDiffusionPipeline loads, with the same bits."""
@@ -177,11 +201,15 @@ class StableDiffusion:
     def encode(self, prompts: Sequence[str]) -> tuple[Array, Tokens]:
         """Text embeddings [batch, tokens, channels], and the token ids and lengths they come from."""
         tokens = self.tokenizer((prompts,) if isinstance(prompts, str) else prompts)
-        return embed(self.text_encoder, tokens.input_ids), tokens
+        return self.embed(tokens), tokens
+
+    def embed(self, tokens: Tokens) -> Array:
+        """Text embeddings [batch, tokens, channels] of tokenized prompts."""
+        return embed(self.text_encoder, spread(tokens.input_ids, self.mesh))
 
     def decode(self, latents: Array) -> np.ndarray:
         """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3]."""
-        return np.asarray(decode(self.vae, latents))
+        return np.asarray(decode(self.vae, spread(latents, self.mesh)))
 
     def noise(self, seeds: Sequence[int]) -> Array:
         """The unit noise that sampling with these seeds starts from, float32 [batch, h, w, channels]."""
@@ -228,6 +256,7 @@ class StableDiffusion:
         mitigation: AttentionMask | None = None,
         guard: Guard | None = None,
         taps: Taps | None = "tokens",
+        wait: bool = True,
     ) -> Samples:
         """Generates one picture for each prompt, in one compiled program.
 
@@ -251,6 +280,7 @@ class StableDiffusion:
           guard: mitigates the rows that its detector finds memorized, instead; the others are what they are without.
           taps: "tokens", the mean attention per token; "maps", whole attention maps (a large amount of memory) and
             the means; None.
+          wait: False returns at once, with arrays that the device is still computing; `Samples.fetch` waits for them.
 
         Raises:
           InputError: see the message.
@@ -265,53 +295,70 @@ class StableDiffusion:
             raise InputError(f"no taps {taps!r}; there are 'tokens', 'maps' and None")
         seeds = tuple(int(seed) for seed in as_list(seeds, batch, "seeds"))
         check_seeds(seeds)
-        if negative_prompts is None:
-            negative_prompts = ""
         scales = np.maximum(np.asarray(as_list(guidance_scale, batch, "guidance scales"), np.float32), 1.0)
         if not np.isfinite(scales).all():
             raise InputError("a guidance scale is not finite; numbers such as 7.5 are")
+        negative = as_list("" if negative_prompts is None else negative_prompts, batch, "negative prompts")
         schedule = make_schedule(self.scheduler_config, scheduler, steps)
         noise = self._noise(latents, seeds, height, width)
+        filled = rows_multiple(batch, self.mesh)
+        if filled > batch:
+            rows = np.minimum(np.arange(filled), batch - 1)  # with the last one again
+            prompts, seeds, negative = ([values[row] for row in rows] for values in (prompts, seeds, negative))
+            scales, noise = scales[rows], noise[rows]
+            mitigation = None if mitigation is None else take_rows(mitigation, rows)
+            guard = None if guard is None else replace(guard, mitigation=take_rows(guard.mitigation, rows))
+        samples = self._run(tuple(prompts), tuple(seeds), negative, scales, schedule, noise, mitigation, guard, taps)
+        samples = samples.first_rows(batch) if filled > batch else samples
+        return samples.fetch() if wait else samples
 
+    def _run(
+        self,
+        prompts: tuple[str, ...],
+        seeds: tuple[int, ...],
+        negative: list[str],
+        scales: np.ndarray,
+        schedule: Schedule,
+        noise: Array,
+        mitigation: AttentionMask | None,
+        guard: Guard | None,
+        taps: Taps | None,
+    ) -> Samples:
+        """`sample` with what it was told made whole; as many rows as divide among the devices."""
+        batch, mesh = len(prompts), self.mesh
         context, tokens = self.encode(prompts)
         conditional = np.ones(batch, bool)
         lengths = tokens.lengths
         if (scales > 1).any():
-            negative, _ = self.encode(as_list(negative_prompts, batch, "negative prompts"))
-            context = jnp.concatenate([negative, context])
+            context = jnp.concatenate([self.encode(negative)[0], context])
             conditional = np.repeat([False, True], batch)
             lengths = np.tile(lengths, 2)
+        arrays = (self.unet, replicate(schedule, mesh), spread(noise, mesh), context, spread(scales, mesh))
         guard_scores = mitigated = None
         if guard is None:
             rule = AttentionMask() if mitigation is None else mitigation
             edits = rule.edits(lengths, conditional, context.shape[1], active=mitigation is not None)
-            interceptor = Interceptor(edits=edits, tap=TAPS[taps])
-            final, tapped = denoise(self.unet, schedule, noise, context, scales, interceptor)
+            final, tapped = denoise(*arrays, Interceptor(edits=spread(edits, mesh), tap=TAPS[taps]))
         else:
-            final, tapped, scores = guarded_denoise(
-                self.unet,
-                schedule,
-                noise,
-                context,
-                scales,
+            final, tapped, guard_scores = guarded_denoise(
+                *arrays,
                 TAPS[taps],
                 self.encode([""])[0],
-                tokens.lengths,
-                noise_levels(self.scheduler_config, guard.steps),
+                spread(tokens.lengths, mesh),
+                replicate(noise_levels(self.scheduler_config, guard.steps), mesh),
                 jnp.float32(guard.threshold),
-                guard.mitigation,
+                spread(guard.mitigation, mesh),
                 detector=guard.detector,
                 site=entropy_site(self.unet.sites, guard.site),
                 velocity=self.velocity,
             )
-            guard_scores = np.asarray(scores)
-            mitigated = guard_scores > np.float32(guard.threshold)
+            mitigated = guard_scores > jnp.float32(guard.threshold)
         tapped = {site: tapped[site] for site in self.unet.sites} if tapped else {}  # jit sorts by name
         maps = tapped if taps == "maps" else {}
         return Samples(
             prompts=prompts,
             seeds=seeds,
-            images=self.decode(final),
+            images=decode(self.vae, final),
             latents=final,
             tokens={site: tap.mean(axis=-2) for site, tap in maps.items()} if maps else tapped,
             maps=maps,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import micro
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -27,13 +28,15 @@ FAST = ("--steps", 4, "--batch-size", 4)
 
 
 def run(monkeypatch, capsys, verb: str, *arguments: object) -> tuple[int, list[str], list[str]]:
-    """`python -m memattn_jax.<verb>`, in this process: exit status, and lines of standard output and error."""
+    """`python -m memattn_jax.<verb>`, in this process: exit status, lines of standard output, and of standard error
+    but for the metrics."""
     monkeypatch.setattr(sys, "argv", [verb, *map(str, arguments)])
     warnings.simplefilter("always")  # as outside pytest, which restores the filters after each test
     with pytest.raises(SystemExit) as stopped:
         commands.run_command(verb, VERBS[verb].Options, VERBS[verb].main)
     captured = capsys.readouterr()
-    return stopped.value.code, captured.out.splitlines(), captured.err.splitlines()
+    errors = [line for line in captured.err.splitlines() if not line.startswith("{")]
+    return stopped.value.code, captured.out.splitlines(), errors
 
 
 def read(path: Path) -> list[dict]:
@@ -91,9 +94,9 @@ def test_calibration_and_results(calibrated, tiny):
         expected = threshold_at_fpr(scores[name], 0.1)
         assert calibration.thresholds[name].negatives == len(CLEAN)
         np.testing.assert_allclose(calibration.thresholds[name].value, expected.value, rtol=1e-5)
-        np.testing.assert_allclose([row["scores"][name] for row in rows], new[name], rtol=1e-5)
+        np.testing.assert_allclose([row[name] for row in rows], new[name], rtol=1e-5)
         over = new[name] > expected.value
-        assert [row["memorized"][name] for row in rows] == over.tolist()
+        assert [name in row["over"] for row in rows] == over.tolist()
     for row, length, attention, gradient in zip(rows, new.lengths, new.attention, new.gradients, strict=True):
         assert len(row["tokens"]) == length
         np.testing.assert_allclose(row["attention"], attention[:length], rtol=1e-4)
@@ -102,7 +105,13 @@ def test_calibration_and_results(calibrated, tiny):
         np.testing.assert_allclose(row["attention_excess"], excess, rtol=1e-4)
         assert row["attention_excess"][0] == row["attention_excess"][-1] == 0
         assert row["error"] is None
-        assert row["settings"]["steps"] == 4
+        assert row["length"] == length
+        assert row["verdict"] == ("memorized" if row["over"] else "clean")
+    manifest = json.loads((calibrated / "manifest.json").read_text())
+    assert manifest["identity"]["settings"]["steps"] == 4
+    assert manifest["identity"]["model"] == fingerprint(tiny)
+    assert manifest["rows"] == len(NEW)
+    assert pq.read_table(calibrated / "00000.parquet").to_pylist() == rows
 
 
 def test_a_calibration_is_used_and_guarded(command, calibrated, model, files, tmp_path):
@@ -112,10 +121,10 @@ def test_a_calibration_is_used_and_guarded(command, calibrated, model, files, tm
     assert status == 0
     (row,) = read(tmp_path / "a" / "results.jsonl")
     first = read(calibrated / "results.jsonl")[0]
-    assert row["memorized"] == first["memorized"]
-    np.testing.assert_allclose(row["scores"]["noise_norm"], first["scores"]["noise_norm"], rtol=1e-5)
-    assert row["attention"] is row["gradient"] is None
-    assert printed[-1] == f"1 prompts in {tmp_path / 'a' / 'results.jsonl'}"
+    assert row["over"] == first["over"]
+    np.testing.assert_allclose(row["noise_norm"], first["noise_norm"], rtol=1e-5)
+    assert "attention" not in row
+    assert printed[-1] == f"1 prompts in {tmp_path / 'a'}, as Parquet files and results.jsonl"
     for options, message in (
         (("--steps", 5), "fitted with steps 4, not 5"),
         (("--per-prompt-noise",), "fitted with seed 0, not None"),
@@ -152,7 +161,7 @@ def test_own_noise_depends_on_the_prompt_alone(command, model, tmp_path):
     command("detect", *NEW[::-1], *own, "--out", tmp_path / "b")
     a, b = read(tmp_path / "a" / "results.jsonl"), read(tmp_path / "b" / "results.jsonl")[::-1]
     for one, other in zip(a, b, strict=True):
-        np.testing.assert_allclose(one["scores"]["noise_norm"], other["scores"]["noise_norm"], rtol=1e-5)
+        np.testing.assert_allclose(one["noise_norm"], other["noise_norm"], rtol=1e-5)
 
 
 BAD = [
@@ -185,7 +194,7 @@ def test_infinite_bounds_survive_a_file(tiny, tmp_path):
     """Four clean prompts determine no threshold."""
     scorer = Scorer(tiny, ("text_baseline",), steps=4, attribute=True)
     calibration = calibrate(scorer, [scorer(CLEAN[:4])], 0.01)
-    calibration.save(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text(calibration.to_json())
     assert "Infinity" not in (tmp_path / "c.json").read_text()
     loaded = Calibration.load(tmp_path / "c.json")
     assert loaded.thresholds == calibration.thresholds
@@ -325,6 +334,6 @@ def test_the_built_in_model_has_thresholds(command, tmp_path):
     assert (status, errors) == (0, [])
     assert printed[0] == demo.NOTE
     memorized, clean = read(tmp_path / "results.jsonl")
-    assert memorized["memorized"]["noise_norm"]
-    assert not clean["memorized"]["noise_norm"]
+    assert (memorized["verdict"], clean["verdict"]) == ("memorized", "clean")
+    assert "noise_norm" in memorized["over"]
     assert "noise_norm: 1 of 2 prompts over the threshold (*)" in printed

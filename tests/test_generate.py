@@ -86,7 +86,9 @@ def test_what_it_prints(out):
     lines = done.stdout.splitlines()
     assert len(lines) == 6
     assert lines[0].startswith("00000.png  E ")
-    assert lines[-1].startswith("5 pictures, results.jsonl and entropy.png in ")
+    assert lines[-1].startswith("5 pictures, Parquet files, results.jsonl and entropy.png in ")
+    metrics = json.loads(done.stderr.splitlines()[-1])
+    assert (metrics["event"], metrics["rows"], metrics["errors"]) == ("done", 5, 0)
     (warning,) = (line for line in done.stderr.splitlines() if line.startswith("warning:"))
     assert "prompt cut at 77 tokens, this was left out: " in warning
     assert "Traceback" not in done.stderr
@@ -189,7 +191,7 @@ def test_results_are_not_overwritten_unasked(random_model, tmp_path, monkeypatch
     assert run(monkeypatch, *arguments, "--images-per-prompt", 2) == 0
     before = (tmp_path / "results.jsonl").read_bytes()
     assert run(monkeypatch, *arguments) == 2
-    assert "holds results already; choose another --out, or --overwrite them" in capsys.readouterr().err
+    assert "other settings: pictures.images_per_prompt 2 is now 1; choose another" in capsys.readouterr().err
     assert (tmp_path / "results.jsonl").read_bytes() == before
     assert run(monkeypatch, *arguments, "--overwrite", "--steps", 0) == 2
     assert (tmp_path / "results.jsonl").read_bytes() == before

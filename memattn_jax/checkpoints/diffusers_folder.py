@@ -8,7 +8,6 @@ tokenizer/  scheduler/
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array, NamedSharding
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from memattn_jax.checkpoints.names import leaves, modern_name
+from memattn_jax.checkpoints.names import Leaf, leaves, modern_name
 from memattn_jax.errors import InputError
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.parallel import partition_spec
 
 DTYPES = ("float32", "bfloat16", "float16")
+STORED_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 PARTS: dict[str, tuple[type[Config], Callable[..., nnx.Module], str]] = {
     "unet": (UNetConfig, UNet2DConditionModel, "diffusion_pytorch_model"),
     "vae": (VAEConfig, AutoencoderKL, "diffusion_pytorch_model"),
@@ -97,8 +100,8 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     raise InputError(f"{folder}: lacks {stem}.safetensors{hint}")
 
 
-def stored_tensors(files: list[Path]) -> Iterator[tuple[str, Callable[[], np.ndarray], tuple[int, ...]]]:
-    """Name, reader and shape of every tensor; nothing is read before its reader is called."""
+def stored_tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
+    """Name and `PySafeSlice` of every tensor: it knows its shape, and is read where it is indexed."""
     with ExitStack() as stack:
         for path in files:
             try:
@@ -108,19 +111,39 @@ def stored_tensors(files: list[Path]) -> Iterator[tuple[str, Callable[[], np.nda
             except SafetensorError as error:
                 raise InputError(f"{path}: not a whole safetensors file ({error})") from None
             for name in file.keys():  # noqa: SIM118 -- the file is no mapping
-                yield name, partial(file.get_tensor, name), tuple(file.get_slice(name).get_shape())
+                yield name, file.get_slice(name)
 
 
-def fill(module: nnx.Module, files: list[Path], dtype: str) -> None:
-    """Fills an abstract module from safetensors, one tensor at a time.
+def read(leaf: Leaf, stored: Any, dtype: str, mesh: Mesh | None) -> Array:
+    """One parameter, in our layout and dtype; on a mesh as its partition rule says.
+
+    On a mesh, each slice that a device of this process needs is read once, and no device ever holds more than its own.
+    """
+    if mesh is None:
+        return jnp.asarray(leaf.from_torch(stored[...]), dtype)
+    slices: dict[str, np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        key = str(index)  # slices have no hash before Python 3.12
+        if key not in slices:
+            in_torch = tuple(index[axis] for axis in leaf.axes)
+            slices[key] = leaf.from_torch(stored[in_torch]).astype(jnp.dtype(dtype))
+        return slices[key]
+
+    shape = leaf.param.shape
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, partition_spec(leaf.name, shape, mesh)), part)
+
+
+def fill(module: nnx.Module, files: list[Path], dtype: str, mesh: Mesh | None = None) -> None:
+    """Fills an abstract module from safetensors, one tensor at a time; see `read`.
 
     Raises:
       InputError: tensors are missing, unexpected or misshapen (all of them are listed), or a file is damaged.
     """
     wanted = {leaf.name: leaf for leaf in leaves(module)}
     problems, missing = [], set(wanted)
-    for stored_name, read, shape in stored_tensors(files):
-        name = modern_name(stored_name)
+    for stored_name, stored in stored_tensors(files):
+        name, shape = modern_name(stored_name), tuple(stored.get_shape())
         if name is None:
             continue
         missing.discard(name)
@@ -130,23 +153,23 @@ def fill(module: nnx.Module, files: list[Path], dtype: str) -> None:
         elif shape != leaf.torch_shape:
             problems.append(f"misshapen {stored_name} {list(shape)}, not {list(leaf.torch_shape)}")
         elif not problems:
-            try:
-                array = read()
-            except (AttributeError, TypeError):
-                raise InputError(f"{files[0].parent}: {stored_name} has a dtype that is not supported") from None
-            setattr(leaf.owner, leaf.attribute, nnx.Param(jnp.asarray(leaf.from_torch(array), dtype)))
+            if (have := stored.get_dtype()) not in STORED_DTYPES:
+                supported = ", ".join(STORED_DTYPES)
+                raise InputError(f"{files[0].parent}: {stored_name} is stored as {have}; {supported} are supported")
+            setattr(leaf.owner, leaf.attribute, nnx.Param(read(leaf, stored, dtype, mesh)))
     problems += [f"missing {name} {list(wanted[name].torch_shape)}" for name in sorted(missing)]
     if problems:
         raise InputError(f"{files[0].parent}: {len(problems)} tensors do not fit the config: {'; '.join(problems)}")
 
 
-def load_part(folder: Path, part: str, dtype: str) -> Any:
+def load_part(folder: Path, part: str, dtype: str, mesh: Mesh | None = None) -> Any:
     """One of the networks, its weights converted to `dtype`.
 
     Args:
       folder: the diffusers folder.
       part: "unet", "vae" or "text_encoder".
       dtype: "float32", "bfloat16" or "float16".
+      mesh: devices to split the weights over, see `memattn_jax.parallel`.
 
     Raises:
       InputError: an unsupported config or dtype, or weights that do not fit.
@@ -162,7 +185,7 @@ def load_part(folder: Path, part: str, dtype: str) -> Any:
         raise
     except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
         raise InputError(f"{path}: no network can be built of it ({str(error).splitlines()[0]})") from None
-    fill(module, weight_files(folder / part, stem), dtype)
+    fill(module, weight_files(folder / part, stem), dtype, mesh)
     return module
 
 

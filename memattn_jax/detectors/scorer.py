@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from memattn_jax.detectors.trajectory import follow
 from memattn_jax.entropy import METRIC_E_SITE, mean_over_sites
 from memattn_jax.errors import InputError
 from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.parallel import replicate, rows_multiple, spread
 from memattn_jax.schedulers import Schedule, make_schedule
 
 if TYPE_CHECKING:
@@ -44,15 +45,22 @@ class Detection:
     """
 
     prompts: tuple[str, ...]
-    scores: dict[str, np.ndarray]
+    scores: dict[str, Any]
     input_ids: np.ndarray
     lengths: np.ndarray
-    attention: np.ndarray | None = None
-    gradients: np.ndarray | None = None
+    attention: Any = None
+    gradients: Any = None
 
     def __getitem__(self, detector: str) -> np.ndarray:
         """Scores of one detector, float32 [batch]."""
         return self.scores[detector]
+
+    def fetch(self) -> "Detection":
+        """The same in the host's memory, once the device is done."""
+        arrays = jax.device_get((self.scores, self.attention, self.gradients))
+        scores, attention, gradients = arrays
+        ordered = {name: scores[name] for name in self.scores}  # device_get sorts by name
+        return replace(self, scores=ordered, attention=attention, gradients=gradients)
 
 
 @partial(jax.jit, static_argnames=("parts", "velocity"))
@@ -223,7 +231,7 @@ class Scorer:
 
     @cached_property
     def _levels(self) -> tuple[NoiseLevel, NoiseLevel]:
-        return noise_levels(self.sd.scheduler_config, self.steps)
+        return replicate(noise_levels(self.sd.scheduler_config, self.steps), self.sd.mesh)
 
     @cached_property
     def _empty(self) -> Array:
@@ -233,7 +241,7 @@ class Scorer:
         """Seeds [rows] to unit noise [rows, probes, h, w, channels]."""
         numbers = seeds[:, None] + np.arange(self.probes)
         noise = self.sd.noise(tuple(numbers.ravel().tolist()))
-        return noise.reshape(*numbers.shape, *noise.shape[1:])
+        return spread(noise.reshape(*numbers.shape, *noise.shape[1:]), self.sd.mesh)
 
     @cached_property
     def _shared(self) -> Array:
@@ -271,11 +279,20 @@ class Scorer:
           prompts: the texts.
           seeds: of each prompt's first probe, where the scorer has no seed of its own.
         """
+        return self.start(prompts, seeds).fetch()
+
+    def start(self, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> Detection:
+        """The same, as arrays that the device may still be computing; `fetch` waits for them.
+
+        On a mesh, a number of prompts that `memattn_jax.parallel.rows_multiple` rounds up to is spread over its
+        devices, and first-step detectors exchange nothing; of another number each device computes all.
+        """
         prompts = tuple(prompts)
-        context, tokens = self.sd.encode(prompts)
-        probes = self.probes_for(seeds)
+        tokens = self.sd.tokenizer(prompts)
         scores: dict[str, Array | np.ndarray] = {}
         attention = gradients = None
+        if self.first_step or self.attribute or self.trajectory:
+            context, probes = self.sd.embed(tokens), self.probes_for(seeds)
         if self.first_step or self.attribute:
             arguments, static = self.first_step_arguments(probes, context)
             first, attention, gradients = score_first_step(*arguments, **static)
@@ -286,24 +303,24 @@ class Scorer:
                 chosen = np.isin(np.arange(self.steps), self.noise_norm_steps)
             scores |= score_trajectory(
                 self.sd.unet,
-                make_schedule(self.sd.scheduler_config, "ddim", self.steps),
+                replicate(make_schedule(self.sd.scheduler_config, "ddim", self.steps), self.sd.mesh),
                 probes,
                 context,
                 self._empty,
                 jnp.float32(self.guidance_scale),
-                jnp.asarray(tokens.lengths),
-                jnp.asarray(chosen),
+                spread(jnp.asarray(tokens.lengths), self.sd.mesh),
+                replicate(jnp.asarray(chosen), self.sd.mesh),
                 names=self.trajectory,
             )
         if "text_baseline" in self.detectors:
             scores["text_baseline"] = text_baseline(prompts)
         return Detection(
             prompts=prompts,
-            scores={name: np.asarray(scores[name]) for name in self.detectors},
+            scores={name: scores[name] for name in self.detectors},
             input_ids=tokens.input_ids,
             lengths=tokens.lengths,
-            attention=None if attention is None else np.asarray(attention),
-            gradients=None if gradients is None else np.asarray(gradients),
+            attention=attention,
+            gradients=gradients,
         )
 
 
@@ -314,9 +331,10 @@ def score_batches(scorer: Scorer, rows: Iterable[tuple[str, int]], size: int) ->
       scorer: the detectors.
       rows: prompts with the seed of each one's first probe, which counts where the scorer has no seed of its own; read
         a batch at a time.
-      size: prompts a batch; the last one is filled up with its last prompt, and yielded without the filling.
+      size: prompts a batch, rounded up to what divides among the devices; the last one is filled up with its last
+        prompt, and yielded without the filling.
     """
-    rows = iter(rows)
+    rows, size = iter(rows), rows_multiple(size, scorer.sd.mesh)
     while batch := list(islice(rows, size)):
         padded = batch + batch[-1:] * (size - len(batch))
         yield first_rows(scorer([prompt for prompt, _ in padded], [seed for _, seed in padded]), len(batch))

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,11 +14,11 @@ from PIL import Image
 LEGEND_ROWS = 8
 
 
-def plot_entropy(path: Path, entropy: np.ndarray, labels: Sequence[str]) -> None:
+def plot_entropy(path: Path | IO[bytes], entropy: np.ndarray, labels: Sequence[str]) -> None:
     """Attention entropy over the sampling steps, one line a picture, as a PNG.
 
     Args:
-      path: where to write.
+      path: where to write, or an open file.
       entropy: [steps, rows], in nats.
       labels: one a row; shown while the rows are few, else their mean is drawn instead.
     """
@@ -43,7 +44,7 @@ def plot_entropy(path: Path, entropy: np.ndarray, labels: Sequence[str]) -> None
     axes.grid(alpha=0.3)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a prompt may be in any script; boxes stand for it
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, format="png")
 
 
 def plot_training(path: Path, metrics: Path) -> None:

@@ -1,23 +1,55 @@
-"""What a generating run writes: pictures, a line of JSON for each, and the entropy plot."""
+"""What a generating run writes of each picture: the picture, a row of its table, and in the end the entropy plot."""
 
+import io
 import json
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+from jax import Array
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from memattn_jax import detectors
-from memattn_jax.entropy import METRIC_E_SITE, mean_over_sites, token_entropy
+from memattn_jax import entropy
 from memattn_jax.report.plots import plot_entropy
+from memattn_jax.runs.table import row_name
 
 if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples
+    from memattn_jax.runs.store import Store
+    from memattn_jax.runs.table import ShardedTable
     from memattn_jax.tokenizer import Tokenizer
 
 
 LABEL = 60  # characters of a prompt that a legend or a line on the terminal shows
+JSON_ROWS = 10_000  # of a table that is repeated as JSON lines
+PLOTTED = 500  # pictures in the entropy plot
+AS_JSON = ("settings", "versions")  # columns that hold JSON
+
+PICTURE_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64()),  # number of the picture, from 0
+        pa.field("prompt", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("file", pa.string()),
+        pa.field("length", pa.int32()),  # tokens, begin and end token counted
+        pa.field("E", pa.float32()),  # metrics of Ren et al.; larger, more likely memorized
+        pa.field("D", pa.float32()),
+        pa.field("guard_score", pa.float32()),
+        pa.field("mitigated", pa.bool_()),  # by the guard
+        pa.field("tokens", pa.list_(pa.string())),
+        pa.field("attention", pa.list_(pa.float32())),  # of each token, mean over steps, layers and heads
+        pa.field("entropy", pa.list_(pa.float32())),  # of each step's attention, in nats
+        pa.field("error", pa.string()),  # why there is no picture, else null
+        pa.field("settings", pa.string()),
+        pa.field("versions", pa.string()),
+    ]
+)
 
 
 def shorten(text: str, length: int) -> str:
@@ -26,73 +58,132 @@ def shorten(text: str, length: int) -> str:
 
 
 def number(value: np.floating) -> float | None:
-    """A float for JSON, which has no NaN."""
+    """A float for a table; None where it is not finite."""
     return float(value) if np.isfinite(value) else None
 
 
-class ResultWriter:
-    """Writes rows as they come, so that an interrupted run keeps what it computed.
+@dataclass(frozen=True)
+class Measured:
+    """A sampled batch with what is told of it; see `measure`.
 
-    The first rows replace an earlier run's results.jsonl and pictures; until then they are untouched.
+    Attributes:
+      run: the batch.
+      attention: float32 [batch, tokens], mean over steps, layers and heads.
+      entropy: float32 [steps, batch], in nats.
+      metric_e: float32 [batch]; NaN where the model lacks the paper's site.
+      metric_d: float32 [batch].
     """
 
-    def __init__(self, out: Path, versions: dict[str, str]):
-        self.out = out
-        self.versions = versions
-        self.labels: list[str] = []
-        self.entropy: list[np.ndarray] = []  # [steps] a row
+    run: "Samples"
+    attention: Any
+    entropy: Any
+    metric_e: Any
+    metric_d: Any
 
-    def write(self, run: "Samples", count: int, tokenizer: "Tokenizer", settings: dict[str, Any]) -> list[str]:
-        """Writes the first `count` rows of a run, made with these settings; returns a line about each."""
-        mean = mean_over_sites(run.tokens)  # [steps, batch, tokens]
-        entropy = np.asarray(token_entropy(mean))
-        attention = np.asarray(mean.mean(axis=0))  # [batch, tokens]
-        metric_d = np.asarray(detectors.entropy_d(run))
-        metric_e = np.full_like(metric_d, np.nan)
-        if len(run.tokens) > METRIC_E_SITE:  # a small model may lack the site of the paper
-            metric_e = np.asarray(detectors.entropy_e(run))
-        if not self.labels:
-            for old in self.out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
-                old.unlink()
-        lines = []
-        with (self.out / "results.jsonl").open("a" if self.labels else "w", encoding="utf-8") as results:
-            for row in range(count):
-                length = int(run.lengths[row])
-                result: dict[str, Any] = {
-                    "prompt": run.prompts[row],
-                    "seed": run.seeds[row],
-                    "file": f"{len(self.labels):05d}.png",
-                    "E": number(metric_e[row]),
-                    "D": number(metric_d[row]),
-                    "tokens": tokenizer.words(run.input_ids[row, :length]),
-                    "attention": [number(value) for value in attention[row, :length]],
-                    "guard_score": None if run.guard_scores is None else number(run.guard_scores[row]),
-                    "mitigated": None if run.mitigated is None else bool(run.mitigated[row]),
-                    "error": None,
-                    "settings": settings,
-                    "versions": self.versions,
-                }
-                label = shorten(run.prompts[row], LABEL)
-                if run.finite[row]:
-                    self.save_picture(run.images[row], result)
-                    note = "  mitigated by the guard" if result["mitigated"] else ""
-                    lines.append(f"{result['file']}  E {metric_e[row]:.4f}  D {metric_d[row]:.4f}  {label}{note}")
-                else:
-                    result |= {"file": None, "error": "latents hold NaN or infinity; no picture was written"}
-                    lines.append(f"no picture: {result['error']}  {label}")
-                results.write(json.dumps(result, ensure_ascii=False) + "\n")
-                self.labels.append(f"{label} (seed {run.seeds[row]})")
-                self.entropy.append(entropy[:, row])
-        return lines
+    def fetch(self) -> "Measured":
+        """The same in the host's memory, once the device is done."""
+        arrays = {"attention": self.attention, "entropy": self.entropy, "e": self.metric_e, "d": self.metric_d}
+        host: dict[str, Any] = jax.device_get(arrays)
+        return replace(
+            self,
+            run=self.run.fetch(),
+            attention=host["attention"],
+            entropy=host["entropy"],
+            metric_e=host["e"],
+            metric_d=host["d"],
+        )
 
-    def save_picture(self, image: np.ndarray, result: dict[str, Any]) -> None:
-        """A PNG whose text holds what made it."""
-        text = PngInfo()
-        for key in ("prompt", "seed", "settings", "versions"):
-            value = result[key]
-            text.add_text(key, value if isinstance(value, str) else json.dumps(value))
-        Image.fromarray(image).save(self.out / result["file"], pnginfo=text)
 
-    def plot(self) -> None:
-        """Draws all rows written."""
-        plot_entropy(self.out / "entropy.png", np.stack(self.entropy, axis=1), self.labels)
+@jax.jit
+def summarize(taps: tuple[Array, ...], lengths: Array) -> tuple[Array, Array, Array, Array]:
+    """The arrays of `Measured`, from the token means of each site in forward order.
+
+    One program, and taps in a tuple: operations on a CPU array that is still being computed would each wait for it, and
+    `jax.jit` would sort a dict by name.
+    """
+    attention = dict(zip(map(str, range(len(taps))), taps, strict=True))
+    mean = entropy.mean_over_sites(attention)  # [steps, batch, heads, tokens] of each site → [steps, batch, tokens]
+    metric_d = entropy.entropy_and_movement(mean, lengths)
+    metric_e = entropy.metric_e(attention) if len(taps) > entropy.METRIC_E_SITE else jnp.full_like(metric_d, jnp.nan)
+    return mean.mean(axis=0), entropy.token_entropy(mean), metric_e, metric_d
+
+
+def measure(run: "Samples") -> Measured:
+    """Computes on the device what is told of a batch that it may still be sampling."""
+    return Measured(run, *summarize(tuple(run.tokens.values()), run.lengths))
+
+
+def picture_row(
+    row: int,
+    batch: Measured,
+    place: int,
+    tokenizer: "Tokenizer",
+    settings: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The table's row of one picture of a batch, made with these settings."""
+    run, length = batch.run, int(batch.run.lengths[place])
+    finite = bool(run.finite[place])
+    return {
+        "row": row,
+        "prompt": run.prompts[place],
+        "seed": run.seeds[place],
+        "file": row_name(row, "png") if finite else None,
+        "length": length,
+        "E": number(batch.metric_e[place]),
+        "D": number(batch.metric_d[place]),
+        "guard_score": None if run.guard_scores is None else number(run.guard_scores[place]),
+        "mitigated": None if run.mitigated is None else bool(run.mitigated[place]),
+        "tokens": tokenizer.words(run.input_ids[place, :length]),
+        "attention": [number(value) for value in batch.attention[place, :length]],
+        "entropy": [number(value) for value in batch.entropy[:, place]],
+        "error": None if finite else "latents hold NaN or infinity; no picture was written",
+        "settings": json.dumps(settings),
+        "versions": json.dumps(versions),
+    }
+
+
+def png(image: np.ndarray, row: Mapping[str, Any]) -> bytes:
+    """A PNG whose text holds what made it."""
+    text = PngInfo()
+    for key in ("prompt", "seed", "settings", "versions"):
+        text.add_text(key, str(row[key]))
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, format="PNG", pnginfo=text)
+    return sink.getvalue()
+
+
+def tell(row: Mapping[str, Any]) -> str:
+    """One line about a picture."""
+    label = shorten(row["prompt"], LABEL)
+    if row["error"] is not None:
+        return f"no picture: {row['error']}  {label}".rstrip()
+    e, d = ("–" if row[name] is None else f"{row[name]:.4f}" for name in "ED")
+    note = "  mitigated by the guard" if row["mitigated"] else ""
+    return f"{row['file']}  E {e}  D {d}  {label}{note}"
+
+
+def plot_rows(store: "Store", rows: Iterable[Mapping[str, Any]]) -> None:
+    """Draws the entropy of the first pictures of a table, as entropy.png."""
+    drawn = list(islice((row for row in rows if row["entropy"] is not None), PLOTTED))
+    if not drawn:
+        return
+    labels = [f"{shorten(row['prompt'], LABEL)} (seed {row['seed']})" for row in drawn]
+    sink = io.BytesIO()
+    plot_entropy(sink, np.array([row["entropy"] for row in drawn], np.float32).T, labels)
+    store.write("entropy.png", sink.getvalue())
+
+
+def write_json_lines(table: "ShardedTable", rows: int) -> bool:
+    """Repeats a table in results.jsonl, a line a row, if it has few; returns whether it does."""
+    name = "results.jsonl"
+    if rows > JSON_ROWS:
+        if name in table.store.names():
+            table.store.remove(name)
+        return False
+    lines = []
+    for row in table.rows():
+        decoded = {column: json.loads(row[column]) for column in AS_JSON if row.get(column) is not None}
+        lines.append(json.dumps(row | decoded, ensure_ascii=False) + "\n")
+    table.store.write(name, "".join(lines).encode())
+    return True

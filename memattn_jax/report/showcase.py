@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -85,7 +85,7 @@ LABELS = ("as it is", "mitigated")
 COLOURS = ("tab:red", "tab:blue")
 
 
-def plot_showcase(path: Path, stories: Sequence[Story]) -> None:
+def plot_showcase(path: Path | IO[bytes], stories: Sequence[Story]) -> None:
     """Draws a row for each prompt: three pictures, the attention of each token, the entropy over the steps."""
     figure = Figure(figsize=(14, 3.4 * len(stories)), layout="constrained")
     rows = figure.subplots(len(stories), 5, width_ratios=(1, 1, 1, 1.7, 1.5), squeeze=False)

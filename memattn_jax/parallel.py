@@ -1,0 +1,189 @@
+"""Several devices and several hosts: the mesh, where weights and rows lie on it, and how processes find their share.
+
+A mesh has two axes. Over `data` go the rows of a batch, one prompt each; over `model` the weights, by the rules below.
+Nothing here changes a program: arrays are put where they belong, and `jax.jit` compiles for where its arguments lie,
+which is what `in_shardings` would say again and what `pjit` was before `jax.jit` took it over. Each process has a mesh
+of its own devices, so hosts exchange nothing.
+"""
+
+import re
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax import NamedSharding
+from jax import P as Spec
+from jax.sharding import AxisType, Mesh
+
+from memattn_jax.errors import InputError
+
+AXES = ("data", "model")
+START_SECONDS = 900  # hosts start minutes apart; each waits this long for the others
+
+BY_OUTPUT = Spec("model")  # last axis of kernels and biases
+BY_INPUT = Spec("model", None)  # last but one of kernels: the products are summed over `model`
+
+# Dotted PyTorch path of a parameter, and the axes of ours from the last one backwards; the first match counts. A layer
+# split by its output is followed, where there is one, by a layer split by its input (Shoeybi et al., arXiv 1909.08053).
+PARTITION_RULES: tuple[tuple[str, Spec], ...] = (
+    (r"\.to_[qkv]\.(weight|bias)$", BY_OUTPUT),
+    (r"\.to_out\.0\.weight$", BY_INPUT),
+    (r"\.net\.0\.proj\.(weight|bias)$", BY_OUTPUT),
+    (r"\.net\.2\.weight$", BY_INPUT),
+    (r"\.[qkv]_proj\.(weight|bias)$", BY_OUTPUT),
+    (r"\.out_proj\.weight$", BY_INPUT),
+    (r"\.fc1\.(weight|bias)$", BY_OUTPUT),
+    (r"\.fc2\.weight$", BY_INPUT),
+    (r"\btoken_embedding\.weight$", BY_OUTPUT),
+    (r"\btime_emb_proj\.(weight|bias)$", BY_OUTPUT),
+    (r"\blinear_1\.(weight|bias)$", BY_OUTPUT),
+    (r"\blinear_2\.weight$", BY_INPUT),
+    (r"\b(conv\d?|conv_(in|out|shortcut)|(post_)?quant_conv|proj_(in|out))\.(weight|bias)$", BY_OUTPUT),
+)
+
+Tree = TypeVar("Tree")
+
+
+def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> Spec:
+    """How a parameter is split over the mesh.
+
+    Args:
+      name: its path in PyTorch, as `memattn_jax.checkpoints.names.leaves` gives it.
+      shape: of ours, [in, out] for linear maps and [h, w, in, out] for convolutions.
+      mesh: with an axis `model`.
+
+    Returns:
+      One entry for each axis of `shape`; whole on every device where no rule matches or the axis does not divide.
+    """
+    rule = next((spec for pattern, spec in PARTITION_RULES if re.search(pattern, name)), Spec())
+    aligned = (*[None] * (len(shape) - len(rule)), *rule)
+    return Spec(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(aligned, shape, strict=True))
+    )
+
+
+def make_mesh(text: str | None, devices: list[jax.Device] | None = None) -> Mesh | None:
+    """A mesh of this process' devices.
+
+    Args:
+      text: sizes of the axes, as "data=4,model=2"; an axis left out has size 1. None takes all devices for `data`.
+      devices: by default all that are this process' own.
+
+    Returns:
+      The mesh, of as many devices as `text` names; None where nothing is named and there is one device alone.
+
+    Raises:
+      InputError: other axes, sizes that are no positive numbers, or more devices than there are.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    if text is None:
+        sizes = {"data": len(devices), "model": 1}
+        if len(devices) == 1:
+            return None
+    else:
+        sizes = mesh_sizes(text)
+    needed = sizes["data"] * sizes["model"]
+    if needed > len(devices):
+        hint = ""
+        if devices[0].platform == "cpu":
+            hint = f"; XLA_FLAGS=--xla_force_host_platform_device_count={needed} makes as many of a CPU"
+        raise InputError(f"mesh {text}: needs {needed} devices, and there are {len(devices)}{hint}")
+    # Auto: with Explicit axes, which make_mesh defaults to, each convolution would have to name its output's sharding
+    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 2, devices=devices[:needed])
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Text like "data=4,model=2" to {"data": 4, "model": 2}; InputError where it is something else."""
+    sizes = dict.fromkeys(AXES, 1)
+    named = re.findall(r"(\w+)=(\d+)(?:,|$)", text) if re.fullmatch(r"\w+=\d+(,\w+=\d+)*", text) else []
+    if not named or len({axis for axis, _ in named}) < len(named):
+        raise InputError(f"mesh {text!r}: sizes of axes are needed, as data=4,model=2")
+    for axis, size in named:
+        if axis not in AXES:
+            raise InputError(f"mesh {text}: no axis {axis!r}; there are data and model")
+        if int(size) == 0:
+            raise InputError(f"mesh {text}: {axis} is 0; at least 1 is needed")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def rows_multiple(count: int, mesh: Mesh | None) -> int:
+    """The smallest number of rows, at least `count`, that divides among the devices of `data`."""
+    size = 1 if mesh is None else mesh.shape["data"]
+    return -(-count // size) * size
+
+
+def spread(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Arrays with a row a prompt, their leading axis over `data`.
+
+    A number, or rows that do not divide, such as the empty prompt's one, are whole on every device.
+    """
+    if mesh is None:
+        return tree
+
+    def place(array: jax.Array | np.ndarray) -> jax.Array:
+        divides = np.ndim(array) and array.shape[0] % mesh.shape["data"] == 0
+        return jax.device_put(array, NamedSharding(mesh, Spec("data") if divides else Spec()))
+
+    return jax.tree.map(place, tree)
+
+
+def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Arrays that all rows share, whole on every device; what lies on the mesh already stays as it is."""
+    if mesh is None:
+        return tree
+
+    def place(array: jax.Array) -> jax.Array:
+        sharding = getattr(array, "sharding", None)
+        return (
+            array
+            if isinstance(sharding, NamedSharding) and sharding.mesh == mesh
+            else jax.device_put(array, NamedSharding(mesh, Spec()))
+        )
+
+    return jax.tree.map(place, tree)
+
+
+def start_processes(
+    coordinator: str | None = None,
+    process_id: int | None = None,
+    num_processes: int | None = None,
+    distributed: bool = False,
+) -> tuple[int, int]:
+    """Which of how many processes this is; to be called before anything asks JAX for a device.
+
+    Processes meet once, to learn this and the devices, and let go of each other again: they work for hours on slices of
+    their own, and JAX would end all of them when one dies or is five minutes later than the first.
+
+    Args:
+      coordinator: host:port of process 0.
+      process_id: this one.
+      num_processes: all.
+      distributed: find these three from the metadata of a TPU slice, Slurm or Open MPI.
+
+    Returns:
+      Index and count; (0, 1) where nothing is given.
+
+    Raises:
+      InputError: only some of the three, values that cannot be, or no metadata to find them from.
+    """
+    options = {"--coordinator": coordinator, "--process-id": process_id, "--num-processes": num_processes}
+    missing = [name for name, value in options.items() if value is None]
+    if not distributed and len(missing) == len(options):
+        return 0, 1
+    if not distributed and missing:
+        raise InputError(f"{' and '.join(missing)} not given: {', '.join(options)} go together")
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(f"--coordinator {coordinator}: host:port is needed")
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
+        raise InputError(
+            f"--process-id {process_id}: with --num-processes {num_processes}, ids from 0 on, less than it"
+        )
+    jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM, and outlives the meeting
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=START_SECONDS)
+    except ValueError:
+        raise InputError(f"--distributed: no cluster found here; give {', '.join(options)}") from None
+    index, count = jax.process_index(), jax.process_count()  # starts the backend, which takes all processes
+    jax.distributed.shutdown()
+    return index, count

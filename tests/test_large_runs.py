@@ -1,0 +1,241 @@
+"""Detection over many prompts, as its users start it: killed, stopped, resumed, and by several processes."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import micro
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from memattn_jax import StableDiffusion, detect, generate
+from memattn_jax.detectors import Scorer
+from memattn_jax.detectors.scorer import score_batches
+
+COUNT, SHARD, BATCH = 600, 64, 8
+WORDS = ("cat", "hat", "the", "o", "land", "zebra", "x", "line", "and", "7")
+
+
+def prompts(count: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 9))) + f" {i}" for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(random_model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    micro.write_model(folder, random_model)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = [json.dumps({"prompt": prompt}) for prompt in prompts(COUNT)]
+    lines[9] = "{"  # a prompt that cannot be read
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def arguments(model: Path, source: Path, out: Path, *more: object) -> list[str]:
+    fixed = ["--model", model, "--prompts", source, "--out", out, "--steps", 4, "--batch-size", BATCH]
+    return [*map(str, [*fixed, "--shard-rows", SHARD, "--detectors", "entropy_e,noise_norm", "--no-explain", *more])]
+
+
+def start(verb: str, *arguments: str, devices: int = 1, **streams) -> subprocess.Popen:
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"memattn_jax.{verb}", *arguments], env=environment, text=True, **streams
+    )
+
+
+def read(out: Path) -> dict[str, list[dict]]:
+    return {path.name: pq.read_table(path).to_pylist() for path in sorted(out.glob("*.parquet"))}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, source, tmp_path_factory) -> dict[str, list[dict]]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    process = start("detect", *arguments(model, source, out))
+    assert process.wait() == 0
+    return read(out)
+
+
+def test_rows_are_what_the_package_scores(undisturbed, model):
+    rows = [row for shard in undisturbed.values() for row in shard]
+    assert [row["row"] for row in rows] == list(range(COUNT))
+    assert rows[9] | {"error": ""} == dict.fromkeys(rows[9], None) | {"row": 9, "prompt": "", "error": ""}
+    assert rows[9]["error"].endswith("prompts.jsonl: line 10 is not JSON")
+    del rows[9]
+    texts = prompts(COUNT)
+    del texts[9]
+    assert [row["prompt"] for row in rows] == texts
+    scorer = Scorer(StableDiffusion.from_pretrained(model), steps=4)
+    parts = list(score_batches(scorer, ((text, 0) for text in texts), BATCH))
+    for name in scorer.detectors:
+        scores = np.concatenate([part[name] for part in parts])
+        np.testing.assert_allclose([row[name] for row in rows], scores, rtol=1e-4)
+
+
+def progress(out: Path) -> int:
+    with contextlib.suppress(OSError):
+        return len(list(out.glob("*.parquet")))
+    return 0
+
+
+def test_killed_and_resumed(model, source, undisturbed, tmp_path):
+    """Each time a few shards further, at a random moment; the files come out the same as if nothing had happened."""
+    chance, killed = random.Random(1), 0
+    command = arguments(model, source, tmp_path / "out")
+    for _ in range(4):
+        before = progress(tmp_path / "out")
+        process = start("detect", *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and progress(tmp_path / "out") <= before:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.05))
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        for name, rows in read(tmp_path / "out").items():
+            assert rows == undisturbed[name][: len(rows)]
+    assert killed >= 3
+    process = start("detect", *command)
+    assert process.wait() == 0
+    assert read(tmp_path / "out") == undisturbed
+
+
+def test_sigterm_writes_and_exits_well(model, source, undisturbed, tmp_path):
+    command = arguments(model, source, tmp_path / "out")
+    process = start("detect", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while progress(tmp_path / "out") < 1:
+        time.sleep(0.002)
+    process.terminate()
+    printed, errors = process.communicate()
+    assert process.returncode == 0
+    last = printed.splitlines()[-1]
+    made = sum(map(len, read(tmp_path / "out").values()))
+    assert last == f"stopped after {made} prompts, all of them written; the same command goes on from there"
+    assert json.loads(errors.splitlines()[-1])["event"] == "stopped"
+    assert SHARD <= made < COUNT
+    assert made % BATCH == 0
+    process = start("detect", *command)
+    assert process.wait() == 0
+    assert read(tmp_path / "out") == undisturbed
+
+
+def test_two_processes_of_two_devices(model, source, undisturbed, tmp_path):
+    """They find each other at a port, each works on its own shards, and together they write what one would."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    cluster = ["--coordinator", address, "--num-processes", "2", "--process-id"]
+    command = arguments(model, source, tmp_path / "out")
+    pair = [start("detect", *command, *cluster, str(i), devices=2, stdout=subprocess.PIPE) for i in range(2)]
+    for process in pair:
+        process.communicate()
+        assert process.returncode == 0
+    found = read(tmp_path / "out")
+    assert list(found) == list(undisturbed)
+    for name, rows in found.items():
+        for one, other in zip(rows, undisturbed[name], strict=True):
+            assert one.keys() == other.keys()
+            for column, value in one.items():
+                if isinstance(value, float):
+                    np.testing.assert_allclose(value, other[column], rtol=1e-5)
+                else:
+                    assert value == other[column]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [shard["file"] for shard in manifest["shards"]] == list(found)
+
+
+def test_ten_thousand_prompts(model, tmp_path, monkeypatch, capsys):
+    """In one program: nothing is compiled after the first batch, and few rows are in memory at a time."""
+    from memattn_jax.detectors.scorer import score_first_step
+    from memattn_jax.runs.table import ShardedTable
+
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(prompts(10_000)))
+    most = 0
+    flush = ShardedTable.flush
+
+    def watched(self: ShardedTable) -> None:
+        nonlocal most
+        most = max(most, sum(map(len, self.growing.values())))
+        flush(self)
+
+    monkeypatch.setattr(ShardedTable, "flush", watched)
+    programs = score_first_step._cache_size()
+    monkeypatch.setattr(sys, "argv", ["detect"])
+    detect.main(
+        detect.Options(
+            model=str(model),
+            prompts=str(path),
+            out=str(tmp_path / "out"),
+            steps=4,
+            batch_size=64,
+            shard_rows=512,
+            detectors="entropy_e",
+            explain=False,
+        )
+    )
+    assert score_first_step._cache_size() == programs + 1
+    assert most <= 512 + 64
+    found = [row for shard in read(tmp_path / "out").values() for row in shard]
+    assert len(found) == 10_000
+    assert all(np.isfinite(row["entropy_e"]) for row in found)
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 51  # the first fifty prompts, and the last line
+    assert (tmp_path / "out" / "results.jsonl").exists()
+
+
+def test_generate_goes_on(model, tmp_path, monkeypatch, capsys):
+    """Pictures that are there are not made again; a bad prompt gets a row; other settings are refused."""
+    path = tmp_path / "p.jsonl"
+    path.write_text('"a cat"\n{\n"the hat"\n"zebra"\n"line"\n')
+    fixed = {"model": str(model), "out": str(tmp_path / "out"), "steps": 4, "batch_size": 2, "shard_rows": 3}
+    options = generate.Options(prompts=str(path), **fixed)
+    generate.main(options)
+    rows = [row for shard in read(tmp_path / "out").values() for row in shard]
+    assert [row["file"] for row in rows] == ["00000.png", None, "00002.png", "00003.png", "00004.png"]
+    assert rows[1]["error"].endswith("line 2 is not JSON")
+    assert "no picture: " in capsys.readouterr().out
+    assert len(rows[0]["entropy"]) == 4
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*.png")}
+    (tmp_path / "out" / "00001.parquet").unlink()
+    (tmp_path / "out" / "00004.png").unlink()
+    untouched = (tmp_path / "out" / "00000.png").stat().st_mtime_ns
+    generate.main(options)
+    assert [row for shard in read(tmp_path / "out").values() for row in shard] == rows
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*.png")} == pictures
+    assert (tmp_path / "out" / "00000.png").stat().st_mtime_ns == untouched
+    with Image.open(tmp_path / "out" / "00004.png") as picture:
+        assert picture.text["prompt"] == "line"
+    with pytest.raises(Exception, match=r"settings\.guidance_scale 7\.5 is now 2\.0; choose another --out"):
+        generate.main(generate.Options(prompts=str(path), guidance_scale=2.0, **fixed))
+
+
+def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):
+    """Peaks of two whole processes; the detector that needs no device leaves the time to the rest."""
+    peaks = []
+    for count in (1_000, 150_000):
+        path = tmp_path / f"{count}.txt"
+        path.write_text("\n".join(f"a picture of object number {i} on a hill" for i in range(count)))
+        program = f"""
+import resource
+from memattn_jax import detect
+detect.main(detect.Options(prompts={str(path)!r}, out={str(tmp_path / str(count))!r}, detectors="text_baseline",
+                           explain=False, batch_size=256))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.splitlines()[-1]))
+        assert json.loads(done.stderr.splitlines()[-1])["rows"] == count
+    assert peaks[1] < peaks[0] + 50e6  # the rows alone would be more as Python objects
