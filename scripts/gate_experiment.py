@@ -28,7 +28,12 @@ from memattn_jax.similarity import REPRODUCED, normalized_correlation
 COPIES = 40  # of each duplicated pair
 SINGLES = 960  # pairs that occur once: half of all examples
 REFERENCE = 256  # held-out clean pairs that the thresholds are fitted on
-GATES = ("none", "entropy", "noise_norm")
+RUNS = {
+    "none": (),
+    "entropy": ("--gate", "entropy"),
+    "late_entropy": ("--gate", "entropy", "--gate-sites", "up_blocks.2", "--gate-quantile", "0.9"),
+    "noise_norm": ("--gate", "noise_norm"),
+}
 
 
 def stream(data: DemoData, first: int, count: int) -> list[tuple[np.ndarray, str]]:
@@ -50,13 +55,13 @@ def write_data(data: DemoData, out: Path) -> np.ndarray:
     return pictures
 
 
-def finetune(out: Path, gate: str, steps: int, rate: float) -> Path:
+def finetune(out: Path, run: str, steps: int, rate: float) -> Path:
     """One run of the command; returns its model."""
-    folder = out / gate
+    folder = out / run
     command = [sys.executable, "-m", "memattn_jax.finetune", "--data", out / "duplicated", "--out", folder]
     command += ["--steps", steps, "--batch-size", 32, "--learning-rate", rate, "--warmup-steps", 50]
-    command += ["--schedule", "cosine", "--high-noise", 0.5, "--ema-decay", 0.99, "--gate", gate]
-    if gate != "none":
+    command += ["--schedule", "cosine", "--high-noise", 0.5, "--ema-decay", 0.99, *RUNS[run]]
+    if RUNS[run]:
         command += ["--gate-reference", out / "reference"]
     subprocess.run(list(map(str, command)), check=True)
     return folder / "model"
@@ -108,8 +113,8 @@ def main(arguments: list[str]) -> int:
         data = DemoData(load_sprites(options.cache))
         write_data(data, options.out)
         models: dict[str, Path | None] = {"before": None}
-        for gate in GATES:
-            models[gate] = finetune(options.out, gate, options.steps, options.learning_rate)
+        for run in RUNS:
+            models[run] = finetune(options.out, run, options.steps, options.learning_rate)
         classifier = train_classifier(options.out / "classifier", data, 2_000)
         text = compare(options.out, data, classifier, models)
     except (InputError, OSError) as error:

@@ -2,11 +2,9 @@
 
 import json
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -14,6 +12,7 @@ import numpy as np
 
 from memattn_jax.errors import InputError
 from memattn_jax.parallel import replicate, spread
+from memattn_jax.runs.stream import asked_to_stop
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import Batch, Setup, TrainState, train_step
 
@@ -122,28 +121,20 @@ def train(
     first = int(state.step)
     keep_until(out / "metrics.jsonl", first)
     update = train_step if mesh is None else pinned_step(state)
-    stopping: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.append(number)
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        with (out / "metrics.jsonl").open("a", encoding="utf-8") as log:
-            for step, batch in zip(range(first + 1, steps + 1), batches(first), strict=False):
-                rows = spread(Batch(batch["pictures"], batch["input_ids"]), mesh)
-                state, metrics = update(state, setup, rows)
-                line: dict[str, Any] = {"step": step} | {
-                    name: float(metrics[name]) for name in ("loss", "gradient_norm", "kept")
-                }
-                line["score"] = float(metrics["score"].mean())
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                on_step(step, line, state)
-                if stopping or step == steps or step % checkpoint_every == 0:
-                    checkpoints.save(step, state)
-                if stopping:
-                    break
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with asked_to_stop() as stopping, (out / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        for step, batch in zip(range(first + 1, steps + 1), batches(first), strict=False):
+            rows = spread(Batch(batch["pictures"], batch["input_ids"]), mesh)
+            state, metrics = update(state, setup, rows)
+            line: dict[str, Any] = {"step": step} | {
+                name: float(metrics[name]) for name in ("loss", "gradient_norm", "kept")
+            }
+            line["score"] = float(metrics["score"].mean())
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            on_step(step, line, state)
+            stopped = stopping()
+            if stopped or step == steps or step % checkpoint_every == 0:
+                checkpoints.save(step, state)
+            if stopped:
+                break
     return state, int(state.step) == steps

@@ -2,10 +2,12 @@
 
 import functools
 from dataclasses import dataclass
-
-import optax
+from typing import TYPE_CHECKING
 
 from memattn_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import optax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,10 @@ class TrainSettings:
             if getattr(self, name) not in choices:
                 raise InputError(f"no {name} {getattr(self, name)!r}; there are {', '.join(choices)}")
 
-    def learning_rates(self) -> optax.Schedule:
+    def learning_rates(self) -> "optax.Schedule":
         """The learning rate of each step."""
+        import optax  # not before a run: it imports JAX
+
         if self.schedule == "cosine":
             return optax.warmup_cosine_decay_schedule(
                 init_value=0.0 if self.warmup_steps else self.learning_rate,
@@ -97,8 +101,10 @@ class TrainSettings:
         )
 
     @functools.cache  # noqa: B019 -- equal settings share one optimizer, and so one compiled step
-    def optimizer(self) -> optax.GradientTransformation:
+    def optimizer(self) -> "optax.GradientTransformation":
         """AdamW on clipped gradients."""
+        import optax
+
         return optax.chain(
             optax.clip_by_global_norm(self.gradient_clip),
             optax.adamw(self.learning_rates(), weight_decay=self.weight_decay),

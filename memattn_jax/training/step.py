@@ -78,7 +78,7 @@ class Setup:
       prediction_type: "epsilon" or "v_prediction".
       accumulation: micro-batches of one update; they change memory, not the result.
       score: what the gate goes by.
-      sites: the cross-attention layers whose entropy that may be.
+      sites: the cross-attention layers whose entropy that may be; None is all of them.
       dtype: of the forward pass and its gradients' inputs; parameters stay float32.
     """
 
@@ -95,7 +95,7 @@ class Setup:
     prediction_type: str = static("epsilon")
     accumulation: int = static(1)
     score: Score = static("entropy")
-    sites: tuple[str, ...] = static(())
+    sites: tuple[str, ...] | None = static(None)
     dtype: str = static("float32")
 
 

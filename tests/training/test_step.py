@@ -169,6 +169,12 @@ def test_the_score_is_read_from_the_training_forward_pass(sd):
     context = text_encoder(batch(sd).input_ids)
     _, taps = unet(noisy, draws.timesteps, context, Interceptor(tap=TokenMeans()))
     np.testing.assert_allclose(metrics["score"], attention_entropy(taps), atol=1e-5)
+    (_, metrics), _ = step(sd, dataclasses.replace(settings, gate_sites="up_blocks"))
+    some = {site: tap for site, tap in taps.items() if site.startswith("up_blocks.")}
+    assert 0 < len(some) < len(taps)
+    np.testing.assert_allclose(metrics["score"], attention_entropy(some), atol=1e-5)
+    with pytest.raises(InputError, match=r"no cross-attention layer 'middle'…; this model has down_blocks\.0"):
+        start(sd, dataclasses.replace(settings, gate_sites="middle"))
 
 
 def test_noise_norm_gate_scores_what_wen_scores(sd):
