@@ -186,7 +186,7 @@ def identity(scorer: "Scorer", options: Options, calibration: "Calibration | Non
     }
 
 
-def summarize(table: "ShardedTable", scorer: "Scorer", judged: list[str], alone: bool) -> None:
+def summarize(table: "ShardedTable", judged: list[str]) -> None:
     """Tells of all rows, and repeats them in results.jsonl where they are few and no other process adds to them."""
     from memattn_jax.report.results import write_json_lines
 
@@ -200,8 +200,10 @@ def summarize(table: "ShardedTable", scorer: "Scorer", judged: list[str], alone:
         print(f"{name}: {over[name]} of {rows} prompts over the threshold (*)")
     if failed:
         print(f"{failed} prompts lack a score; the column error says why")
+    alone = table.processes == 1
     repeated = " and results.jsonl" if alone and write_json_lines(table, rows) else ""
-    print(f"{rows} prompts in {table.store}, as Parquet files{repeated}")
+    whole = "" if alone else f" of {table.jobs}, by all {table.processes} processes so far"
+    print(f"{rows} prompts{whole} in {table.store}, as Parquet files{repeated}")
 
 
 def main(options: Options) -> None:
@@ -258,7 +260,7 @@ def main(options: Options) -> None:
         print(f"stopped after {progress.rows} prompts, all of them written; the same command goes on from there")
         return
     judged = [name for name in scorer.detectors if calibration is not None and name in calibration.thresholds]
-    summarize(table, scorer, judged, processes == 1)
+    summarize(table, judged)
 
 
 if __name__ == "__main__":

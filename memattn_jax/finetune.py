@@ -102,7 +102,7 @@ def training_mesh(options: Options) -> "Mesh | None":
     if mesh is None or rows % mesh.shape["data"] == 0:
         return mesh
     if options.mesh is not None:
-        raise InputError(f"--mesh {options.mesh}: a micro-batch of {rows} rows does not divide among data")
+        raise InputError(f"--mesh {options.mesh}: {rows} rows of a micro-batch do not divide into {mesh.shape['data']}")
     return None
 
 

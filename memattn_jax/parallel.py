@@ -1,13 +1,14 @@
 """Several devices and several hosts: the mesh, where weights and rows lie on it, and how processes find their share.
 
 A mesh has two axes. Over `data` go the rows of a batch, one prompt each; over `model` the weights, by the rules below.
-Nothing here changes a program: arrays are put where they belong, and `jax.jit` compiles for where its arguments lie,
-which is what `in_shardings` would say again and what `pjit` was before `jax.jit` took it over. Each process has a mesh
-of its own devices, so hosts exchange nothing.
+Nothing here changes a program: arrays are put where they belong, and `jax.jit`, which has taken over what was `pjit`,
+splits a program by where its arguments lie; `in_shardings` would say the same again. With `data` alone, first-step
+detectors exchange nothing, and a sampling step latents and token means, as guidance pairs rows of two halves. Each
+process has a mesh of its own devices, so hosts exchange nothing either.
 """
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -133,13 +134,9 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     if mesh is None:
         return tree
 
-    def place(array: jax.Array) -> jax.Array:
-        sharding = getattr(array, "sharding", None)
-        return (
-            array
-            if isinstance(sharding, NamedSharding) and sharding.mesh == mesh
-            else jax.device_put(array, NamedSharding(mesh, Spec()))
-        )
+    def place(array: Any) -> jax.Array:
+        placed = isinstance(getattr(array, "sharding", None), NamedSharding) and array.sharding.mesh == mesh
+        return array if placed else jax.device_put(array, NamedSharding(mesh, Spec()))
 
     return jax.tree.map(place, tree)
 
