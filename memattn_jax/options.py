@@ -47,12 +47,12 @@ class RunOptions:
     distributed: bool = False
     """This is one of several processes with the same command line, which find each other from the metadata of a TPU
     slice, Slurm or Open MPI; each works on its own prompts."""
-    coordinator: str | None = None
-    """The same elsewhere: host:port of the first process."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """How many processes there are, elsewhere."""
     process_id: int | None = None
     """Which one this is, from 0."""
+    coordinator: str | None = None
+    """Where they meet at the start, host:port of the first one; left out, they need not meet."""
 
     def check(self) -> None:
         """Raises InputError for a number out of range."""

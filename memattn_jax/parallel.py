@@ -149,11 +149,12 @@ def start_processes(
 ) -> tuple[int, int]:
     """Which of how many processes this is; to be called before anything asks JAX for a device.
 
-    Processes meet once, to learn this and the devices, and let go of each other again: they work for hours on slices of
-    their own, and JAX would end all of them when one dies or is five minutes later than the first.
+    Processes meet at most once, to learn this and the devices, and let go of each other again: they work for hours on
+    slices of their own, and JAX would end all of them when one dies or is five minutes later than the first. Those that
+    are told both numbers and no coordinator do not even meet, so one of them can be started again alone.
 
     Args:
-      coordinator: host:port of process 0.
+      coordinator: host:port of process 0, where they meet.
       process_id: this one.
       num_processes: all.
       distributed: find these three from the metadata of a TPU slice, Slurm or Open MPI.
@@ -162,25 +163,29 @@ def start_processes(
       Index and count; (0, 1) where nothing is given.
 
     Raises:
-      InputError: only some of the three, values that cannot be, or no metadata to find them from.
+      InputError: only some of what is needed, values that cannot be, or no metadata to find them from.
     """
-    options = {"--coordinator": coordinator, "--process-id": process_id, "--num-processes": num_processes}
-    missing = [name for name, value in options.items() if value is None]
-    if not distributed and len(missing) == len(options):
-        return 0, 1
-    if not distributed and missing:
-        raise InputError(f"{' and '.join(missing)} not given: {', '.join(options)} go together")
+    numbers = {"--process-id": process_id, "--num-processes": num_processes}
+    missing = [name for name, value in numbers.items() if value is None]
+    if not distributed:
+        if coordinator is None and len(missing) == 2:
+            return 0, 1
+        if missing:
+            raise InputError(f"{' and '.join(missing)} not given: --process-id and --num-processes go together")
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
         raise InputError(f"--coordinator {coordinator}: host:port is needed")
-    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
-        raise InputError(
-            f"--process-id {process_id}: with --num-processes {num_processes}, ids from 0 on, less than it"
-        )
+    if process_id is not None and num_processes is not None:
+        if not 0 <= process_id < num_processes:
+            raise InputError(
+                f"--process-id {process_id}: with --num-processes {num_processes}, ids from 0 on, less than it"
+            )
+        if coordinator is None and not distributed:
+            return process_id, num_processes
     jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM, and outlives the meeting
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=START_SECONDS)
     except ValueError:
-        raise InputError(f"--distributed: no cluster found here; give {', '.join(options)}") from None
+        raise InputError("--distributed: no cluster found here; give --process-id and --num-processes") from None
     index, count = jax.process_index(), jax.process_count()  # starts the backend, which takes all processes
     jax.distributed.shutdown()
     return index, count

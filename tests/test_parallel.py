@@ -434,12 +434,14 @@ def test_two_processes_meet_and_part():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"coordinator": "a:1"}, "--process-id and --num-processes not given: --coordinator, --process-id, --num-proc"),
+        ({"coordinator": "a:1"}, "--process-id and --num-processes not given: --process-id and --num-processes go tog"),
+        ({"process_id": 1}, "--num-processes not given"),
         ({"coordinator": "a", "process_id": 0, "num_processes": 2}, "--coordinator a: host:port is needed"),
         ({"coordinator": "a:1", "process_id": 2, "num_processes": 2}, "--process-id 2: with --num-processes 2, ids"),
     ],
 )
 def test_processes_that_cannot_be(given, message):
     assert start_processes() == (0, 1)
+    assert start_processes(process_id=1, num_processes=3) == (1, 3)
     with pytest.raises(InputError, match=message):
         start_processes(**given)
