@@ -8,11 +8,15 @@ run, gate.md and gate.json with the table, and gate.png: the duplicated pictures
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from demo_data import DemoData, load_sprites
 from demo_evaluation.classifier import Classifier, recognised, train_classifier
@@ -21,13 +25,19 @@ from make_demo_data import write_imagefolder
 
 from memattn_jax import demo
 from memattn_jax.errors import InputError
+from memattn_jax.finetune import Data
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.plots import save_grid
 from memattn_jax.similarity import REPRODUCED, normalized_correlation
+from memattn_jax.training.gate import timestep_bins, weights
+from memattn_jax.training.settings import TrainSettings
+from memattn_jax.training.start import fit_gate, score_batch, start
+from memattn_jax.training.step import Batch
 
 COPIES = 40  # of each duplicated pair
 SINGLES = 960  # pairs that occur once: half of all examples
 REFERENCE = 256  # held-out clean pairs that the thresholds are fitted on
+FITTED = 64  # batches that scores are read off
 RUNS = {
     "none": (),
     "entropy": ("--gate", "entropy"),
@@ -67,6 +77,32 @@ def finetune(out: Path, run: str, steps: int, rate: float) -> Path:
     return folder / "model"
 
 
+def share_stopped(out: Path, run: str) -> float:
+    """Of the duplicated rows, how many the gate of a run stops in the end, at random timesteps."""
+    fields = {field.name for field in dataclasses.fields(TrainSettings)}
+    stored = json.loads((out / run / "settings.json").read_text(encoding="utf-8"))
+    settings = TrainSettings(**{name: value for name, value in stored.items() if name in fields})
+    before = StableDiffusion.from_pretrained(demo.MODEL)
+    gate = fit_gate(before, settings, islice(Data(before, out / "reference", settings).batches(0), FITTED))
+    sd = StableDiffusion.from_pretrained(out / run / "model")
+    state, setup = start(sd, settings, gate)
+    duplicated = {sd.tokenizer([text]).input_ids[0].tobytes() for text in duplicates(out)}
+    stopped = []
+    for step, batch in enumerate(islice(Data(sd, out / "duplicated", settings).batches(0), FITTED)):
+        rows = Batch(batch["pictures"], batch["input_ids"])
+        timesteps, scores = score_batch(setup, state.params, rows, jnp.int32(step))
+        bins = timestep_bins(timesteps, len(setup.signal), settings.gate_bins)
+        weight = np.asarray(weights(gate, bins, scores, jnp.zeros(len(scores), bool)))
+        stopped += [1 - w for w, ids in zip(weight, batch["input_ids"], strict=True) if ids.tobytes() in duplicated]
+    return float(np.mean(stopped))
+
+
+def duplicates(out: Path) -> set[str]:
+    """The captions that come many times."""
+    lines = (out / "duplicated" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    return {json.loads(line)["text"] for line, count in Counter(lines).items() if count > 1}
+
+
 def compare(out: Path, data: DemoData, classifier: Classifier, models: dict[str, Path | None]) -> str:
     """The table, and the grid."""
     prompts = data.groups.halves["unseen", "report"]
@@ -81,7 +117,9 @@ def compare(out: Path, data: DemoData, classifier: Classifier, models: dict[str,
         own = np.stack([np.diag(normalized_correlation(images, pictures)) for images in samples])
         found = recognised(classifier, np.concatenate(clean), named * 4)
         kept = "" if folder is None else percent(shares_kept(folder.parent / "metrics.jsonl"))
-        rows.append([name, percent(float((own >= REPRODUCED).mean())), float(np.median(own)), percent(found), kept])
+        stopped = percent(share_stopped(out, name)) if RUNS.get(name) else ""
+        reproduced = percent(float((own >= REPRODUCED).mean()))
+        rows.append([name, reproduced, float(np.median(own)), percent(found), kept, stopped])
         grid.append(samples[0])
     save_grid(out / "gate.png", grid)
     header = [
@@ -90,6 +128,7 @@ def compare(out: Path, data: DemoData, classifier: Classifier, models: dict[str,
         "median correlation",
         "objects found, control prompts",
         "rows kept",
+        "duplicated rows stopped, in the end",
     ]
     (out / "gate.json").write_text(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
     return table(header, rows)

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 from demo_evaluation.tables import table
@@ -23,12 +24,15 @@ from memattn_jax import demo
 
 SETTINGS = [(1, 1), (8, 1), (32, 1), (128, 1), (32, 2), (32, 4), (32, 8)]  # batch size and devices
 BASE = (32, 1)
+ROWS = 768  # a multiple of every batch size, so that no batch is filled up
 DETECTORS = {"entropy_e": ["--detectors", "entropy_e", "--no-explain"], "the default, with tokens to blame": []}
 
 
 def rate(folder: Path, batch: int, devices: int, options: list[str]) -> tuple[float, float]:
     """Rows per second and the device's share of the time, the first batch left out, of one run."""
-    prompts = demo.FOLDER / "prompts" / "clean.txt"
+    clean = (demo.FOLDER / "prompts" / "clean.txt").read_text(encoding="utf-8").splitlines()
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(islice(itertools.cycle(clean), ROWS)), encoding="utf-8")
     command = [sys.executable, "-m", "memattn_jax.detect", "--prompts", str(prompts), "--out", str(folder / "out")]
     command += ["--batch-size", str(batch), "--overwrite", *options]
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
