@@ -124,6 +124,16 @@ def test_first_step_detectors_share_their_forwards(unet, plain_pair):
     assert first_step(unet, FIRST_STEP, batch=4, velocity=True, attribute=True) <= 7 * forward
 
 
+def test_what_a_prompt_costs(unet):
+    """The README's FLOPs of `detect`, text encoder included."""
+    encoder = abstract(CLIPTextModel, CLIPTextConfig())
+    text = flops(jax.jit(lambda encoder, ids: encoder(ids)).trace(encoder, shape(1, 77, dtype=jnp.int32)))
+    default = ("entropy_e", "noise_norm")
+    assert text + first_step(unet, ("entropy_e",), batch=8) == pytest.approx(0.178e12, rel=0.01)
+    assert text + first_step(unet, default, batch=8) == pytest.approx(0.803e12, rel=0.01)
+    assert text + first_step(unet, default, batch=8, attribute=True) == pytest.approx(1.653e12, rel=0.01)
+
+
 def test_buckets_of_short_prompts_would_save_next_to_nothing(unet):
     """Why prompts are not sorted by length: attention to padding is part of what is measured, so the UNet needs all 77
     tokens, and even if it did not, 16 tokens instead of 77 would save the cheapest detector a fifteenth."""

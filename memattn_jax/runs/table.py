@@ -159,13 +159,13 @@ class ShardedTable:
         if content is None:
             return []
         try:
-            table = pq.read_table(pa.BufferReader(content), columns=columns, page_checksum_verification=True)
+            table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
         except (pa.ArrowException, OSError):
             warnings.warn(f"{self.store}: {shard_name(shard)} is damaged; its rows are made again", stacklevel=2)
             return []
         if (table.schema.metadata or {}).get(b"identity") != (self.schema.metadata or {})[b"identity"]:
             return []  # left by a run that is being overwritten
-        return table.to_pylist()
+        return (table if columns is None else table.select(columns)).to_pylist()
 
     def missing(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Job]]:
         """Number and job of each row that is this process' work and not there yet.
@@ -175,9 +175,9 @@ class ShardedTable:
         """
         for shard, group in groupby(enumerate(jobs), key=lambda numbered: numbered[0] // self.shard_rows):
             own = self.owns(shard)
-            rows = self.load(shard) if own and not self.overwrite else []
+            rows = self.load(shard, ["prompt"]) if own and not self.overwrite else []
             if own and len(rows) < self.shard_rows:
-                self.growing[shard] = rows
+                self.growing[shard] = self.load(shard) if rows else []
             for number, job in group:
                 self.jobs = number + 1
                 position = number - shard * self.shard_rows
