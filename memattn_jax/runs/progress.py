@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines of JSON elsewhere, and a line at the end."""
+"""How far a run is: a bar on a terminal, lines of JSON elsewhere, and the metrics at the end."""
 
 import json
 import sys
@@ -64,18 +64,21 @@ class Progress:
             self.log("progress", row=last, seconds_left=left)
 
     def log(self, event: str, **values: Any) -> None:
-        """Writes a line of JSON to standard error; rows per second leave out the first batch, which compiles."""
+        """Writes the metrics to standard error; rows per second leave out the first batch, which compiles."""
         now = time.monotonic()
         _, first, then = self.first or (0, 0, now)
-        rate = None if self.rows <= first else round((self.rows - first) / (now - then), 2)
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "event": event,
+        metrics = {
             "rows": self.rows,
             "seconds": round(now - self.start, 2),
-            "rows_per_second": rate,
+            "rows_per_second": None if self.rows <= first else round((self.rows - first) / (now - then), 2),
+            **values,
         }
-        print(json.dumps(line | values), file=sys.stderr, flush=True)
+        if self.bar.disable:
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            text = json.dumps({"time": stamp, "event": event} | metrics)
+        else:
+            text = f"{event}: " + ", ".join(f"{name} {value}" for name, value in metrics.items() if value is not None)
+        print(text, file=sys.stderr, flush=True)
 
     def close(self, event: str, **values: Any) -> None:
         """Ends the bar and writes the metrics of the run."""
