@@ -32,6 +32,7 @@ class Progress:
         """
         self.tell = tell
         self.bar = tqdm(unit=unit, disable=None)  # None: on a terminal only
+        self.terminal = not self.bar.disable  # which closing the bar changes
         self.rows = 0
         self.total: int | None = None
         self.start = self.logged = time.monotonic()
@@ -55,7 +56,7 @@ class Progress:
             self.bar.write(self.tell(row))
         self.rows += len(rows)
         self.bar.update(last + 1 - self.bar.n)
-        if self.bar.disable and now - self.logged > LOG_SECONDS:
+        if not self.terminal and now - self.logged > LOG_SECONDS:
             self.logged = now
             begun, _, then = self.first
             left = None
@@ -73,7 +74,7 @@ class Progress:
             "rows_per_second": None if self.rows <= first else round((self.rows - first) / (now - then), 2),
             **values,
         }
-        if self.bar.disable:
+        if not self.terminal:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             text = json.dumps({"time": stamp, "event": event} | metrics)
         else:
