@@ -10,9 +10,9 @@ the mitigation, and showcase.png puts them beside what was trained on.
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from memattn_jax import demo
 from memattn_jax.commands import run_command, versions
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from memattn_jax.guard import Guard
     from memattn_jax.mitigations import AttentionMask
     from memattn_jax.pipeline import Samples, StableDiffusion
-    from memattn_jax.report.results import Measured
+    from memattn_jax.report.gallery import Picture, Recipe
     from memattn_jax.runs.store import Store
-    from memattn_jax.runs.table import ShardedTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +63,6 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     """--guard: thresholds, from detect --calibrate; the built-in model has its own."""
 
 
-class Picture(NamedTuple):
-    """What a picture is made from.
-
-    Attributes:
-      text: the prompt.
-      seed: of its noise.
-      error: why there is no prompt.
-      mitigated: whether the showcase mitigates it.
-    """
-
-    text: str
-    seed: int
-    error: str | None = None
-    mitigated: bool = False
-
-
 def check(options: Options) -> None:
     """Raises InputError for a number out of range."""
     options.check()
@@ -94,8 +77,10 @@ def check(options: Options) -> None:
         raise InputError(f"seeds must lie in [0, 2**32), not {options.seed} to {last}")
 
 
-def pictures_of(options: Options) -> tuple[Iterator[Picture], Callable[[], int] | None]:
+def pictures_of(options: Options) -> tuple[Iterator["Picture"], Callable[[], int] | None]:
     """The pictures to make, and how to count them."""
+    from memattn_jax.report.gallery import Picture
+
     prompts: Iterator[Prompt]
     count: Callable[[], int] | None
     if options.prompts is not None and options.prompt:
@@ -153,6 +138,16 @@ def settings(options: Options) -> dict[str, Any]:
     return {"model": options.model or "built-in"} | {name: getattr(options, name) for name in names}
 
 
+def recipe(options: Options, watch: "Guard | None") -> "Recipe":
+    """How the options have pictures made."""
+    from memattn_jax.report.gallery import Recipe
+
+    names = ("steps", "guidance_scale", "scheduler", "height", "width")
+    arguments = {name: getattr(options, name) for name in names}
+    arguments |= {"negative_prompts": options.negative_prompt, "mitigation": mitigation(options), "guard": watch}
+    return Recipe(arguments, settings(options))
+
+
 def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") -> dict[str, Any]:
     """All that the pictures depend on besides their prompts."""
     from memattn_jax.calibration import fingerprint
@@ -165,72 +160,7 @@ def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") 
     return {"command": "generate", "model": fingerprint(sd, pictures=True), "pictures": same, **made_with}
 
 
-@dataclass
-class Gallery:
-    """Samples batches of pictures and writes them.
-
-    Attributes:
-      sd: the model.
-      runs: the options; for the showcase, those of its plain pictures and of its mitigated ones.
-      watch: the guard, or None.
-      size: pictures a batch.
-      table: receives a row a picture.
-      made: pictures of the showcase: whether mitigated, their batch, and their place in it.
-    """
-
-    sd: "StableDiffusion"
-    runs: list[Options]
-    watch: "Guard | None"
-    size: int
-    table: "ShardedTable"
-    made: list[tuple[bool, "Samples", int]] = field(default_factory=list)
-
-    def start(self, jobs: list[Picture]) -> "Measured":
-        """Gives a batch to the device."""
-        from memattn_jax.report.results import measure
-        from memattn_jax.runs.run import fill_up
-
-        filled, options = fill_up(jobs, self.size), self.runs[jobs[0].mitigated]
-        return measure(
-            self.sd.sample(
-                [job.text for job in filled],
-                seeds=[job.seed for job in filled],
-                steps=options.steps,
-                guidance_scale=options.guidance_scale,
-                scheduler=options.scheduler,
-                negative_prompts=options.negative_prompt,
-                height=options.height,
-                width=options.width,
-                mitigation=mitigation(options),
-                guard=self.watch,
-                wait=False,
-            )
-        )
-
-    def describe(self, batch: list[tuple[int, Picture]], measured: "Measured | None") -> list[dict[str, Any]]:
-        """Writes the pictures of a batch; returns the table's rows."""
-        from memattn_jax.report.results import picture_row, png
-
-        self.table.begin()  # earlier pictures go before new ones come
-        rows: list[dict[str, Any]] = []
-        place = 0
-        for number, job in batch:
-            if job.error is not None or measured is None:
-                rows.append({"row": number, "prompt": job.text, "seed": job.seed, "error": job.error})
-                continue
-            row = picture_row(
-                number, measured, place, self.sd.tokenizer, settings(self.runs[job.mitigated]), versions()
-            )
-            if row["file"] is not None:
-                self.table.store.write(row["file"], png(measured.run.images[place], row))
-            if len(self.runs) > 1:
-                self.made.append((job.mitigated, measured.run, place))
-            rows.append(row)
-            place += 1
-        return rows
-
-
-def show_memorization(sd: "StableDiffusion", made: list[tuple[bool, "Samples", int]], store: "Store") -> None:
+def show_memorization(sd: "StableDiffusion", made: list[tuple[int, "Samples", int]], store: "Store") -> None:
     """Draws the pictures of the built-in model's own prompts, without and with the mitigation."""
     from memattn_jax.report.showcase import plot_showcase, tell
 
@@ -267,12 +197,14 @@ def main(options: Options) -> None:
     size, pictures = batch_size(pictures, options.batch_size)
     if showcase:
         shown = list(pictures)
-        pictures = iter(shown + [picture._replace(mitigated=True) for picture in shown])
+        pictures = iter(shown + [picture._replace(recipe=1) for picture in shown])
+        count = None
     process, processes = start_processes(
         options.coordinator, options.process_id, options.num_processes, options.distributed
     )
     store = Store(options.out, process)
     from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.gallery import Gallery
     from memattn_jax.report.results import PICTURE_SCHEMA, plot_rows, tell, write_json_lines
     from memattn_jax.runs.table import ShardedTable
 
@@ -293,12 +225,12 @@ def main(options: Options) -> None:
     if showcase:
         table.claim(source, overwrite=True)  # the story needs all of its pictures at hand
     progress = Progress("picture", count, tell)
-    gallery = Gallery(sd, runs, watch, rows_multiple(size, mesh), table)
-    work = batches(table.missing(pictures), size, options.shard_rows, lambda job: job.mitigated)
+    gallery = Gallery(sd, [recipe(each, watch) for each in runs], rows_multiple(size, mesh), table, keep=showcase)
+    work = batches(table.missing(pictures), size, options.shard_rows, lambda job: job.recipe)
     if not run(table, work, gallery.start, gallery.describe, progress):
         print(f"stopped after {progress.rows} pictures, all of them written; the same command goes on from there")
         return
-    if showcase:
+    if gallery.made:
         show_memorization(sd, gallery.made, store)
     plot_rows(store, table.rows(["prompt", "seed", "entropy"]))
     total = sum(1 for _ in table.rows(["row"]))

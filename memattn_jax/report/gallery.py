@@ -1,0 +1,86 @@
+"""Batches of pictures: sampled by the device, written as files, told as rows of a table."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from memattn_jax.commands import versions
+from memattn_jax.report.results import Measured, measure, picture_row, png
+from memattn_jax.runs.run import fill_up
+
+if TYPE_CHECKING:
+    from memattn_jax.pipeline import Samples, StableDiffusion
+    from memattn_jax.runs.table import ShardedTable
+
+
+class Picture(NamedTuple):
+    """What a picture is made from.
+
+    Attributes:
+      text: the prompt.
+      seed: of its noise.
+      error: why there is no prompt.
+      recipe: which of the gallery's recipes makes it.
+    """
+
+    text: str
+    seed: int
+    error: str | None = None
+    recipe: int = 0
+
+
+class Recipe(NamedTuple):
+    """How pictures are made.
+
+    Attributes:
+      arguments: of `StableDiffusion.sample`, besides prompts and seeds.
+      settings: what to tell of them, for JSON.
+    """
+
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
+
+
+@dataclass
+class Gallery:
+    """Makes pictures and writes them.
+
+    Attributes:
+      sd: the model.
+      recipes: a batch's pictures share one.
+      size: pictures a batch.
+      table: receives a row a picture.
+      keep: whether to keep what was sampled.
+      made: what was: recipe, batch, and place in it.
+    """
+
+    sd: "StableDiffusion"
+    recipes: list[Recipe]
+    size: int
+    table: "ShardedTable"
+    keep: bool = False
+    made: list[tuple[int, "Samples", int]] = field(default_factory=list)
+
+    def start(self, jobs: list[Picture]) -> Measured:
+        """Gives a batch to the device."""
+        filled = fill_up(jobs, self.size)
+        texts, seeds = [job.text for job in filled], [job.seed for job in filled]
+        return measure(self.sd.sample(texts, seeds=seeds, wait=False, **self.recipes[jobs[0].recipe].arguments))
+
+    def describe(self, batch: list[tuple[int, Picture]], measured: Measured | None) -> list[dict[str, Any]]:
+        """Writes the pictures of a batch; returns the table's rows."""
+        self.table.begin()  # earlier pictures go before new ones come
+        rows: list[dict[str, Any]] = []
+        place = 0
+        for number, job in batch:
+            if job.error is not None or measured is None:
+                rows.append({"row": number, "prompt": job.text, "seed": job.seed, "error": job.error})
+                continue
+            made_with = self.recipes[job.recipe].settings
+            row = picture_row(number, measured, place, self.sd.tokenizer, made_with, versions())
+            if row["file"] is not None:
+                self.table.store.write(row["file"], png(measured.run.images[place], row))
+            if self.keep:
+                self.made.append((job.recipe, measured.run, place))
+            rows.append(row)
+            place += 1
+        return rows
