@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 
 from memattn_jax.errors import InputError
 
-WARNED = 20
+WARNED = 20  # a prompt log may hold many prompts that are cut
 Options = TypeVar("Options")
 
 

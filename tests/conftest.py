@@ -27,6 +27,16 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def model(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller one; see `micro.write_model`."""
+    import micro
+
+    folder = tmp_path_factory.mktemp("micro")
+    micro.write_model(folder, random_model)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sd(random_model: Path):
     from memattn_jax import StableDiffusion
 

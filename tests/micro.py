@@ -14,34 +14,43 @@ from memattn_jax.models.configs import UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 
+UNET = UNetConfig(
+    sample_size=4,
+    block_out_channels=(8, 16),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=1,
+    norm_num_groups=4,
+    attention_head_dim=2,
+    cross_attention_dim=32,
+)
+VAE = VAEConfig(
+    sample_size=8,
+    block_out_channels=(8, 8),
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    layers_per_block=1,
+    norm_num_groups=4,
+)
 
-def write_model(folder: Path, random_model: Path, prediction_type: str = "epsilon") -> None:
-    """Two resolutions with a layer each, 4 × 4 latents, and the text encoder of the random model."""
-    unet = UNetConfig(
-        sample_size=4,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=2,
-        cross_attention_dim=32,
-    )
-    vae = VAEConfig(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
+
+def write_model(
+    folder: Path,
+    random_model: Path,
+    prediction_type: str = "epsilon",
+    *,
+    unet: UNetConfig = UNET,
+    vae: VAEConfig = VAE,
+    seed: int = 0,
+) -> None:
+    """By default two resolutions with a layer each, 4 × 4 latents; the text encoder is the random model's."""
     sd = dataclasses.replace(
         StableDiffusion.from_pretrained(random_model),
         unet=abstract(UNet2DConditionModel, unet),
         vae=abstract(AutoencoderKL, vae),
     )
     sd.scheduler_config["prediction_type"] = prediction_type
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     make_random_model.fill_randomly(sd.unet, rng)
     make_random_model.fill_randomly(sd.vae, rng)
     sd.save_pretrained(folder)

@@ -8,7 +8,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import micro
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -41,13 +40,6 @@ def run(monkeypatch, capsys, verb: str, *arguments: object) -> tuple[int, list[s
 
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def model(random_model, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    micro.write_model(folder, random_model)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import micro
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -28,13 +27,6 @@ WORDS = ("cat", "hat", "the", "o", "land", "zebra", "x", "line", "and", "7")
 def prompts(count: int) -> list[str]:
     rng = np.random.default_rng(0)
     return [" ".join(rng.choice(WORDS, rng.integers(1, 9))) + f" {i}" for i in range(count)]
-
-
-@pytest.fixture(scope="module")
-def model(random_model, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    micro.write_model(folder, random_model)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +107,7 @@ def test_killed_and_resumed(model, source, undisturbed, tmp_path):
 def test_sigterm_writes_and_exits_well(model, source, undisturbed, tmp_path):
     command = arguments(model, source, tmp_path / "out")
     process = start("detect", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while progress(tmp_path / "out") < 1:
+    while process.poll() is None and progress(tmp_path / "out") < 1:
         time.sleep(0.002)
     process.terminate()
     printed, errors = process.communicate()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import make_random_model
+import micro
 import numpy as np
 import pytest
 from flax import nnx
@@ -70,35 +70,22 @@ class Recorder:
         return measured(self.function.lower(*arguments, **options))
 
 
-def write_model(folder: Path, random_model: Path) -> None:
-    """One resolution, a layer down, the middle and two layers up: compiles quickly, and has parts of every kind."""
-    unet = UNetConfig(
-        sample_size=4,
-        block_out_channels=(16,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        cross_attention_dim=32,
-    )
-    vae = VAEConfig(
-        sample_size=4,
-        block_out_channels=(8,),
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    sd = dataclasses.replace(
-        StableDiffusion.from_pretrained(random_model),
-        unet=abstract(UNet2DConditionModel, unet),
-        vae=abstract(AutoencoderKL, vae),
-    )
-    rng = np.random.default_rng(6)  # other draws lose digits of derivatives from one batch size to another
-    make_random_model.fill_randomly(sd.unet, rng)
-    make_random_model.fill_randomly(sd.vae, rng)
-    sd.save_pretrained(folder)
+# One resolution, a layer down, the middle and two layers up: compiles quickly, and has parts of every kind
+UNET = dataclasses.replace(
+    micro.UNET,
+    block_out_channels=(16,),
+    down_block_types=("CrossAttnDownBlock2D",),
+    up_block_types=("CrossAttnUpBlock2D",),
+    attention_head_dim=4,
+)
+VAE = dataclasses.replace(
+    micro.VAE,
+    sample_size=4,
+    block_out_channels=(8,),
+    down_block_types=("DownEncoderBlock2D",),
+    up_block_types=("UpDecoderBlock2D",),
+)
+SEED = 6  # the weights of other draws lose digits of derivatives from one batch size to another
 
 
 def measured(lowered: jax.stages.Lowered) -> dict:
@@ -239,7 +226,7 @@ def main(measure: str, folder: str, scratch: str) -> None:
 @pytest.fixture(scope="module")
 def folder(random_model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    write_model(path, random_model)
+    micro.write_model(path, random_model, unet=UNET, vae=VAE, seed=SEED)
     return path
 
 

@@ -357,7 +357,10 @@ KILLS = 24
 
 
 def test_killed_at_any_moment(tmp_path, undisturbed):
-    """SIGKILL at random points; every file is whole at all times, and the last run's table is the undisturbed one."""
+    """SIGKILL at random points of unfinished runs, each gone on with until it is whole; then another is begun.
+
+    Every file is whole at all times, and every table comes out as the undisturbed one.
+    """
     worker = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -368,20 +371,44 @@ def start(batch):
     time.sleep(0.01)
     return test_runs.Scores(test_runs.score([job.text for job in batch]))
 print("started", flush=True)
-test_runs.fill({str(tmp_path)!r}, 100, start=start)
+test_runs.fill(sys.argv[1], 100, start=start)
 """
     chance = random.Random(0)
-    killed = 0
-    for _ in range(KILLS):
-        process = subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    killed = tables = 0
+    while killed < KILLS:
+        folder = tmp_path / str(tables)
+        process = subprocess.Popen(
+            [sys.executable, "-c", worker, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(chance.uniform(0, 0.06))
+        assert process.stdout.readline() == b"started\n"
+        time.sleep(chance.uniform(0, 0.2))
         process.kill()
-        killed += process.wait() == -signal.SIGKILL
+        by_us = process.wait() == -signal.SIGKILL
         process.stdout.close()
-        for name, rows in contents(tmp_path).items():
+        found = contents(folder)
+        for name, rows in found.items():
             assert rows == undisturbed[name][: len(rows)]
-    assert killed >= 20
-    fill(tmp_path, 100)
-    assert contents(tmp_path) == undisturbed
+        if found == undisturbed:
+            tables += 1
+        else:
+            killed += by_us
+    assert tables > 1
+    fill(folder, 100)
+    assert contents(folder) == undisturbed
+
+
+def test_progress_is_logged(tmp_path, monkeypatch, capsys):
+    """Off a terminal: lines of JSON, with the time that is left."""
+    from memattn_jax.runs import progress as module
+
+    monkeypatch.setattr(module, "LOG_SECONDS", 0.0)
+    fill(tmp_path, 100, start=lambda batch: time.sleep(0.002) or counting([])(batch))
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.err.splitlines()]
+    assert [line["event"] for line in lines] == ["progress"] * 25 + ["done"]
+    assert [line["row"] for line in lines[:-1]] == list(range(3, 100, 4))
+    assert [line["rows"] for line in lines[:-1]] == list(range(4, 101, 4))
+    assert lines[-2]["seconds_left"] == 0
+    assert lines[-1]["rows_per_second"] > 0
+    assert captured.out.splitlines() == [f"prompt {i}" for i in range(module.TOLD)]

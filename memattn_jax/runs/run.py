@@ -3,26 +3,12 @@
 import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import chain, groupby, islice, takewhile
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from memattn_jax.runs.progress import Progress
 from memattn_jax.runs.stream import Overlap, asked_to_stop
-from memattn_jax.runs.table import Row, ShardedTable
+from memattn_jax.runs.table import J, Row, ShardedTable
 
-
-class Job(Protocol):
-    """What a row is made from: a prompt, or what is wrong with it."""
-
-    @property
-    def text(self) -> str:
-        """The prompt."""
-
-    @property
-    def error(self) -> str | None:
-        """Why there is none."""
-
-
-J = TypeVar("J", bound=Job)
 Batch = list[tuple[int, J]]  # numbers and jobs of rows
 
 

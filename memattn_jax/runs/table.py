@@ -27,15 +27,19 @@ MANIFEST = "manifest.json"
 FLUSH_SECONDS = 30.0  # the work that a killed process loses at most, besides the batches in flight
 
 
-class HasText(Protocol):
-    """What a row is made from."""
+class Job(Protocol):
+    """What a row is made from: a prompt, or what is wrong with it."""
 
     @property
     def text(self) -> str:
         """The prompt."""
 
+    @property
+    def error(self) -> str | None:
+        """Why there is none."""
 
-Job = TypeVar("Job", bound=HasText)
+
+J = TypeVar("J", bound=Job)
 Row = dict[str, Any]
 
 
@@ -167,7 +171,7 @@ class ShardedTable:
             return []  # left by a run that is being overwritten
         return (table if columns is None else table.select(columns)).to_pylist()
 
-    def missing(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Job]]:
+    def missing(self, jobs: Iterable[J]) -> Iterator[tuple[int, J]]:
         """Number and job of each row that is this process' work and not there yet.
 
         Raises:
