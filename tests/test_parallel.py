@@ -33,6 +33,7 @@ from memattn_jax.detectors.first_step import NoiseLevel, Unconditional
 from memattn_jax.detectors.registry import FIRST_STEP
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.models.abstract import abstract
+from memattn_jax.models.attention import keep_rows_together
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
@@ -151,6 +152,8 @@ def full_size(names: tuple[str, ...]) -> list[dict]:
         unet = abstract(UNet2DConditionModel, UNetConfig())
         for leaf in leaves(unet):
             setattr(leaf.owner, leaf.attribute, nnx.Param(shape(*leaf.param.shape)))
+        if mesh is not None:
+            keep_rows_together(unet)
         noise, text, number = shape(1, 1, 64, 64, 4), shape(8, 77, 768, spec=Spec("data")), shape()
         arguments = (
             unet,

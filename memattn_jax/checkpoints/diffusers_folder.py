@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from memattn_jax.checkpoints.names import Leaf, leaves, modern_name
 from memattn_jax.errors import InputError
 from memattn_jax.models.abstract import abstract
+from memattn_jax.models.attention import keep_rows_together
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
@@ -186,6 +187,8 @@ def load_part(folder: Path, part: str, dtype: str, mesh: Mesh | None = None) -> 
     except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
         raise InputError(f"{path}: no network can be built of it ({str(error).splitlines()[0]})") from None
     fill(module, weight_files(folder / part, stem), dtype, mesh)
+    if mesh is not None:
+        keep_rows_together(module)
     return module
 
 

@@ -10,12 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from flax import nnx
 
-from memattn_jax.models.layers import Linear
+from memattn_jax.models.layers import Conv1x1, Conv3x3, Linear
 
+# [h, w, in, out] to [out, in, h, w]
+CONVOLUTION = {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", (0,))}
 # {layer type: {our leaf: (PyTorch's leaf, axes of ours in PyTorch's order)}}
 LEAVES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
     Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},  # [in, out] to [out, in]
-    nnx.Conv: {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", (0,))},  # [h, w, in, out] to [out, in, h, w]
+    Conv3x3: CONVOLUTION,
+    Conv1x1: CONVOLUTION,
     nnx.GroupNorm: {"scale": ("weight", (0,)), "bias": ("bias", (0,))},
     nnx.LayerNorm: {"scale": ("weight", (0,)), "bias": ("bias", (0,))},
     nnx.Embed: {"embedding": ("weight", (0, 1))},

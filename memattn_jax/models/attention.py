@@ -1,6 +1,5 @@
 """Attention layers and the transformer of the UNet, after diffusers' `attention.py` and `transformer_2d.py`."""
 
-import math
 from typing import Any
 
 import jax
@@ -9,40 +8,12 @@ from flax import nnx
 from jax import Array
 
 from memattn_jax.interceptors import Interceptor, cross_attention
-from memattn_jax.models.layers import Linear, conv1x1, group_norm
+from memattn_jax.models.kernels import self_attention
+from memattn_jax.models.layers import Conv1x1, Linear, group_norm
 
 KeysValues = tuple[Array, Array]  # each [batch, tokens, heads, head_dim]
 Text = dict[str, KeysValues]  # {site: keys and values of the text at that site}
 Taps = dict[str, Any]  # {site: array, or what the tap makes of it}
-
-BLOCKED_FROM = 1024  # pixels; below, the whole map is small and one matmul is faster
-QUERY_BLOCK = 256
-
-
-def plain_attention(query: Array, keys: Array, values: Array, mask: Array | None = None) -> Array:
-    """Attention by two matrix products, the softmax in float32; mask is bool [queries, keys], True where seen."""
-    # b batch, q queries, k keys, h heads, d head_dim
-    # heads before pixels: XLA's batched matrix product on a CPU is several times faster when batch axes come first
-    query, keys, values = (x.swapaxes(1, 2) for x in (query, keys, values))
-    logits = jnp.einsum("bhqd,bhkd->bhqk", query, keys, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1, where=mask)
-    return jnp.einsum("bhqk,bhkd->bhqd", probs.astype(values.dtype), values).swapaxes(1, 2)
-
-
-def blocked_attention(query: Array, keys: Array, values: Array) -> Array:
-    """`plain_attention` that materialises the map of `QUERY_BLOCK` queries at a time."""
-
-    def attend(query: Array) -> Array:  # one query of every row: [batch, heads, head_dim]
-        return plain_attention(query[:, None], keys, values)[:, 0]
-
-    out = jax.lax.map(attend, query.swapaxes(0, 1), batch_size=QUERY_BLOCK)  # [queries, batch, heads, head_dim]
-    return out.swapaxes(0, 1)
-
-
-def self_attention(query: Array, keys: Array, values: Array) -> Array:
-    """Attention of pixels to pixels, [batch, pixels, heads, head_dim] each, never holding a large map on a CPU."""
-    on_cpu = plain_attention if query.shape[1] < BLOCKED_FROM else blocked_attention
-    return jax.lax.platform_dependent(query, keys, values, cpu=on_cpu, default=jax.nn.dot_product_attention)
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -56,10 +27,15 @@ def merge_heads(x: Array) -> Array:
 
 
 class SelfAttention(nnx.Module):
-    """Attention of pixels to pixels; `attn1`, and with biases the autoencoder's attention."""
+    """Attention of pixels to pixels; `attn1`, and with biases the autoencoder's attention.
+
+    Attributes:
+      rows_together: set where rows are split over devices, see `memattn_jax.models.kernels.blocked_attention`.
+    """
 
     def __init__(self, channels: int, heads: int, *, use_bias: bool = False, rngs: nnx.Rngs):
         self.heads = heads
+        self.rows_together = False
         self.to_q = Linear(channels, channels, use_bias=use_bias, rngs=rngs)
         self.to_k = Linear(channels, channels, use_bias=use_bias, rngs=rngs)
         self.to_v = Linear(channels, channels, use_bias=use_bias, rngs=rngs)
@@ -68,7 +44,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, hidden: Array) -> Array:
         """[batch, pixels, channels] to the same."""
         query, keys, values = (split_heads(to(hidden), self.heads) for to in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](merge_heads(self_attention(query, keys, values)))
+        return self.to_out[0](merge_heads(self_attention(query, keys, values, self.rows_together)))
 
 
 class CrossAttention(nnx.Module):
@@ -175,7 +151,7 @@ class Transformer2DModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.norm = group_norm(channels, groups, 1e-6, rngs=rngs)
-        project = Linear if linear_projection else conv1x1  # on channels-last arrays they compute the same
+        project = Linear if linear_projection else Conv1x1  # on channels-last arrays they compute the same
         self.proj_in = project(channels, channels, rngs=rngs)
         self.transformer_blocks = nnx.List(
             BasicTransformerBlock(channels, context_channels, heads, cross_only=cross_only, rngs=rngs)
@@ -194,3 +170,10 @@ class Transformer2DModel(nnx.Module):
             taps |= new
         hidden = self.proj_out(hidden.reshape(batch, height, width, channels))
         return hidden + residual, taps
+
+
+def keep_rows_together(model: nnx.Module) -> None:
+    """Prepares a model for batches whose rows are split over devices: its self-attention never loops over them."""
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, SelfAttention):
+            layer.rows_together = True

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memattn_jax.models.attention import merge_heads, plain_attention, split_heads
+from memattn_jax.models.attention import merge_heads, split_heads
 from memattn_jax.models.configs import CLIPTextConfig
+from memattn_jax.models.kernels import plain_attention
 from memattn_jax.models.layers import Linear
 
 

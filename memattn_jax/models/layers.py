@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from memattn_jax.models.kernels import convolve, upsample
+
 
 class Linear(nnx.Linear):
     """Linear map of the last axis, as one matrix product.
@@ -26,14 +28,40 @@ def group_norm(channels: int, groups: int, eps: float, *, rngs: nnx.Rngs) -> nnx
     return nnx.GroupNorm(channels, groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
-def conv3x3(in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> nnx.Conv:
-    """Convolution that keeps height and width."""
-    return nnx.Conv(in_channels, out_channels, (3, 3), padding=1, rngs=rngs)
+class Conv3x3(nnx.Conv):
+    """Convolution that keeps height and width, or halves them with a stride of 2."""
+
+    bias: nnx.Param
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        border: tuple[int, int] = (1, 1),
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(in_channels, out_channels, (3, 3), rngs=rngs)
+        self.stride, self.border = stride, border
+
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
+        """[batch, h, w, in_channels] to [batch, ⌈h / stride⌉, ⌈w / stride⌉, out_channels]."""
+        return convolve(x, self.kernel[...], self.stride, self.border) + self.bias[...]
 
 
-def conv1x1(in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+class Conv1x1(nnx.Conv):
     """The same linear map at every pixel, stored as a convolution."""
-    return nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs)
+
+    bias: nnx.Param
+
+    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
+        super().__init__(in_channels, out_channels, (1, 1), rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
+        """[batch, h, w, in_channels] to [batch, h, w, out_channels]."""
+        flat = x.reshape(-1, x.shape[-1])  # [batch · h · w, in_channels]
+        return (flat @ self.kernel[0, 0] + self.bias[...]).reshape(*x.shape[:-1], -1)
 
 
 def timestep_embedding(timesteps: Array, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Array:
@@ -71,12 +99,12 @@ class ResnetBlock2D(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.norm1 = group_norm(in_channels, groups, eps, rngs=rngs)
-        self.conv1 = conv3x3(in_channels, out_channels, rngs=rngs)
+        self.conv1 = Conv3x3(in_channels, out_channels, rngs=rngs)
         if time_channels is not None:
             self.time_emb_proj = Linear(time_channels, out_channels, rngs=rngs)
         self.norm2 = group_norm(out_channels, groups, eps, rngs=rngs)
-        self.conv2 = conv3x3(out_channels, out_channels, rngs=rngs)
-        self.conv_shortcut = conv1x1(in_channels, out_channels, rngs=rngs) if in_channels != out_channels else None
+        self.conv2 = Conv3x3(out_channels, out_channels, rngs=rngs)
+        self.conv_shortcut = Conv1x1(in_channels, out_channels, rngs=rngs) if in_channels != out_channels else None
 
     def __call__(self, hidden: Array, time: Array | None = None) -> Array:
         """Hidden [batch, height, width, in_channels], time [batch, time_channels] or None."""
@@ -94,8 +122,8 @@ class Downsample2D(nnx.Module):
     The UNet pads by one on each side, the autoencoder's encoder only after the last row and column.
     """
 
-    def __init__(self, channels: int, *, padding: tuple[int, int] = (1, 1), rngs: nnx.Rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=(padding, padding), rngs=rngs)
+    def __init__(self, channels: int, *, border: tuple[int, int] = (1, 1), rngs: nnx.Rngs):
+        self.conv = Conv3x3(channels, channels, stride=2, border=border, rngs=rngs)
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, height, width, channels] to [batch, ⌈height / 2⌉, ⌈width / 2⌉, channels]."""
@@ -106,7 +134,7 @@ class Upsample2D(nnx.Module):
     """Doubles height and width by repeating pixels, then convolves."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.conv = conv3x3(channels, channels, rngs=rngs)
+        self.conv = Conv3x3(channels, channels, rngs=rngs)
 
     def __call__(self, hidden: Array, size: tuple[int, int] | None = None) -> Array:
         """[batch, h, w, channels] to [batch, *size, channels], size 2h × 2w or one less.
@@ -114,7 +142,8 @@ class Upsample2D(nnx.Module):
         Odd sizes occur where the latents are no multiple of the UNet's total stride: the skip connection's size is
         then one less than the double, and PyTorch's nearest-neighbour index is `i // 2` for both.
         """
+        double = (2 * hidden.shape[1], 2 * hidden.shape[2])
+        if size is None or size == double:
+            return upsample(hidden, self.conv.kernel[...]) + self.conv.bias[...]
         hidden = hidden.repeat(2, axis=1).repeat(2, axis=2)
-        if size is not None:
-            hidden = hidden[:, : size[0], : size[1], :]
-        return self.conv(hidden)
+        return self.conv(hidden[:, : size[0], : size[1], :])

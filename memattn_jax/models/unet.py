@@ -16,11 +16,11 @@ from memattn_jax.interceptors import Interceptor
 from memattn_jax.models.attention import CrossAttention, Taps, Text, Transformer2DModel
 from memattn_jax.models.configs import UNetConfig
 from memattn_jax.models.layers import (
+    Conv3x3,
     Downsample2D,
     ResnetBlock2D,
     TimestepEmbedding,
     Upsample2D,
-    conv3x3,
     group_norm,
     timestep_embedding,
 )
@@ -164,13 +164,13 @@ class UNet2DConditionModel(nnx.Module):
         blocks = range(len(channels))
         self.config = config
         self.remat = False
-        self.conv_in = conv3x3(config.in_channels, channels[0], rngs=rngs)
+        self.conv_in = Conv3x3(config.in_channels, channels[0], rngs=rngs)
         self.time_embedding = TimestepEmbedding(channels[0], 4 * channels[0], rngs=rngs)
         self.down_blocks = nnx.List(DownBlock(config, level, rngs=rngs) for level in blocks)
         self.mid_block = MidBlock(config, rngs=rngs)
         self.up_blocks = nnx.List(UpBlock(config, position, rngs=rngs) for position in blocks)
         self.conv_norm_out = group_norm(channels[0], config.norm_num_groups, config.norm_eps, rngs=rngs)
-        self.conv_out = conv3x3(channels[0], config.out_channels, rngs=rngs)
+        self.conv_out = Conv3x3(channels[0], config.out_channels, rngs=rngs)
         for path, module in nnx.iter_modules(self):
             if isinstance(module, CrossAttention):
                 module.site = ".".join(map(str, path))

@@ -10,11 +10,11 @@ from jax import Array
 from memattn_jax.models.attention import SelfAttention
 from memattn_jax.models.configs import VAEConfig
 from memattn_jax.models.layers import (
+    Conv1x1,
+    Conv3x3,
     Downsample2D,
     ResnetBlock2D,
     Upsample2D,
-    conv1x1,
-    conv3x3,
     group_norm,
 )
 
@@ -79,7 +79,7 @@ class DownBlock(nnx.Module):
             resnet(config, channels if i else previous, channels, rngs=rngs) for i in range(config.layers_per_block)
         )
         last = level == len(config.block_out_channels) - 1
-        self.downsamplers = None if last else nnx.List([Downsample2D(channels, padding=(0, 1), rngs=rngs)])
+        self.downsamplers = None if last else nnx.List([Downsample2D(channels, border=(0, 1), rngs=rngs)])
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, height, width, channels] to half the size, except in the last block."""
@@ -112,11 +112,11 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         channels = config.block_out_channels
-        self.conv_in = conv3x3(config.in_channels, channels[0], rngs=rngs)
+        self.conv_in = Conv3x3(config.in_channels, channels[0], rngs=rngs)
         self.down_blocks = nnx.List(DownBlock(config, level, rngs=rngs) for level in range(len(channels)))
         self.mid_block = MidBlock(config, rngs=rngs)
         self.conv_norm_out = group_norm(channels[-1], config.norm_num_groups, EPS, rngs=rngs)
-        self.conv_out = conv3x3(channels[-1], 2 * config.latent_channels, rngs=rngs)
+        self.conv_out = Conv3x3(channels[-1], 2 * config.latent_channels, rngs=rngs)
 
     def __call__(self, pictures: Array) -> Array:
         """See the class."""
@@ -132,11 +132,11 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         channels = config.block_out_channels
-        self.conv_in = conv3x3(config.latent_channels, channels[-1], rngs=rngs)
+        self.conv_in = Conv3x3(config.latent_channels, channels[-1], rngs=rngs)
         self.mid_block = MidBlock(config, rngs=rngs)
         self.up_blocks = nnx.List(UpBlock(config, position, rngs=rngs) for position in range(len(channels)))
         self.conv_norm_out = group_norm(channels[0], config.norm_num_groups, EPS, rngs=rngs)
-        self.conv_out = conv3x3(channels[0], config.out_channels, rngs=rngs)
+        self.conv_out = Conv3x3(channels[0], config.out_channels, rngs=rngs)
 
     def __call__(self, latents: Array) -> Array:
         """See the class."""
@@ -154,8 +154,8 @@ class AutoencoderKL(nnx.Module):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
-        self.quant_conv = conv1x1(2 * latent, 2 * latent, rngs=rngs) if config.use_quant_conv else None
-        self.post_quant_conv = conv1x1(latent, latent, rngs=rngs) if config.use_post_quant_conv else None
+        self.quant_conv = Conv1x1(2 * latent, 2 * latent, rngs=rngs) if config.use_quant_conv else None
+        self.post_quant_conv = Conv1x1(latent, latent, rngs=rngs) if config.use_post_quant_conv else None
 
     def encode(self, pictures: Array) -> Posterior:
         """Pictures [batch, H, W, 3] to the posterior of their latents; multiply a draw by `scaling_factor`."""

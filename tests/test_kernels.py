@@ -1,0 +1,163 @@
+"""Forms of attention and convolution: equal to each other, small, and chosen as they are meant to be."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memattn_jax.interceptors import Interceptor
+from memattn_jax.models import kernels
+from memattn_jax.models.abstract import abstract
+from memattn_jax.models.configs import UNetConfig
+from memattn_jax.models.kernels import (
+    blocked_attention,
+    convolve,
+    direct_convolution,
+    gathered_convolution,
+    plain_attention,
+    repeated_convolution,
+    self_attention,
+    summed_convolution,
+    upsample,
+)
+from memattn_jax.models.unet import UNet2DConditionModel
+
+
+@pytest.mark.parametrize("pixels", [1024, 1300], ids=["whole-blocks", "a-rest"])
+def test_blocked_equals_plain(pixels):
+    query, keys, values = (jax.random.normal(jax.random.key(i), (2, pixels, 4, 16)) for i in range(3))
+    expected = plain_attention(query, keys, values)
+    np.testing.assert_allclose(blocked_attention(query, keys, values), expected, atol=1e-5)
+    np.testing.assert_allclose(blocked_attention(query, keys, values, rows_together=True), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(self_attention)(query, keys, values), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.nn.dot_product_attention(query, keys, values), expected, atol=1e-5)
+
+
+# What a process grows by: XLA's memory_analysis does not count what the library behind its fused products allocates.
+# Linux's own count, for getrusage's starts from that of the process that started this one.
+PEAK_MEMORY = """
+import re, sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from memattn_jax.models import kernels
+x = jnp.ones((1, 4096, 8, 40))
+program = jax.jit(getattr(kernels, sys.argv[1])).lower(x, x, x).compile()
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
+jax.block_until_ready(program(x, x, x))
+print((peak() - before) / 1e3)
+"""
+
+
+def test_self_attention_over_4096_pixels_stays_under_300_megabytes_a_row():
+    commands = [[sys.executable, "-c", PEAK_MEMORY, name] for name in ("self_attention", "plain_attention")]
+    blocked, naive = (
+        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for command in commands
+    )
+    assert blocked < 300 < naive
+
+
+def test_it_has_derivatives():
+    """Detectors differentiate through it."""
+    x = jax.random.normal(jax.random.key(0), (1, 1024, 2, 8))
+    tangent = jax.random.normal(jax.random.key(1), x.shape)
+    _, blocked = jax.jvp(lambda x: self_attention(x, x, x), (x,), (tangent,))
+    _, plain = jax.jvp(lambda x: plain_attention(x, x, x), (x,), (tangent,))
+    np.testing.assert_allclose(blocked, plain, atol=1e-5)
+    gradient = jax.grad(lambda x: jnp.sum(self_attention(x, x, x) ** 2))(x)
+    expected = jax.grad(lambda x: jnp.sum(plain_attention(x, x, x) ** 2))(x)
+    np.testing.assert_allclose(gradient, expected, atol=1e-4)
+
+
+def convolution_inputs(*shape: int, out: int = 24) -> tuple[jax.Array, jax.Array]:
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, shape[-1], out)) / np.sqrt(9 * shape[-1])
+    return jax.random.normal(jax.random.key(0), shape), kernel
+
+
+@pytest.mark.parametrize(("stride", "border"), [(1, (1, 1)), (2, (1, 1)), (2, (0, 1))])
+@pytest.mark.parametrize("size", [(8, 8), (5, 8), (7, 6)], ids=str)
+def test_gathered_convolution_equals_xlas(size, stride, border):
+    x, kernel = convolution_inputs(2, *size, 16)
+    expected = direct_convolution(x, kernel, stride, border)
+    np.testing.assert_allclose(gathered_convolution(x, kernel, stride, border), expected, atol=1e-5)
+
+
+def test_upsampling_with_a_quarter_of_the_products_is_the_same():
+    x, kernel = convolution_inputs(2, 5, 7, 16)
+    np.testing.assert_allclose(summed_convolution(x, kernel), repeated_convolution(x, kernel), atol=1e-5)
+    summed, repeated = (
+        jax.jit(form).lower(x, kernel).cost_analysis()["flops"] for form in (summed_convolution, repeated_convolution)
+    )
+    assert summed < 0.45 * repeated
+
+
+def test_summing_in_half_precision_rounds_once():
+    x, kernel = (array.astype(jnp.bfloat16) for array in convolution_inputs(1, 6, 6, 64))
+    exact = repeated_convolution(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    summed = summed_convolution(x, kernel)
+    assert summed.dtype == jnp.bfloat16
+    np.testing.assert_allclose(summed.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "gathers"), [((2, 8, 8, 640), True), ((2, 32, 32, 640), False), ((2, 8, 8, 320), False)], ids=str
+)
+def test_small_pictures_of_many_channels_are_gathered_on_a_cpu_alone(shape, gathers):
+    traced = jax.jit(convolve).trace(*convolution_inputs(*shape, out=8))
+    for platform, gathered in (("cpu", gathers), ("cuda", False), ("tpu", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" not in text) == gathered
+
+
+def test_upsampling_is_by_platform():
+    traced = jax.jit(upsample).trace(*convolution_inputs(1, 4, 4, 8))
+    for platform, summed in (("cpu", True), ("cuda", False), ("tpu", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" not in text) == summed
+
+
+def test_memory_of_a_guidance_pair_of_stable_diffusion_14():
+    """Beside weights and inputs; a single map of 4,096 × 4,096 pixels would take 1,074 MB more."""
+    unet = abstract(UNet2DConditionModel, UNetConfig())
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 64, 64, 4), (), (2, 77, 768))]
+    program = jax.jit(lambda unet, *args: unet(*args)).lower(unet, *shapes, Interceptor()).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 450e6
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    """This process as one on a machine with an NVIDIA GPU, as far as tracing asks."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(kernels, "get_backend", lambda: SimpleNamespace(platform_version="cuda 13000"))
+
+
+def lowered_for_cuda(function, *shapes, dtype) -> str:
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    return jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "fused"),
+    [(jnp.bfloat16, 40, True), (jnp.float16, 64, True), (jnp.bfloat16, 160, False), (jnp.float32, 40, False)],
+    ids=str,
+)
+def test_cudnn_computes_attention_where_it_can(nvidia, dtype, head_dim, fused):
+    shape = (2, 1024, 8, head_dim)
+    text = lowered_for_cuda(self_attention, *[shape] * 3, dtype=dtype)
+    assert ("__cudnn$fmhaSoftmax" in text) == fused
+    assert ("1024x1024x" in text) != fused  # the map
+
+
+def test_derivatives_on_a_gpu_are_of_the_form_that_has_them(nvidia):
+    def derivative(x, tangent):
+        return jax.linearize(lambda x: self_attention(x, x, x), x)[1](tangent)
+
+    text = lowered_for_cuda(derivative, *[(1, 1024, 2, 64)] * 2, dtype=jnp.bfloat16)
+    assert "__cudnn" not in text
