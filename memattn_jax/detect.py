@@ -87,7 +87,7 @@ def given_calibration(options: Options) -> "Calibration | None":
         return None
     if options.calibration is not None:
         return Calibration.load(options.calibration)
-    own = options.model is None and options.dtype == "float32" and not options.per_prompt_noise
+    own = options.model is None and options.model_dtype == "float32" and not options.per_prompt_noise
     return Calibration.load(demo.CALIBRATION) if own else None
 
 
@@ -178,7 +178,7 @@ def identity(scorer: "Scorer", options: Options, calibration: "Calibration | Non
         "settings": {
             "detectors": list(scorer.detectors),
             "explain": scorer.attribute,
-            "dtype": options.dtype,
+            "dtype": scorer.sd.dtype,
             **settings_of(scorer),
             "own_noise_from": (options.seed or 0) if options.per_prompt_noise else None,
             "thresholds": {name: limits[name] for name in scorer.detectors if name in limits},
@@ -228,7 +228,7 @@ def main(options: Options) -> None:
     from memattn_jax.runs.table import ShardedTable
 
     mesh = make_mesh(options.mesh)
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype, mesh=mesh)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.model_dtype, mesh=mesh)
     scorer = make_scorer(sd, options, given)
     calibration = thresholds(scorer, options, given, store)
     if options.calibrate is not None:

@@ -115,7 +115,7 @@ def main(options: Options) -> None:
     site = options.site
     if site is None and options.model is None:
         site = Calibration.load(demo.CALIBRATION).settings["site"]
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.dtype, make_mesh(options.mesh))
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, make_mesh(options.mesh))
     scorer = Scorer(sd, names, options.seed, options.probes, options.steps, options.guidance_scale, site)
     if rates := unresolved(len(clean)):
         percent = ", ".join(f"{100 * rate:g} %" for rate in rates)
@@ -149,7 +149,7 @@ def main(options: Options) -> None:
     about: dict[str, Any] = {
         "model": options.model or "built-in",
         "fingerprint": fingerprint(sd),
-        "settings": settings_of(scorer) | {"dtype": options.dtype, "batch_size": size},
+        "settings": settings_of(scorer) | {"dtype": sd.dtype, "batch_size": size},
         "versions": versions(),
     }
     print(write_evaluation(options.out, evaluated, len(memorized), len(clean), about), end="")

@@ -209,7 +209,8 @@ def main(options: Options) -> None:
     from memattn_jax.runs.table import ShardedTable
 
     mesh = make_mesh(options.mesh)
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.dtype, mesh=mesh)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.model_dtype, mesh=mesh)
+    runs = [replace(each, dtype=sd.dtype) for each in runs]  # the default differs between machines
     watch = guard(options, sd)
     table = ShardedTable(
         store,

@@ -9,7 +9,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from memattn_jax.errors import InputError
 
@@ -50,6 +49,8 @@ def auroc_interval(memorized: np.ndarray, clean: np.ndarray, confidence: float =
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988); from midranks as in Sun and Xu, IEEE Signal
     Processing Letters 21 (2014).
     """
+    from scipy import stats  # half a second to import, that sampling does not need
+
     memorized, clean = _scores("memorized", memorized), _scores("clean", clean)
     if not 0 < confidence < 1:
         raise InputError(f"metrics: confidence {confidence}; it lies between 0 and 1, both excluded")
@@ -114,6 +115,8 @@ def threshold_at_fpr(clean: np.ndarray, fpr: float) -> Threshold:
 
     Source: the binomial bounds on a quantile, e.g. David and Nagaraja, Order Statistics, section 7.1.
     """
+    from scipy import stats  # half a second to import, that sampling does not need
+
     clean = np.sort(_scores("clean", clean))
     value = _threshold(clean, fpr)
     n = len(clean)
@@ -154,6 +157,8 @@ def _check_rate(fpr: float) -> None:
 
 def _clean_below(memorized: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """For each memorized score, the number of clean ones below it, ties counting half: float64, exact."""
+    from scipy import stats
+
     ranks = stats.rankdata(np.concatenate([memorized, clean]))[: len(memorized)]
     return ranks - stats.rankdata(memorized)
 

@@ -28,12 +28,18 @@ class ModelOptions:
     model: str | None = None
     """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub; by
     default the built-in demo model."""
-    dtype: str = "float32"
-    """float32, bfloat16 or float16."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; by default bfloat16 on GPUs and TPUs, and float32 on CPUs and for the built-in
+    model."""
     mesh: str | None = None
     """Devices, as data=4,model=2; by default all on data."""
     overwrite: bool = False
     """Start anew in an output folder that holds results."""
+
+    @property
+    def model_dtype(self) -> str | None:
+        """`dtype`, or float32 for the built-in model, whose thresholds were fitted in it; None is by device."""
+        return self.dtype or ("float32" if self.model is None else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -38,6 +38,8 @@ from memattn_jax.tokenizer import Tokenizer, Tokens
 if TYPE_CHECKING:
     from memattn_jax.detectors import Detection
 
+KEPT_EMBEDDINGS = 256  # rows; 60 MB for Stable Diffusion 1 in float32
+DECODED_PIXELS = 2**18  # decoded at once: one picture of 512 × 512, whose feature maps take 1.2 GB in float32
 Taps = Literal["tokens", "maps"]
 TAPS = {None: None, "tokens": TokenMeans(), "maps": AttentionMaps()}
 
@@ -92,17 +94,34 @@ class Samples:
         return np.isfinite(np.asarray(self.latents)).all(axis=(1, 2, 3))
 
 
+def default_dtype() -> str:
+    """What a model computes in unless told otherwise: bfloat16 on GPUs and TPUs, float32 on CPUs."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 @jax.jit
 def embed(text_encoder: CLIPTextModel, input_ids: Array) -> Array:
     """Token ids [batch, tokens] to embeddings [batch, tokens, channels]."""
     return text_encoder(input_ids)
 
 
-@jax.jit
-def decode(vae: AutoencoderKL, latents: Array) -> Array:
-    """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3]."""
-    pictures = vae.decode(latents / vae.config.scaling_factor).astype(jnp.float32)
-    return jnp.round(jnp.clip(pictures / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+@partial(jax.jit, static_argnames="rows")
+def repeat_row(embedding: Array, rows: int) -> Array:
+    """One prompt's embedding [1, tokens, channels], for several rows."""
+    return jnp.repeat(embedding, rows, axis=0)
+
+
+@partial(jax.jit, static_argnames="rows_at_once")
+def decode(vae: AutoencoderKL, latents: Array, rows_at_once: int) -> Array:
+    """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3], some rows at a time."""
+
+    def picture(latents: Array) -> Array:
+        pixels = vae.decode(latents[None] / vae.config.scaling_factor).astype(jnp.float32)[0]
+        return jnp.round(jnp.clip(pixels / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+
+    if latents.shape[0] <= rows_at_once:
+        return jax.vmap(picture)(latents)
+    return jax.lax.map(picture, latents, batch_size=rows_at_once)
 
 
 def as_list(value: object, rows: int, what: str) -> list:
@@ -144,15 +163,18 @@ class StableDiffusion:
     tokenizer: Tokenizer
     scheduler_config: dict
     mesh: Mesh | None = None
+    _embeddings: dict[bytes, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> "StableDiffusion":
+    def from_pretrained(
+        cls, model: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+    ) -> "StableDiffusion":
         """Loads a diffusers folder, as PyTorch's `save_pretrained` writes it, with safetensors.
 
         Args:
           model: the folder, or "owner/name" on the Hugging Face hub.
           dtype: "float32", "bfloat16" or "float16", of weights and computation; softmax, norms' statistics, the
-            scheduler and everything measured stay float32.
+            scheduler and everything measured stay float32. By default bfloat16 on GPUs and TPUs, float32 on CPUs.
           mesh: from `memattn_jax.parallel.make_mesh`, to run on several devices.
 
         Raises:
@@ -160,6 +182,7 @@ class StableDiffusion:
           InputError: another family of models, a missing part, or weights that do not fit their config.
         """
         folder = locate(model)
+        dtype = default_dtype() if dtype is None else dtype
         check_folder(folder)
         parts, problems = [], []
         for part in ("unet", "vae", "text_encoder"):
@@ -194,6 +217,11 @@ class StableDiffusion:
             (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @property
+    def dtype(self) -> str:
+        """Of the UNet's weights, and so of its computation."""
+        return str(self.unet.conv_in.kernel[...].dtype)
+
+    @property
     def velocity(self) -> bool:
         """Whether the UNet predicts velocity, as Stable Diffusion 2 at 768 pixels does, and not noise."""
         return self.scheduler_config.get("prediction_type") == "v_prediction"
@@ -204,12 +232,32 @@ class StableDiffusion:
         return self.embed(tokens), tokens
 
     def embed(self, tokens: Tokens) -> Array:
-        """Text embeddings [batch, tokens, channels] of tokenized prompts."""
-        return embed(self.text_encoder, spread(tokens.input_ids, self.mesh))
+        """Text embeddings [batch, tokens, channels] of tokenized prompts.
+
+        A prompt that fills its batch, as the empty one does in guidance, is encoded once. The last ones are kept, so
+        that the next batch with the same prompts, or the same negative ones, finds them here.
+        """
+        ids, rows = tokens.input_ids, len(tokens.input_ids)
+        alike = rows > 1 and bool((ids == ids[0]).all())
+        kept, key = self._embeddings, ids[:1].tobytes() if alike else ids.tobytes()
+        kept[key] = (
+            kept.pop(key) if key in kept else embed(self.text_encoder, spread(ids[:1] if alike else ids, self.mesh))
+        )
+        embedding = kept[key]
+        while sum(len(other) for other in kept.values()) > KEPT_EMBEDDINGS:
+            del kept[next(iter(kept))]
+        return spread(repeat_row(embedding, rows), self.mesh) if alike else embedding
 
     def decode(self, latents: Array) -> np.ndarray:
         """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3]."""
-        return np.asarray(decode(self.vae, spread(latents, self.mesh)))
+        return np.asarray(self._decode(spread(latents, self.mesh)))
+
+    def _decode(self, latents: Array) -> Array:
+        """The same, as an array that the device may still be computing."""
+        rows, height, width, _ = latents.shape
+        pixels = height * width * self.vae.config.scale**2
+        # rows of a mesh stay together: each device holds its own alone, and would exchange them in a loop
+        return decode(self.vae, latents, rows if self.mesh is not None else max(1, DECODED_PIXELS // pixels))
 
     def noise(self, seeds: Sequence[int]) -> Array:
         """The unit noise that sampling with these seeds starts from, float32 [batch, h, w, channels]."""
@@ -358,7 +406,7 @@ class StableDiffusion:
         return Samples(
             prompts=prompts,
             seeds=seeds,
-            images=decode(self.vae, final),
+            images=self._decode(final),
             latents=final,
             tokens={site: tap.mean(axis=-2) for site, tap in maps.items()} if maps else tapped,
             maps=maps,

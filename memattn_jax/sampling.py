@@ -86,6 +86,7 @@ def observe(
     guided = context.shape[0] == 2 * batch
     text = unet.text_keys_values(context)  # no step changes them
 
+    @jax.jit  # so that what the observer keeps is known without tracing the UNet twice
     def call(carry: Any, row: Row) -> tuple[Any, Kept, Last]:
         latents, memory = carry
         model_input = latents * row.input_scale

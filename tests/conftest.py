@@ -10,6 +10,9 @@ import pytest
 CACHE = str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# libtpu is installed to compile for TPUs, and JAX would look for one with it, at length and in vain
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE  # for the commands that tests start
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", CACHE)

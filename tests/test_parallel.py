@@ -98,25 +98,18 @@ def measured(lowered: jax.stages.Lowered) -> dict:
 def bytes_read(folder: Path, mesh) -> tuple[StableDiffusion, dict[str, list[int]]]:
     """A model, and of each tensor what was read at a time."""
     reads = collections.defaultdict(list)
-    stored_tensors = diffusers_folder.stored_tensors
+    part_of = diffusers_folder.part_of
 
-    class Counted:
-        def __init__(self, name, stored):
-            self.name, self.get_shape, self.get_dtype = name, stored.get_shape, stored.get_dtype
-            self.stored = stored
+    def counted(file, name, index):
+        array = part_of(file, name, index)
+        reads[name].append(array.nbytes)
+        return array
 
-        def __getitem__(self, index):
-            array = self.stored[index]
-            reads[self.name].append(array.nbytes)
-            return array
-
-    diffusers_folder.stored_tensors = lambda files: (
-        (name, Counted(name, stored)) for name, stored in stored_tensors(files)
-    )
+    diffusers_folder.part_of = counted
     try:
         return StableDiffusion.from_pretrained(folder, mesh=mesh), reads
     finally:
-        diffusers_folder.stored_tensors = stored_tensors
+        diffusers_folder.part_of = part_of
 
 
 def train(sd: StableDiffusion, folder: Path) -> dict:

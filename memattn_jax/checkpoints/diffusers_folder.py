@@ -6,8 +6,12 @@ tokenizer/  scheduler/
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,8 @@ from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 from memattn_jax.parallel import partition_spec
 
+READERS = 2  # threads
+READ_AT_ONCE = 2**23  # numbers; then the file is opened anew, or its pages would stay in memory beside the parameters
 DTYPES = ("float32", "bfloat16", "float16")
 STORED_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 PARTS: dict[str, tuple[type[Config], Callable[..., nnx.Module], str]] = {
@@ -101,34 +107,49 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     raise InputError(f"{folder}: lacks {stem}.safetensors{hint}")
 
 
-def stored_tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
-    """Name and `PySafeSlice` of every tensor: it knows its shape, and is read where it is indexed."""
-    with ExitStack() as stack:
-        for path in files:
-            try:
-                file = stack.enter_context(safe_open(path, framework="numpy"))
-            except FileNotFoundError:
-                raise InputError(f"{path}: missing, although the index names it") from None
-            except SafetensorError as error:
-                raise InputError(f"{path}: not a whole safetensors file ({error})") from None
-            for name in file.keys():  # noqa: SIM118 -- the file is no mapping
-                yield name, file.get_slice(name)
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
-def read(leaf: Leaf, stored: Any, dtype: str, mesh: Mesh | None) -> Array:
-    """One parameter, in our layout and dtype; on a mesh as its partition rule says.
+def part_of(file: Any, name: str, index: Any) -> np.ndarray:
+    """Reads a part of one tensor of an open safetensors file."""
+    return file.get_slice(name)[index]
+
+
+def stored_tensors(files: list[Path]) -> Iterator[Stored]:
+    """Every tensor of these files; InputError where one is missing or damaged."""
+    for path in files:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118 -- the file is no mapping
+                    part = file.get_slice(name)
+                    yield Stored(path, name, tuple(part.get_shape()), part.get_dtype())
+        except FileNotFoundError:
+            raise InputError(f"{path}: missing, although the index names it") from None
+        except SafetensorError as error:
+            raise InputError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def read(leaf: Leaf, stored: Callable[[Any], np.ndarray], dtype: str, mesh: Mesh | None) -> Array:
+    """One parameter, in our layout and dtype, of what gives parts of it; on a mesh as its partition rule says.
 
     On a mesh, each slice that a device of this process needs is read once, and no device ever holds more than its own.
     """
     if mesh is None:
-        return jnp.asarray(leaf.from_torch(stored[...]), dtype)
+        return jnp.asarray(leaf.from_torch(stored(...)), dtype)
     slices: dict[str, np.ndarray] = {}
 
     def part(index: Any) -> np.ndarray:
         key = str(index)  # slices have no hash before Python 3.12
         if key not in slices:
             in_torch = tuple(index[axis] for axis in leaf.axes)
-            slices[key] = leaf.from_torch(stored[in_torch]).astype(jnp.dtype(dtype))
+            slices[key] = leaf.from_torch(stored(in_torch)).astype(jnp.dtype(dtype))
         return slices[key]
 
     shape = leaf.param.shape
@@ -136,31 +157,43 @@ def read(leaf: Leaf, stored: Any, dtype: str, mesh: Mesh | None) -> Array:
 
 
 def fill(module: nnx.Module, files: list[Path], dtype: str, mesh: Mesh | None = None) -> None:
-    """Fills an abstract module from safetensors, one tensor at a time; see `read`.
+    """Fills an abstract module from safetensors, a few tensors at a time; see `read`.
 
     Raises:
       InputError: tensors are missing, unexpected or misshapen (all of them are listed), or a file is damaged.
     """
     wanted = {leaf.name: leaf for leaf in leaves(module)}
-    problems, missing = [], set(wanted)
-    for stored_name, stored in stored_tensors(files):
-        name, shape = modern_name(stored_name), tuple(stored.get_shape())
+    problems, missing, found = [], set(wanted), []
+    for stored in stored_tensors(files):
+        name = modern_name(stored.name)
         if name is None:
             continue
         missing.discard(name)
         leaf = wanted.get(name)
         if leaf is None:
-            problems.append(f"unexpected {stored_name} {list(shape)}")
-        elif shape != leaf.torch_shape:
-            problems.append(f"misshapen {stored_name} {list(shape)}, not {list(leaf.torch_shape)}")
-        elif not problems:
-            if (have := stored.get_dtype()) not in STORED_DTYPES:
-                supported = ", ".join(STORED_DTYPES)
-                raise InputError(f"{files[0].parent}: {stored_name} is stored as {have}; {supported} are supported")
-            setattr(leaf.owner, leaf.attribute, nnx.Param(read(leaf, stored, dtype, mesh)))
+            problems.append(f"unexpected {stored.name} {list(stored.shape)}")
+        elif stored.shape != leaf.torch_shape:
+            problems.append(f"misshapen {stored.name} {list(stored.shape)}, not {list(leaf.torch_shape)}")
+        elif stored.dtype not in STORED_DTYPES:
+            supported = ", ".join(STORED_DTYPES)
+            problems.append(f"{stored.name} is stored as {stored.dtype}; {supported} are supported")
+        else:
+            found.append((leaf, stored))
     problems += [f"missing {name} {list(wanted[name].torch_shape)}" for name in sorted(missing)]
     if problems:
         raise InputError(f"{files[0].parent}: {len(problems)} tensors do not fit the config: {'; '.join(problems)}")
+
+    def load(pairs: list[tuple[Leaf, Stored]]) -> None:
+        with safe_open(pairs[0][1].path, framework="numpy") as file:
+            for leaf, stored in pairs:
+                value = read(leaf, partial(part_of, file, stored.name), dtype, mesh)
+                setattr(leaf.owner, leaf.attribute, nnx.Param(value))
+
+    sizes = np.cumsum([math.prod(stored.shape) for _, stored in found]) // READ_AT_ONCE
+    parts = groupby(zip(found, sizes, strict=True), key=lambda item: (item[0][1].path, item[1]))
+    with ThreadPoolExecutor(READERS) as readers:  # most of the time is copying, which lets other threads run
+        for _ in readers.map(load, [[pair for pair, _ in part] for _, part in parts]):
+            pass
 
 
 def load_part(folder: Path, part: str, dtype: str, mesh: Mesh | None = None) -> Any:

@@ -3,26 +3,24 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-import jax
 from flax import nnx
-from jax import Array
 
 from memattn_jax.models.configs import Config
 
 M = TypeVar("M", bound=nnx.Module)
 
 
-class ConstantKey:
+class NoKeys:
     """Stands in for `nnx.Rngs` where initial values are never computed.
 
-    Counting keys inside `eval_shape` costs time quadratic in the number of parameters, six seconds for a UNet.
+    Counting keys inside `eval_shape` costs time quadratic in the number of parameters, six seconds for a UNet, and
+    tracing how each would be drawn another.
     """
 
-    def params(self) -> Array:
-        """The key for every parameter."""
-        return jax.random.key(0)
+    def params(self) -> None:
+        """No key; see `memattn_jax.models.layers.unless_abstract`."""
 
 
 def abstract(model_class: Callable[..., M], config: Config) -> M:
     """A model whose parameters are `jax.ShapeDtypeStruct`s, float32; nothing is allocated."""
-    return nnx.eval_shape(lambda: model_class(config, rngs=ConstantKey()))
+    return nnx.eval_shape(lambda: model_class(config, rngs=NoKeys()))

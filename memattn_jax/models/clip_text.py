@@ -10,7 +10,7 @@ from jax import Array
 from memattn_jax.models.attention import merge_heads, split_heads
 from memattn_jax.models.configs import CLIPTextConfig
 from memattn_jax.models.kernels import plain_attention
-from memattn_jax.models.layers import Linear
+from memattn_jax.models.layers import EMBEDDING_INIT, Linear
 
 
 def quick_gelu(x: Array) -> Array:
@@ -31,12 +31,17 @@ def layer_norm(config: CLIPTextConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
 
 
+def embedding(count: int, size: int, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table of `count` vectors."""
+    return nnx.Embed(count, size, embedding_init=EMBEDDING_INIT, rngs=rngs)
+
+
 class Embeddings(nnx.Module):
     """Sum of token and position embeddings."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
-        self.token_embedding = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
-        self.position_embedding = nnx.Embed(config.max_position_embeddings, config.hidden_size, rngs=rngs)
+        self.token_embedding = embedding(config.vocab_size, config.hidden_size, rngs=rngs)
+        self.position_embedding = embedding(config.max_position_embeddings, config.hidden_size, rngs=rngs)
 
     def __call__(self, input_ids: Array) -> Array:
         """int [batch, tokens] to [batch, tokens, hidden_size]."""

@@ -3,12 +3,30 @@
 A model computes in the dtype of its weights; norms take their statistics in float32.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from memattn_jax.models.kernels import convolve, upsample
+
+Initializer = Callable[..., Array]
+
+
+def unless_abstract(initializer: Initializer) -> Initializer:
+    """The initializer, and zeros where there is no key: of abstract models only shapes are wanted."""
+
+    def initialize(key: Array | None, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jnp.zeros(shape, dtype) if key is None else initializer(key, shape, dtype)
+
+    return initialize
+
+
+KERNEL_INIT = unless_abstract(nnx.initializers.lecun_normal())
+EMBEDDING_INIT = unless_abstract(nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0))
 
 
 class Linear(nnx.Linear):
@@ -17,6 +35,9 @@ class Linear(nnx.Linear):
     With several leading axes, the gradient with respect to the weights contracts all of them, which XLA on a CPU does
     four times more slowly than one.
     """
+
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True, rngs: nnx.Rngs):
+        super().__init__(in_features, out_features, use_bias=use_bias, kernel_init=KERNEL_INIT, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
         """[..., in_features] to [..., out_features]."""
@@ -42,7 +63,7 @@ class Conv3x3(nnx.Conv):
         border: tuple[int, int] = (1, 1),
         rngs: nnx.Rngs,
     ):
-        super().__init__(in_channels, out_channels, (3, 3), rngs=rngs)
+        super().__init__(in_channels, out_channels, (3, 3), kernel_init=KERNEL_INIT, rngs=rngs)
         self.stride, self.border = stride, border
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
@@ -56,7 +77,7 @@ class Conv1x1(nnx.Conv):
     bias: nnx.Param
 
     def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
-        super().__init__(in_channels, out_channels, (1, 1), rngs=rngs)
+        super().__init__(in_channels, out_channels, (1, 1), kernel_init=KERNEL_INIT, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
         """[batch, h, w, in_channels] to [batch, h, w, out_channels]."""

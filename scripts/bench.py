@@ -1,0 +1,158 @@
+"""Benchmarks: ratios of our times to PyTorch's, or to another program of ours, measured in turn on this machine.
+
+    python scripts/bench.py --rows unet_sd14,sample_demo --json bench.json
+
+Without --rows, all of them, which takes about an hour and 12 GB on two cores. Both sides of a row live in processes of
+their own, are warmed by one call, and then run alternately; a ratio is the median over the rounds, with a bootstrap
+interval of 95 %. Full-size models have random weights, which both sides read from the same folder.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from benchmark.rows import ROWS, Row, Side
+from benchmark.worker import Worker
+from demo_evaluation.tables import table
+from scipy.stats import bootstrap
+
+LIBRARIES = ("jax", "jaxlib", "flax", "torch", "diffusers", "transformers")
+# What detection keeps of a step at Stable Diffusion 1's sites, 8 heads and 77 tokens, in bytes: ours the mean over
+# pixels, float32, of the conditional row; the authors' code every map of both rows, float16 (MemAttn, processor.py)
+PIXELS = {4096: 5, 1024: 5, 256: 5, 64: 1}  # {pixels: layers}
+BYTES_KEPT = {
+    "ours": 4 * 8 * 77 * sum(PIXELS.values()),
+    "theirs": 2 * 2 * 8 * 77 * sum(pixels * layers for pixels, layers in PIXELS.items()),
+}
+
+
+class Bench:
+    """Measures rows; models that they need are written to `scratch` once."""
+
+    def __init__(self, scratch: Path):
+        self.scratch = scratch
+
+    def _worker(self, side: Side) -> Worker:
+        settings = dict(side.settings)
+        if "folder" in settings:
+            folder = self.scratch / settings["folder"]
+            if not folder.exists():
+                write = Worker("models:write", {"preset": folder.name, "folder": folder})
+                write.ask("run", "write")
+                write.stop()
+            settings["folder"] = str(folder)
+        return Worker(side.process, settings)
+
+    def _pair(self, row: Row) -> tuple[Worker, Worker]:
+        ours = self._worker(row.ours)
+        together = (row.ours.process, row.ours.settings) == (row.other.process, row.other.settings)
+        return ours, ours if together else self._worker(row.other)
+
+    def measure(self, name: str, rounds: int | None) -> dict[str, Any]:
+        """One row: ratio, interval and what else is known."""
+        if name == "bytes_kept":
+            ratio = BYTES_KEPT["ours"] / BYTES_KEPT["theirs"]
+            about = "bytes kept a step by taps of all layers, against the authors' code; counted"
+            spread = {"ratio": ratio, "ratio_low": ratio, "ratio_high": ratio}
+            return {"row": name, "about": about, **spread, "rounds": 1, "at_most": 1 / 1000, **BYTES_KEPT}
+        row = ROWS[name]
+        rounds = rounds or row.rounds
+        measured = self._memory(row, rounds) if row.measure == "peak_bytes" else self._seconds(row, rounds)
+        values = measured.pop("values")
+        ratios = np.array([own / other for own, other in values])
+        interval = bootstrap(
+            (ratios,), np.median, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
+        return {
+            "row": name,
+            "about": row.about,
+            "ratio": float(np.median(ratios)),
+            "ratio_low": float(interval.low),
+            "ratio_high": float(interval.high),
+            "rounds": rounds,
+            "at_most": row.at_most,
+            f"ours_{row.measure}": median(own for own, _ in values),
+            f"other_{row.measure}": median(other for _, other in values),
+            **measured,
+        }
+
+    def _seconds(self, row: Row, rounds: int) -> dict[str, Any]:
+        ours, other = self._pair(row)
+        sides = ((ours, row.ours.call), (other, row.other.call))
+        for worker, call in sides:
+            worker.ask("run", call)
+        measured: dict[str, Any] = {"values": []}
+        for i in range(rounds):
+            order = sides if i % 2 == 0 else sides[::-1]  # whichever is second finds another machine than the first
+            seconds = [worker.ask("run", call) for worker, call in order]
+            measured["values"].append(seconds if i % 2 == 0 else seconds[::-1])
+        measured["flops"] = ours.ask("flops", row.ours.call)
+        measured["ours_process_peak_bytes"] = ours.ask("peak_bytes", row.ours.call)
+        if row.same:
+            results = [worker.ask("result", call) for worker, call in sides]
+            first = results[0][0] if isinstance(results[0], tuple) else results[0]
+            measured["difference"] = float(np.abs(first - results[1]).max() / np.abs(results[1]).max())
+        for worker in {ours, other}:
+            worker.stop()
+        return measured
+
+    def _memory(self, row: Row, rounds: int) -> dict[str, Any]:
+        values = []
+        for _ in range(rounds):
+            peaks = []
+            for side in (row.ours, row.other):
+                worker = self._worker(side)
+                worker.ask("run", side.call)
+                peaks.append(worker.ask("peak_bytes", side.call))
+                worker.stop()
+            values.append(peaks)
+        return {"values": values}
+
+
+def as_table(results: list[dict[str, Any]]) -> str:
+    """The results, as Markdown."""
+    rows = []
+    for result in results:
+        interval = f"{result['ratio_low']:.3g} to {result['ratio_high']:.3g}"
+        limit = "" if result["at_most"] is None else f"{result['at_most']:.3g}"
+        rows.append(
+            [f"`{result['row']}`", result["about"], f"{result['ratio']:.3g}", interval, limit, result["rounds"]]
+        )
+    return table(["row", "ours against the other", "ratio", "95 % interval", "at most", "rounds"], rows)
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    names = [*ROWS, "bytes_kept"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(names), help="names, separated by commas; by default all")
+    parser.add_argument("--rounds", type=int, help="instead of each row's own number")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    options = parser.parse_args()
+    chosen = options.rows.split(",")
+    if unknown := [name for name in chosen if name not in names]:
+        parser.error(f"no row {', '.join(unknown)}; there are {', '.join(names)}")
+    if options.rounds is not None and options.rounds < 2:
+        parser.error(f"--rounds {options.rounds}: at least 2 are needed for an interval")
+    versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(Path(scratch))
+        for name in chosen:
+            results.append(bench.measure(name, options.rounds) | {"versions": versions})
+            print(as_table(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+            if options.json is not None:
+                options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(as_table(results))
+    print(", ".join(f"{name} {number}" for name, number in versions.items()))
+
+
+if __name__ == "__main__":
+    main()

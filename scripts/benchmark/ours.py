@@ -1,0 +1,116 @@
+"""Our side of the rows."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmark.worker import Call
+from memattn_jax import StableDiffusion, demo
+from memattn_jax.checkpoints.diffusers_folder import load_part
+from memattn_jax.detectors.entropy_metrics import first_step_entropy
+from memattn_jax.detectors.first_step import noise_levels
+from memattn_jax.detectors.registry import FIRST_STEP
+from memattn_jax.detectors.scorer import METRIC_E_SITE, describe_unconditional, score_first_step
+from memattn_jax.interceptors import Interceptor, TokenMeans
+from memattn_jax.mitigations import AttentionMask
+from memattn_jax.pipeline import decode, embed
+
+
+def inputs(rows: int, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents [rows, size, size, 4] and text embeddings [rows, 77, channels], the same on both sides."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((rows, size, size, 4), np.float32), rng.standard_normal((rows, 77, channels), np.float32)
+
+
+def program(function: Any, *arguments: Any, **static: Any) -> Call:
+    """A compiled call of a jitted function."""
+    lowered = function.trace(*arguments, **static)
+    compiled = lowered.lower().compile()
+    kept: list[Any] = [None]
+
+    def run() -> None:
+        kept[0] = jax.block_until_ready(compiled(*arguments))
+
+    # counted for a GPU, whose program has no loops over blocks, since XLA counts a loop's body once
+    flops = lowered.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
+    return Call(run, flops, lambda: jax.device_get(kept[0]))
+
+
+def unet(folder: str, size: int, calls: tuple[str, ...]) -> dict[str, Call]:
+    """One call of the UNet for a guidance pair: plain, with all layers tapped, mitigated; and the detectors."""
+    model = load_part(Path(folder), "unet", "float32")
+    latents, context = map(jnp.asarray, inputs(2, size, model.config.cross_attention_dim))
+    step = jnp.float32(981)
+    forward = jax.jit(lambda unet, *args: unet(*args))
+    edits = AttentionMask().edits(np.array([2, 12]), np.array([False, True]), 77)
+
+    def pair(interceptor: Interceptor) -> Call:
+        return program(forward, model, latents, step, context, interceptor)
+
+    def first_step() -> Call:
+        levels = noise_levels({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, 50)
+        probes, empty = latents[None, :1], context[:1]
+        parts = frozenset({"noise", "late", "energy_gradient"})
+        shared = describe_unconditional(model, probes, empty, levels, parts=parts, velocity=False)
+        static = {"names": FIRST_STEP, "site": model.sites[METRIC_E_SITE], "velocity": False, "attribute": False}
+        return program(score_first_step, model, probes, context[1:], empty, levels, shared, **static)
+
+    made = {
+        "pair": lambda: pair(Interceptor()),
+        "tapped": lambda: pair(Interceptor(tap=TokenMeans())),
+        "mitigated": lambda: pair(Interceptor(edits)),
+        "detector": lambda: program(
+            first_step_entropy, model, latents[1:], step, context[1:], site=model.sites[METRIC_E_SITE]
+        ),
+        "first_step": first_step,
+    }
+    return {name: made[name]() for name in calls}
+
+
+def load(folder: str) -> dict[str, Call]:
+    """Reading the UNet."""
+    return {"load": Call(lambda: jax.block_until_ready(load_part(Path(folder), "unet", "float32")))}
+
+
+def vae(folder: str, size: int) -> dict[str, Call]:
+    """Decoding one picture."""
+    model = load_part(Path(folder), "vae", "float32")
+    return {"decode": program(decode, model, jnp.asarray(inputs(1, size, 1)[0]), rows_at_once=1)}
+
+
+def text_encoder(folder: str) -> dict[str, Call]:
+    """Encoding two prompts."""
+    model = load_part(Path(folder), "text_encoder", "float32")
+    ids = np.random.default_rng(0).integers(0, 1000, (2, 77)).astype(np.int32)
+    return {"encode": program(embed, model, ids)}
+
+
+def sample(prompt: str) -> dict[str, Call]:
+    """Pictures of the built-in model, attention of all layers measured on the way."""
+    sd = StableDiffusion.from_pretrained(demo.MODEL, "float32")
+
+    def run(steps: int) -> None:
+        sd.sample([prompt], seeds=0, steps=steps)
+
+    return {f"{steps} steps": Call(partial(run, steps)) for steps in (10, 50)}
+
+
+def start(prompt: str) -> dict[str, Call]:
+    """The command, from the start of the process to the picture of the built-in model."""
+
+    def run(cache: str) -> None:
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, "-m", "memattn_jax.generate", prompt, "--out", f"{out}/out"]
+            folder = {"JAX_COMPILATION_CACHE_DIR": cache or f"{out}/cache"}
+            subprocess.run(command, check=True, capture_output=True, env=os.environ | folder)
+
+    warm = tempfile.mkdtemp()
+    return {"cold": Call(partial(run, "")), "warm": Call(partial(run, warm))}

@@ -1,0 +1,82 @@
+"""A side of a row lives in a process of its own, does nothing until it is asked, and says how long each call took."""
+
+import multiprocessing
+import re
+import time
+from collections.abc import Callable
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Call(NamedTuple):
+    """Something to time.
+
+    Attributes:
+      run: does it, and returns when it is done.
+      flops: of one run, if they are known.
+      result: numbers of the last run, to be compared with the other side's.
+    """
+
+    run: Callable[[], Any]
+    flops: float | None = None
+    result: Callable[[], Any] = lambda: None
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held so far, as Linux counts it."""
+    found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def serve(connection: Connection, side: str, settings: dict[str, Any]) -> None:
+    """The process: builds the calls of one side, then runs what it is told to."""
+    module, function = side.split(":")
+    try:
+        calls: dict[str, Call] = getattr(import_module(f"benchmark.{module}"), function)(**settings)
+        connection.send(None)
+        for question, name in iter(connection.recv, None):
+            if question == "run":
+                start = time.perf_counter()
+                calls[name].run()
+                connection.send(time.perf_counter() - start)
+            else:
+                answers = {"flops": calls[name].flops, "peak_bytes": peak_bytes(), "result": calls[name].result()}
+                connection.send(answers[question])
+    except Exception as error:  # to be raised where the numbers are wanted
+        connection.send(error)
+
+
+class Worker:
+    """The near end of a side's process.
+
+    Args:
+      side: "module:function" of this package; the function returns the calls by name.
+      settings: its arguments.
+    """
+
+    def __init__(self, side: str, settings: dict[str, Any]):
+        context = multiprocessing.get_context("spawn")  # JAX and PyTorch have threads, which no fork survives
+        self._near, far = context.Pipe()
+        self._process = context.Process(target=serve, args=(far, side, settings), daemon=True)
+        self._process.start()
+        far.close()
+        self._receive()
+
+    def _receive(self) -> Any:
+        answer = self._near.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def ask(self, question: str, name: str) -> Any:
+        """Runs a call and tells its seconds, where the question is "run"; else "flops", "result" or "peak_bytes"."""
+        self._near.send((question, name))
+        return self._receive()
+
+    def stop(self) -> None:
+        """Ends the process, and waits for its memory to be free."""
+        self._near.send(None)
+        self._process.join()

@@ -1,0 +1,83 @@
+"""What `StableDiffusion` does beside sampling: encodes no prompt twice, decodes what fits, chooses a dtype."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from memattn_jax import StableDiffusion, pipeline
+from memattn_jax.options import ModelOptions
+
+
+@pytest.fixture(scope="module")
+def small(model) -> StableDiffusion:
+    return StableDiffusion.from_pretrained(model)
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """Rows of every call of the text encoder."""
+    calls: list[int] = []
+    encode = pipeline.embed
+
+    def counted(text_encoder, ids):
+        calls.append(len(ids))
+        return encode(text_encoder, ids)
+
+    monkeypatch.setattr(pipeline, "embed", counted)
+    return calls
+
+
+def test_prompts_alike_are_encoded_once_in_a_run(small, encoded):
+    sd = dataclasses.replace(small)
+    prompts = ["a cat", "the dog", "a a a"]
+    for _ in range(2):
+        sd.sample(prompts, steps=2)
+    assert encoded == [3, 1]
+    sd.sample(["another", *prompts[1:]], steps=2, negative_prompts=["", "dog", ""])
+    assert encoded == [3, 1, 3, 3]
+
+
+def test_an_encoding_found_again_is_the_same(small):
+    sd = dataclasses.replace(small)
+    alone = np.concatenate([sd.encode([prompt])[0] for prompt in ("a cat", "the dog")])
+    np.testing.assert_allclose(sd.encode(["a cat", "the dog"])[0], alone, atol=1e-5)
+    np.testing.assert_array_equal(sd.encode(["the dog"] * 3)[0], np.repeat(sd.encode(["the dog"])[0], 3, axis=0))
+
+
+def test_few_encodings_are_kept(small, monkeypatch, encoded):
+    monkeypatch.setattr(pipeline, "KEPT_EMBEDDINGS", 4)
+    sd = dataclasses.replace(small)
+    for word in ("a", "b", "a", "c", "d", "e", "a", "b"):
+        sd.encode([word])
+    assert len(encoded) == 6  # b alone was not asked for between its leaving and the end
+    sd.encode(["a", "b", "c", "d", "e"])  # more than are kept: nothing stays
+    assert sum(len(kept) for kept in sd._embeddings.values()) <= 4
+
+
+def test_another_text_encoder_finds_nothing(small):
+    sd = dataclasses.replace(small)
+    sd.encode(["a cat"])
+    assert not dataclasses.replace(sd, text_encoder=small.text_encoder)._embeddings
+
+
+def test_pictures_decoded_in_turn_are_the_same(small, monkeypatch):
+    latents = small.noise(range(3))
+    at_once = small.decode(latents)
+    monkeypatch.setattr(pipeline, "DECODED_PIXELS", 1)
+    in_turn = small.decode(latents)
+    assert in_turn.shape == at_once.shape
+    assert np.abs(in_turn.astype(int) - at_once).max() <= 1
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
+def test_dtype_by_device(model, monkeypatch, platform, dtype):
+    monkeypatch.setattr(pipeline.jax, "default_backend", lambda: platform)
+    assert StableDiffusion.from_pretrained(model).dtype == dtype
+    assert StableDiffusion.from_pretrained(model, "float16").dtype == "float16"
+
+
+def test_the_built_in_model_keeps_the_dtype_of_its_thresholds():
+    assert ModelOptions().model_dtype == "float32"
+    assert ModelOptions(model="folder").model_dtype is None
+    assert ModelOptions(dtype="bfloat16").model_dtype == "bfloat16"
