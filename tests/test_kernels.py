@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from memattn_jax.interceptors import Interceptor
 from memattn_jax.models import kernels
 from memattn_jax.models.abstract import abstract
+from memattn_jax.models.attention import FeedForward
 from memattn_jax.models.configs import UNetConfig
 from memattn_jax.models.kernels import (
     blocked_attention,
@@ -161,3 +163,17 @@ def test_derivatives_on_a_gpu_are_of_the_form_that_has_them(nvidia):
 
     text = lowered_for_cuda(derivative, *[(1, 1024, 2, 64)] * 2, dtype=jnp.bfloat16)
     assert "__cudnn" not in text
+
+
+def test_a_perceptron_in_chunks_is_the_same(monkeypatch):
+    layer = FeedForward(8, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    whole = layer(x)
+    text = jax.jit(layer).lower(x).as_text()
+    monkeypatch.setattr(kernels, "CHUNKED_FROM", 0)
+    monkeypatch.setattr(kernels, "CHUNK", 2 * 64 * 20)  # 16 pixels of two rows, with a rest
+    np.testing.assert_allclose(layer(x), whole, atol=1e-5)
+    chunked = jax.jit(lambda x: layer(x)).trace(x)
+    assert "while" not in text
+    assert "while" in chunked.lower().as_text()
+    assert "while" not in chunked.lower(lowering_platforms=("cuda",)).as_text()

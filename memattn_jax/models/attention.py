@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from memattn_jax.interceptors import Interceptor, cross_attention
-from memattn_jax.models.kernels import self_attention
+from memattn_jax.models.kernels import in_chunks, self_attention
 from memattn_jax.models.layers import Conv1x1, Linear, group_norm
 
 KeysValues = tuple[Array, Array]  # each [batch, tokens, heads, head_dim]
@@ -102,9 +102,13 @@ class FeedForward(nnx.Module):
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, pixels, channels] to the same."""
-        for layer in self.net:
-            hidden = layer(hidden)
-        return hidden
+
+        def perceptron(hidden: Array) -> Array:
+            for layer in self.net:
+                hidden = layer(hidden)
+            return hidden
+
+        return in_chunks(perceptron, hidden, width=8 * hidden.shape[-1])
 
 
 class BasicTransformerBlock(nnx.Module):

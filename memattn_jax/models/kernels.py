@@ -5,6 +5,7 @@ the sizes of Stable Diffusion 1.4; `scripts/bench.py` measures what they come to
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -18,6 +19,8 @@ QUERY_BLOCK = 512  # of one row and head: with 4,096 keys a block of the map is 
 SMALLEST_BLOCK = 64
 FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 FUSED_HEAD_DIM = 128  # the most that cuDNN takes on every GPU
+CHUNKED_FROM = 2**23  # numbers, 32 MB; what is less is not slower whole
+CHUNK = 2**22
 GATHERED_PIXELS = 512  # of the result, all rows; above, and
 GATHERED_CHANNELS = 640  # below, XLA's own convolution is faster
 
@@ -108,6 +111,25 @@ def _self_attention_jvp(
     rows_together: bool, primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array]:
     return jax.jvp(partial(differentiable_attention, rows_together=rows_together), primals, tangents)
+
+
+def in_chunks(function: Callable[[Array], Array], x: Array, width: int) -> Array:
+    """A function of each pixel alone; on a CPU some pixels at a time, so that what it holds stays in the cache.
+
+    Args:
+      function: [batch, channels] to [batch, other channels], and so with any leading axes.
+      x: [batch, pixels, channels].
+      width: the most numbers that it holds of one pixel.
+    """
+    batch, pixels, _ = x.shape
+    if batch * pixels * width < CHUNKED_FROM:
+        return function(x)
+    chunk = 1 << max(1, CHUNK // (width * batch)).bit_length() - 1  # a power of two, which leaves no rest
+
+    def chunked(x: Array) -> Array:
+        return lax.map(function, x.swapaxes(0, 1), batch_size=chunk).swapaxes(0, 1)
+
+    return lax.platform_dependent(x, cpu=chunked, default=function)
 
 
 def direct_convolution(x: Array, kernel: Array, stride: int, border: tuple[int, int]) -> Array:

@@ -43,7 +43,7 @@ def call(function: Any, *arguments: Any) -> Call:
     def result() -> np.ndarray:
         return kept[0].permute(0, 2, 3, 1).numpy() if kept[0].ndim == 4 else kept[0].numpy()
 
-    return Call(run, None, result)
+    return Call(run, result=result)
 
 
 def unet(folder: str, size: int, compiled: bool = False) -> dict[str, Call]:

@@ -15,12 +15,12 @@ class Call(NamedTuple):
 
     Attributes:
       run: does it, and returns when it is done.
-      flops: of one run, if they are known.
+      flops: of one run, None where nobody counts.
       result: numbers of the last run, to be compared with the other side's.
     """
 
     run: Callable[[], Any]
-    flops: float | None = None
+    flops: Callable[[], float | None] = lambda: None
     result: Callable[[], Any] = lambda: None
 
 
@@ -43,8 +43,8 @@ def serve(connection: Connection, side: str, settings: dict[str, Any]) -> None:
                 calls[name].run()
                 connection.send(time.perf_counter() - start)
             else:
-                answers = {"flops": calls[name].flops, "peak_bytes": peak_bytes(), "result": calls[name].result()}
-                connection.send(answers[question])
+                answers = {"flops": calls[name].flops, "peak_bytes": peak_bytes, "result": calls[name].result}
+                connection.send(answers[question]())
     except Exception as error:  # to be raised where the numbers are wanted
         connection.send(error)
 
