@@ -42,7 +42,7 @@ def test_interceptors_and_schedulers_know_no_flax():
 
 def test_help_is_quick():
     """Under a second on a quiet machine; the best of three, since others may be at work."""
-    for verb in ("generate", "detect", "evaluate", "finetune"):
+    for verb in ("generate", "detect", "evaluate", "finetune", "convert"):
         assert min(seconds("-m", f"memattn_jax.{verb}", "--help") for _ in range(3)) < 1.0
     assert min(seconds("-c", "import memattn_jax") for _ in range(3)) < 1.0
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmark.worker import Call
+from benchmark.worker import Call, inputs
 from memattn_jax import StableDiffusion, demo
 from memattn_jax.checkpoints.diffusers_folder import load_part
 from memattn_jax.detectors.entropy_metrics import first_step_entropy
@@ -22,12 +22,6 @@ from memattn_jax.detectors.scorer import METRIC_E_SITE, describe_unconditional, 
 from memattn_jax.interceptors import Interceptor, TokenMeans
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.pipeline import decode, embed
-
-
-def inputs(rows: int, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Latents [rows, size, size, 4] and text embeddings [rows, 77, channels], the same on both sides."""
-    rng = np.random.default_rng(0)
-    return rng.standard_normal((rows, size, size, 4), np.float32), rng.standard_normal((rows, 77, channels), np.float32)
 
 
 def program(function: Any, *arguments: Any, **static: Any) -> Call:

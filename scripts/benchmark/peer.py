@@ -12,8 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from benchmark.ours import inputs
-from benchmark.worker import Call
+from benchmark.worker import Call, inputs
 from memattn_jax import demo
 
 torch.set_grad_enabled(False)

@@ -9,6 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Call(NamedTuple):
     """Something to time.
@@ -22,6 +24,12 @@ class Call(NamedTuple):
     run: Callable[[], Any]
     flops: Callable[[], float | None] = lambda: None
     result: Callable[[], Any] = lambda: None
+
+
+def inputs(rows: int, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents [rows, size, size, 4] and text embeddings [rows, 77, channels], the same on both sides."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((rows, size, size, 4), np.float32), rng.standard_normal((rows, 77, channels), np.float32)
 
 
 def peak_bytes() -> int:
