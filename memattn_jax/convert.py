@@ -5,7 +5,6 @@ ahead of time, with their weights, tokenizer and thresholds. Python with JAX alo
 detector" has the program.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,20 +68,6 @@ def detect_options(options: Options, names: tuple[str, ...]) -> detect.Options:
     """What `detect` would be called with for the same scores."""
     same = ("model", "dtype", "calibration", "seed", "probes", "steps", "site")
     return detect.Options(detectors=",".join(names), explain=False, **{name: getattr(options, name) for name in same})
-
-
-def own_thresholds(scorer: "Scorer", options: Options, given: "Calibration | None") -> "Calibration | None":
-    """The given calibration if it fits the scorer; InputError where the command line named one that does not."""
-    if given is None:
-        return None
-    try:
-        given.check(scorer)
-    except InputError as error:
-        if options.calibration is not None:
-            raise
-        warnings.warn(f"no thresholds: {error}", stacklevel=1)
-        return None
-    return given
 
 
 def metadata(
@@ -151,7 +136,7 @@ def main(options: Options) -> None:
     given = detect.given_calibration(asked)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=asked.model_dtype)
     scorer = detect.make_scorer(sd, asked, given)
-    calibration = own_thresholds(scorer, options, given)
+    calibration = detect.checked(scorer, asked, given)
     artifact = export.export_detector(scorer, options.batch_size, platforms)
     about = metadata(scorer, artifact, calibration, options)
     export.write_artifact(options.out, artifact, about, sd.tokenizer)

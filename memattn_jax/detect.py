@@ -152,10 +152,8 @@ def fit(scorer: "Scorer", options: Options, store: "Store") -> "Calibration":
     return calibration
 
 
-def thresholds(scorer: "Scorer", options: Options, given: "Calibration | None", store: "Store") -> "Calibration | None":
-    """The calibration that verdicts come from: fitted now, or the given one if it fits the scorer."""
-    if options.calibrate is not None:
-        return fit(scorer, options, store)
+def checked(scorer: "Scorer", options: Options, given: "Calibration | None") -> "Calibration | None":
+    """The given calibration if it fits the scorer; InputError where the command line named one that does not."""
     if given is not None:
         try:
             given.check(scorer)
@@ -165,6 +163,11 @@ def thresholds(scorer: "Scorer", options: Options, given: "Calibration | None", 
             warnings.warn(f"no verdicts: {error}", stacklevel=1)
             return None
     return given
+
+
+def thresholds(scorer: "Scorer", options: Options, given: "Calibration | None", store: "Store") -> "Calibration | None":
+    """The calibration that verdicts come from: fitted now, or the given one."""
+    return checked(scorer, options, given) if options.calibrate is None else fit(scorer, options, store)
 
 
 def identity(scorer: "Scorer", options: Options, calibration: "Calibration | None") -> dict[str, Any]:

@@ -25,6 +25,7 @@ from benchmark.worker import Worker
 from demo_evaluation.tables import table
 from scipy.stats import bootstrap
 
+SAME = 1e-3  # of the largest number, at each library's default precision
 LIBRARIES = ("jax", "jaxlib", "flax", "torch", "diffusers", "transformers")
 # What detection keeps of a step at Stable Diffusion 1's sites, 8 heads and 77 tokens, in bytes: ours the mean over
 # pixels, float32, of the conditional row; the authors' code every map of both rows, float16 (MemAttn, processor.py)
@@ -102,6 +103,8 @@ class Bench:
             results = [worker.ask("result", call) for worker, call in sides]
             first = results[0][0] if isinstance(results[0], tuple) else results[0]
             measured["difference"] = float(np.abs(first - results[1]).max() / np.abs(results[1]).max())
+            if not measured["difference"] < SAME:
+                raise RuntimeError(f"the two sides of {row.about!r} differ by {measured['difference']:.2g}")
         for worker in {ours, other}:
             worker.stop()
         return measured

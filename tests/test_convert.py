@@ -322,6 +322,6 @@ def test_thresholds_come_along_if_they_fit(command, model, tiny, tmp_path):
 def test_the_built_in_models_thresholds_are_left_out_where_they_do_not_fit(command, tmp_path):
     status, printed, errors = command("--out", tmp_path / "d.zip", "--detectors", "entropy_e", "--seed", 1)
     assert (status, len(errors)) == (0, 1)
-    assert errors[0].startswith("warning: no thresholds: this calibration was fitted with seed 0, not 1")
+    assert errors[0].startswith("warning: no verdicts: this calibration was fitted with seed 0, not 1")
     assert metadata(tmp_path / "d.zip")["thresholds"] == {}
     assert "thresholds: none; fit them with detect --calibrate, and give --calibration" in printed

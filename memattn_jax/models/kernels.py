@@ -5,7 +5,7 @@ the sizes of Stable Diffusion 1.4; `scripts/bench.py` measures what they come to
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
@@ -194,15 +194,19 @@ def summed_convolution(x: Array, kernel: Array) -> Array:
     batch, height, width, channels = x.shape
     pixels = x.reshape(-1, channels)
 
-    def product(i: int, j: int) -> Array:
-        out = jnp.matmul(pixels, kernel[i, j], preferred_element_type=jnp.float32)
-        return out.reshape(batch, height, width, -1)
+    def multiply(weights: Array) -> Array:  # [in, out]
+        return jnp.matmul(pixels, weights, preferred_element_type=jnp.float32)
 
-    def add(first: Array, middle: Array, last: Array, axis: int) -> tuple[Array, Array]:
+    # in a loop, as XLA would copy all nine parts of the kernel beforehand
+    products = lax.map(multiply, kernel.reshape(9, channels, -1))  # [9, batch · h · w, out]
+    products = products.reshape(3, 3, batch, height, width, -1)
+
+    def add(three: Iterable[Array], axis: int) -> tuple[Array, Array]:
+        first, middle, last = three
         return shifted(first, axis, 1) + middle + last, first + middle + shifted(last, axis, -1)
 
-    by_row = [add(product(0, j), product(1, j), product(2, j), 1) for j in range(3)]  # [3 columns][even, odd]
-    columns = [add(first, middle, last, 2) for first, middle, last in zip(*by_row, strict=True)]  # [2 rows][even, odd]
+    by_row = [add(products[:, column], axis=1) for column in range(3)]  # [3 columns][even, odd]
+    columns = [add(three, axis=2) for three in zip(*by_row, strict=True)]  # [2 rows][even, odd]
     rows = [jnp.stack(pair, axis=3) for pair in columns]  # each [batch, h, w, 2, out]
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1).astype(x.dtype)
 
