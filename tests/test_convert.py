@@ -25,7 +25,7 @@ from memattn_jax import Calibration, InputError, StableDiffusion, commands, conv
 from memattn_jax.calibration import calibrate
 from memattn_jax.detectors import Scorer
 from memattn_jax.detectors.registry import FIRST_STEP
-from memattn_jax.models import kernels
+from memattn_jax.models.kernels import attention
 
 ROOT = Path(__file__).parent.parent
 (SERVE,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -225,7 +225,7 @@ def nvidia(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
-    monkeypatch.setattr(kernels, "get_backend", lambda: SimpleNamespace(platform_version="cuda 13000"))
+    monkeypatch.setattr(attention, "get_backend", lambda: SimpleNamespace(platform_version="cuda 13000"))
     jax.clear_caches()
     yield
     jax.clear_caches()

@@ -8,7 +8,8 @@ from flax import nnx
 from jax import Array
 
 from memattn_jax.interceptors import Interceptor, cross_attention
-from memattn_jax.models.kernels import in_chunks, self_attention
+from memattn_jax.models.kernels.attention import self_attention
+from memattn_jax.models.kernels.blocks import in_chunks
 from memattn_jax.models.layers import Conv1x1, Linear, group_norm
 
 KeysValues = tuple[Array, Array]  # each [batch, tokens, heads, head_dim]
@@ -30,7 +31,7 @@ class SelfAttention(nnx.Module):
     """Attention of pixels to pixels; `attn1`, and with biases the autoencoder's attention.
 
     Attributes:
-      rows_together: set where rows are split over devices, see `memattn_jax.models.kernels.blocked_attention`.
+      rows_together: set where rows are split over devices, see `kernels.attention.blocked_attention`.
     """
 
     def __init__(self, channels: int, heads: int, *, use_bias: bool = False, rngs: nnx.Rngs):

@@ -9,7 +9,7 @@ from jax import Array
 
 from memattn_jax.models.attention import merge_heads, split_heads
 from memattn_jax.models.configs import CLIPTextConfig
-from memattn_jax.models.kernels import plain_attention
+from memattn_jax.models.kernels.attention import plain_attention
 from memattn_jax.models.layers import EMBEDDING_INIT, Linear
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memattn_jax.models.kernels import convolve, upsample
+from memattn_jax.models.kernels.convolution import convolve, upsample
 
 Initializer = Callable[..., Array]
 

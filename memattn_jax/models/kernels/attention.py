@@ -1,0 +1,108 @@
+"""Attention of pixels to pixels."""
+
+import math
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.backend import get_backend
+
+from memattn_jax.models.kernels.blocks import even_block, overwrite
+
+BLOCKED_FROM = 1024  # pixels; below, the whole map is small and one matrix product is faster
+QUERY_BLOCK = 512  # of one row and head: with 4,096 keys a block of the map is 8 MB, and stays in the cache
+SMALLEST_BLOCK = 64
+FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
+FUSED_HEAD_DIM = 128  # the most that cuDNN takes on every GPU
+
+
+def plain_attention(query: Array, keys: Array, values: Array, mask: Array | None = None) -> Array:
+    """Attention by two matrix products, the softmax in float32.
+
+    Args:
+      query: [batch, queries, heads, head_dim].
+      keys: [batch, keys, heads, head_dim].
+      values: the same shape as keys.
+      mask: bool [queries, keys], True where seen.
+
+    Returns:
+      [batch, queries, heads, head_dim], in the dtype of values.
+    """
+    # b batch, q queries, k keys, h heads, d head_dim
+    # heads before pixels: XLA's batched matrix product on a CPU is several times faster when batch axes come first
+    query, keys, values = (x.swapaxes(1, 2) for x in (query, keys, values))
+    logits = jnp.einsum("bhqd,bhkd->bhqk", query, keys, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1, where=mask)
+    return jnp.einsum("bhqk,bhkd->bhqd", probs.astype(values.dtype), values).swapaxes(1, 2)
+
+
+def blocked_attention(query: Array, keys: Array, values: Array, rows_together: bool = False) -> Array:
+    """`plain_attention` that holds one block of one map at a time, head after head of row after row.
+
+    Args:
+      query: [batch, pixels, heads, head_dim].
+      keys: likewise.
+      values: likewise.
+      rows_together: whether a head of all rows takes one turn. Needed where rows are split over devices, which would
+        exchange them in a loop from row to row; slower from four rows on, as a block is spread over more of them.
+    """
+    batch, pixels, heads, head_dim = query.shape
+    together = batch if rows_together else 1
+    block = even_block(pixels, max(QUERY_BLOCK // together, SMALLEST_BLOCK))
+
+    def turns(x: Array) -> Array:  # t turns, r rows of one turn
+        x = jnp.moveaxis(x, 2, 0)  # [heads, batch, pixels, head_dim]
+        return x.reshape(-1, together, pixels, head_dim)
+
+    queries, keys, values = turns(query / math.sqrt(head_dim)), turns(keys).swapaxes(2, 3), turns(values)
+
+    def turn(t: Array) -> Array:
+        query, key, value = (lax.dynamic_index_in_dim(x, t, keepdims=False) for x in (queries, keys, values))
+
+        def attend(start: Array) -> Array:
+            some = lax.dynamic_slice_in_dim(query, start, block, axis=1)  # [r, block, head_dim]
+            logits = jnp.einsum("rqd,rdk->rqk", some, key, preferred_element_type=jnp.float32)
+            weights = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+            out = jnp.einsum("rqk,rkd->rqd", weights.astype(value.dtype), value)
+            # divided after the product: head_dim numbers a query instead of one a key
+            return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+
+        return overwrite(query, attend, block, axis=1)[None]
+
+    out = overwrite(queries, turn, 1, axis=0)
+    return jnp.moveaxis(out.reshape(heads, batch, pixels, head_dim), 0, 2)
+
+
+def fused_attention(query: Array, keys: Array, values: Array) -> Array:
+    """`plain_attention` by cuDNN's flash attention where it takes these arrays, else by XLA."""
+    takes = query.dtype in FUSED_DTYPES and query.shape[-1] % 8 == 0 and query.shape[-1] <= FUSED_HEAD_DIM
+    # tracing cuDNN's needs the library, which is absent where a program is only lowered for a GPU elsewhere
+    kernel: Literal["cudnn", "xla"] = "cudnn" if takes and "cuda" in get_backend().platform_version else "xla"
+    return jax.nn.dot_product_attention(query, keys, values, implementation=kernel)
+
+
+def differentiable_attention(query: Array, keys: Array, values: Array, rows_together: bool) -> Array:
+    """`self_attention` without fused kernels."""
+    blocked = partial(blocked_attention, rows_together=rows_together)
+    on_cpu = blocked if query.shape[1] >= BLOCKED_FROM else plain_attention
+    return lax.platform_dependent(query, keys, values, cpu=on_cpu, default=jax.nn.dot_product_attention)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def self_attention(query: Array, keys: Array, values: Array, rows_together: bool = False) -> Array:
+    """Attention of pixels to pixels, [batch, pixels, heads, head_dim] each.
+
+    On a CPU no large map is ever held, on an NVIDIA GPU none in half precision. Derivatives are those of XLA's forms,
+    as cuDNN has no forward ones. `rows_together` is `blocked_attention`'s.
+    """
+    unfused = partial(differentiable_attention, rows_together=rows_together)
+    return lax.platform_dependent(query, keys, values, cuda=fused_attention, default=unfused)
+
+
+@self_attention.defjvp
+def _self_attention_jvp(
+    rows_together: bool, primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    return jax.jvp(partial(differentiable_attention, rows_together=rows_together), primals, tangents)
