@@ -5,8 +5,11 @@
 The same command goes on where it stopped. On a CPU, `XLA_FLAGS=--xla_force_host_platform_device_count=2` makes two
 devices of two cores and takes four fifths of the time. demo-model/ receives checkpoints of each stage, metrics, plots
 and sample grids, and in the end demo/, which is what `memattn_jax/demo` holds: a diffusers folder in half precision,
-prompts and pictures. `demo_data` and `demo_model` tell what is trained on what. With `--start memattn_jax/demo/model
---sitting 1` a new folder goes on with the model that is there.
+prompts and pictures. `demo_data` and `demo_model` tell what is trained on what.
+
+With `--start memattn_jax/demo/model --sitting 1` a new folder goes on with the model that is there. The one shipped had
+two more sittings after the first, `--sitting 1 --learning-rate 6e-4` and `--sitting 2 --learning-rate 4e-4`, each with
+`--steps 0 0 9500`.
 """
 
 import argparse
