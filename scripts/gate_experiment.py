@@ -4,8 +4,7 @@
 
 The set holds 24 new captions, each with one fixed picture and many copies of it, among as many pairs that occur once.
 All runs start from the same weights, see the same batches and make as many steps. gate/ receives the data, a folder a
-run, gate.md with the tables, gate.json with the first, and gate.png: the duplicated pictures, then a row of each run's
-samples.
+run, gate.md and gate.json with the table, and gate.png: the duplicated pictures, then a row of each run's samples.
 """
 
 import argparse
@@ -16,13 +15,11 @@ import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from demo_data import DemoData, load_sprites
 from demo_evaluation.classifier import Classifier, recognised, train_classifier
-from demo_evaluation.separation import auroc
 from demo_evaluation.tables import percent, table
 from make_demo_data import write_imagefolder
 
@@ -80,66 +77,24 @@ def finetune(out: Path, run: str, steps: int, rate: float) -> Path:
     return folder / "model"
 
 
-def settings_of(out: Path, run: str) -> TrainSettings:
-    """What a run was made with."""
+def share_stopped(out: Path, run: str) -> float:
+    """Of the duplicated rows, how many the gate of a run stops in the end, at random timesteps."""
     fields = {field.name for field in dataclasses.fields(TrainSettings)}
     stored = json.loads((out / run / "settings.json").read_text(encoding="utf-8"))
-    return TrainSettings(**{name: value for name, value in stored.items() if name in fields})
-
-
-class Scored(NamedTuple):
-    """The gate's scores of training rows at random timesteps, [rows] each."""
-
-    bins: np.ndarray
-    scores: np.ndarray
-    duplicated: np.ndarray  # bool, whether the row's pair comes many times
-
-
-def score_rows(out: Path, model: Path, settings: TrainSettings) -> Scored:
-    """Scores of a model."""
-    sd = StableDiffusion.from_pretrained(model)
-    state, setup = start(sd, settings)
-    captions = {sd.tokenizer([text]).input_ids[0].tobytes() for text in duplicates(out)}
-    scored = []
+    settings = TrainSettings(**{name: value for name, value in stored.items() if name in fields})
+    before = StableDiffusion.from_pretrained(demo.MODEL)
+    gate = fit_gate(before, settings, islice(Data(before, out / "reference", settings).batches(0), FITTED))
+    sd = StableDiffusion.from_pretrained(out / run / "model")
+    state, setup = start(sd, settings, gate)
+    duplicated = {sd.tokenizer([text]).input_ids[0].tobytes() for text in duplicates(out)}
+    stopped = []
     for step, batch in enumerate(islice(Data(sd, out / "duplicated", settings).batches(0), FITTED)):
         rows = Batch(batch["pictures"], batch["input_ids"])
         timesteps, scores = score_batch(setup, state.params, rows, jnp.int32(step))
         bins = timestep_bins(timesteps, len(setup.signal), settings.gate_bins)
-        scored.append((bins, scores, np.array([ids.tobytes() in captions for ids in rows.input_ids])))
-    return Scored(*map(np.concatenate, zip(*scored, strict=True)))
-
-
-def share_stopped(out: Path, run: str) -> float:
-    """Of the duplicated rows, how many the gate of a run stops in the end."""
-    settings = settings_of(out, run)
-    before = StableDiffusion.from_pretrained(demo.MODEL)
-    gate = fit_gate(before, settings, islice(Data(before, out / "reference", settings).batches(0), FITTED))
-    rows = score_rows(out, out / run / "model", settings)
-    dropped = jnp.zeros(len(rows.scores), bool)
-    weight = weights(gate, jnp.asarray(rows.bins), jnp.asarray(rows.scores), dropped)
-    return 1 - float(weight[rows.duplicated].mean())
-
-
-def separation(out: Path) -> str:
-    """Which scores could tell duplicated rows from others, before and after the run without a gate.
-
-    AUROC within a bin of timesteps, where the gate compares, and the mean over bins.
-    """
-    sites = StableDiffusion.from_pretrained(demo.MODEL).unet.sites
-    kinds = [("noise_norm", ""), ("entropy", ""), *(("entropy", site) for site in sites)]
-    rows = []
-    for gate, site in kinds:
-        settings = dataclasses.replace(settings_of(out, "none"), gate=gate, gate_sites=site)
-        row: list[object] = [f"`{gate}`, `{site.split('.transformer')[0]}`" if site else f"`{gate}`"]
-        for model in (demo.MODEL, out / "none" / "model"):
-            scored = score_rows(out, model, settings)
-            by_bin = [scored.bins == b for b in range(settings.gate_bins)]
-            positive, negative = (
-                [scored.scores[here & (scored.duplicated == kind)] for here in by_bin] for kind in (True, False)
-            )
-            row.append(float(np.mean(list(map(auroc, positive, negative)))))
-        rows.append(row)
-    return table(["score", "before", "after the run without a gate"], rows)
+        weight = np.asarray(weights(gate, bins, scores, jnp.zeros(len(scores), bool)))
+        stopped += [1 - w for w, ids in zip(weight, batch["input_ids"], strict=True) if ids.tobytes() in duplicated]
+    return float(np.mean(stopped))
 
 
 def duplicates(out: Path) -> set[str]:
@@ -200,7 +155,7 @@ def main(arguments: list[str]) -> int:
         for run in RUNS:
             models[run] = finetune(options.out, run, options.steps, options.learning_rate)
         classifier = train_classifier(options.out / "classifier", data, 2_000)
-        text = compare(options.out, data, classifier, models) + "\n" + separation(options.out)
+        text = compare(options.out, data, classifier, models)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

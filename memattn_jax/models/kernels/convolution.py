@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from memattn_jax.models.kernels.blocks import CHUNK, even_block, overwrite
 
-GATHERED_PIXELS = 1024  # of the result, all rows; above, and
+GATHERED_PIXELS = 512  # of the result, all rows; above, and
 GATHERED_CHANNELS = 640  # below, XLA's own convolution is faster
 
 
