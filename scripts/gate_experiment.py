@@ -4,7 +4,9 @@
 
 The set holds 24 new captions, each with one fixed picture and many copies of it, among as many pairs that occur once.
 All runs start from the same weights, see the same batches and make as many steps. gate/ receives the data, a folder a
-run, gate.md and gate.json with the table, and gate.png: the duplicated pictures, then a row of each run's samples.
+run, gate.md with the tables, gate.json with the first, and gate.png: the duplicated pictures, then a row of each run's
+samples. The second table tells which scores could have told duplicates from clean pairs. Runs that gate/ holds already
+are not made again.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from demo_data import DemoData, load_sprites
 from demo_evaluation.classifier import Classifier, recognised, train_classifier
+from demo_evaluation.duplicates import diagnose
 from demo_evaluation.tables import percent, table
 from make_demo_data import write_imagefolder
 
@@ -38,6 +41,7 @@ COPIES = 40  # of each duplicated pair
 SINGLES = 960  # pairs that occur once: half of all examples
 REFERENCE = 256  # held-out clean pairs that the thresholds are fitted on
 FITTED = 64  # batches that scores are read off
+CLEAN = 96  # pairs, never trained on, that duplicated ones are held against
 RUNS = {
     "none": (),
     "entropy": ("--gate", "entropy"),
@@ -66,8 +70,10 @@ def write_data(data: DemoData, out: Path) -> np.ndarray:
 
 
 def finetune(out: Path, run: str, steps: int, rate: float) -> Path:
-    """One run of the command; returns its model."""
+    """One run of the command, unless it was made before; returns its model."""
     folder = out / run
+    if (folder / "model").exists():
+        return folder / "model"
     command = [sys.executable, "-m", "memattn_jax.finetune", "--data", out / "duplicated", "--out", folder]
     command += ["--steps", steps, "--batch-size", 32, "--learning-rate", rate, "--warmup-steps", 50]
     command += ["--schedule", "cosine", "--high-noise", 0.5, "--ema-decay", 0.99, *RUNS[run]]
@@ -156,6 +162,9 @@ def main(arguments: list[str]) -> int:
             models[run] = finetune(options.out, run, options.steps, options.learning_rate)
         classifier = train_classifier(options.out / "classifier", data, 2_000)
         text = compare(options.out, data, classifier, models)
+        before, after = (StableDiffusion.from_pretrained(model) for model in (demo.MODEL, models["none"]))
+        duplicated = [(data.fresh_picture(c, 0), c.text) for c in data.groups.halves["unseen", "report"]]
+        text += "\n" + diagnose(before, after, duplicated, stream(data, 3 * 10**6, CLEAN))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
