@@ -162,7 +162,8 @@ def main(arguments: list[str]) -> int:
             models[run] = finetune(options.out, run, options.steps, options.learning_rate)
         classifier = train_classifier(options.out / "classifier", data, 2_000)
         text = compare(options.out, data, classifier, models)
-        before, after = (StableDiffusion.from_pretrained(model) for model in (demo.MODEL, models["none"]))
+        folders = demo.MODEL, options.out / "none" / "model"
+        before, after = map(StableDiffusion.from_pretrained, folders)
         duplicated = [(data.fresh_picture(c, 0), c.text) for c in data.groups.halves["unseen", "report"]]
         text += "\n" + diagnose(before, after, duplicated, stream(data, 3 * 10**6, CLEAN))
     except (InputError, OSError) as error:

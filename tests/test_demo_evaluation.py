@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 from demo_evaluation.classifier import WORDS, recognised
+from demo_evaluation.duplicates import Diagnosis, diagnose, score_pairs
 from demo_evaluation.separation import Auroc, auroc, auroc_interval, choose, text_scores
 from demo_evaluation.tables import percent, table
 from flax import nnx
+
+from memattn_jax import demo
+from memattn_jax.pipeline import StableDiffusion
 
 
 def test_auroc_counts_pairs_and_halves_ties():
@@ -56,3 +60,28 @@ def test_recognised_counts_as_many_as_are_named():
 def test_table():
     text = table(["what", "a", "b"], [["x", 0.12345, Auroc(0.5, 0.25, 0.75)], ["y", 3, percent(0.5)]])
     assert text == "| what | a | b |\n| --- | --- | --- |\n| x | 0.123 | 0.500 [0.25, 0.75] |\n| y | 3 | 50.0 % |\n"
+
+
+def test_scores_are_compared_within_a_timestep():
+    """Two timesteps of five pairs; the second has larger scores throughout, the duplicated ones are larger in each."""
+    clean = np.array([0.0, 100.0])[:, None, None] + np.arange(5.0)[:, None] + np.array([-0.25, 0.25])
+    diagnosis = Diagnosis(clean + 10, clean)
+    assert diagnosis.auroc() == 1.0
+    assert diagnosis.caught() == 1.0
+    between, over_noise = diagnosis.spread()
+    assert (between, over_noise) == (pytest.approx(np.arange(5.0).std()), pytest.approx(0.25))
+    assert Diagnosis(clean, clean).auroc() == 0.5
+
+
+def test_diagnosis_of_the_built_in_model():
+    """Pictures that it has memorized have a lower loss than noise under the same captions; nothing moves untrained."""
+    sd = StableDiffusion.from_pretrained(demo.MODEL)
+    pairs = [(picture, prompt) for prompt, picture in demo.memorized_pictures().items()][:4]
+    rng = np.random.default_rng(0)
+    pure_noise = [(rng.integers(0, 256, picture.shape, dtype=np.uint8), prompt) for picture, prompt in pairs]
+    known, unknown = (score_pairs(sd, some)["loss, turned round"] for some in (pairs, pure_noise))
+    assert known.shape == (5, 4, 4)
+    assert known.mean() > unknown.mean()
+    lines = diagnose(sd, sd, pairs, pure_noise).splitlines()
+    assert len(lines) == 2 + 3 + len(sd.unet.sites)
+    assert all(line.split("|")[-2].strip() == "0.500" for line in lines[2:])

@@ -92,7 +92,7 @@ def fit_gate(sd: StableDiffusion, settings: TrainSettings, reference: Iterable[d
         rows = spread(Batch(batch["pictures"], batch["input_ids"]), sd.mesh)
         # fetched one by one: collectives of several programs at once can wait for each other on CPU devices
         scored.append(jax.device_get(score_batch(setup, state.params, rows, jnp.int32(step))))
-    timesteps, scores = map(np.concatenate, zip(*scored, strict=True))
+    timesteps, scores = (jnp.concatenate(parts) for parts in zip(*scored, strict=True))
     bins = timestep_bins(timesteps, len(setup.signal), settings.gate_bins)
     return fit_thresholds(bins, scores, settings.gate_bins, settings.gate_quantile)
 

@@ -67,11 +67,11 @@ def score_rows(
 def score_pairs(sd: StableDiffusion, pairs: Pairs) -> Scores:
     """Every score of every pair at every timestep, with noise that depends on the pairs' number alone."""
     signal = jnp.asarray(alphas_cumprod(SchedulerConfig.from_json(sd.scheduler_config, "ddim")))
-    empty = sd.text_encoder(sd.tokenizer([""]).input_ids)
+    empty = sd.text_encoder(jnp.asarray(sd.tokenizer([""]).input_ids))
     pictures, captions = zip(*pairs, strict=True)
     encode = jax.jit(lambda vae, pixels: vae.encode(pixels).mean * vae.config.scaling_factor)
     latents = encode(sd.vae, np.stack(pictures) / np.float32(127.5) - 1)
-    texts = sd.text_encoder(sd.tokenizer(list(captions)).input_ids), empty
+    texts = sd.text_encoder(jnp.asarray(sd.tokenizer(list(captions)).input_ids)), empty
     keys = jax.random.split(jax.random.key(0), NOISES)
     scored = [
         score_rows(sd.unet, latents, jax.random.normal(key, latents.shape), jnp.int32(timestep), signal, texts)
