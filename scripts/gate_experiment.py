@@ -5,8 +5,8 @@
 The set holds 24 new captions, each with one fixed picture and many copies of it, among as many pairs that occur once.
 All runs start from the same weights, see the same batches and make as many steps. gate/ receives the data, a folder a
 run, gate.md with the tables, gate.json with the first, and gate.png: the duplicated pictures, then a row of each run's
-samples. The second table tells which scores could have told duplicates from clean pairs. Runs that gate/ holds already
-are not made again.
+samples. The second table tells which scores could have told duplicates from clean pairs. Runs that gate/ holds
+already go on where they stopped; with other settings they are refused.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from demo_data import DemoData, load_sprites
 from demo_evaluation.classifier import Classifier, recognised, train_classifier
-from demo_evaluation.duplicates import diagnose
+from demo_evaluation.duplicates import Pairs, diagnose
 from demo_evaluation.tables import percent, table
 from make_demo_data import write_imagefolder
 
@@ -56,24 +56,21 @@ def stream(data: DemoData, first: int, count: int) -> list[tuple[np.ndarray, str
     return [(data.fresh_picture(caption, first + n), caption.text) for n, caption in enumerate(captions)]
 
 
-def write_data(data: DemoData, out: Path) -> np.ndarray:
-    """Writes duplicated/, with the copies as repeated lines, and reference/; returns the duplicated pictures."""
+def write_data(data: DemoData, out: Path) -> list[tuple[np.ndarray, str]]:
+    """Writes duplicated/, with the copies as repeated lines, and reference/; returns the duplicated pairs."""
     prompts = data.groups.halves["unseen", "report"]
-    pictures = np.stack([data.fresh_picture(caption, 0) for caption in prompts])
-    pairs = list(zip(pictures, (caption.text for caption in prompts), strict=True))
+    pairs = [(data.fresh_picture(caption, 0), caption.text) for caption in prompts]
     write_imagefolder(out / "duplicated", [*pairs, *stream(data, 10**6, SINGLES)])
     metadata = out / "duplicated" / "metadata.jsonl"
     lines = metadata.read_text(encoding="utf-8").splitlines(keepends=True)
     metadata.write_text("".join(lines[: len(pairs)] * COPIES + lines[len(pairs) :]), encoding="utf-8")
     write_imagefolder(out / "reference", stream(data, 2 * 10**6, REFERENCE))
-    return pictures
+    return pairs
 
 
 def finetune(out: Path, run: str, steps: int, rate: float) -> Path:
-    """One run of the command, unless it was made before; returns its model."""
+    """One run of the command, which goes on with what `out` holds of it; returns its model."""
     folder = out / run
-    if (folder / "model").exists():
-        return folder / "model"
     command = [sys.executable, "-m", "memattn_jax.finetune", "--data", out / "duplicated", "--out", folder]
     command += ["--steps", steps, "--batch-size", 32, "--learning-rate", rate, "--warmup-steps", 50]
     command += ["--schedule", "cosine", "--high-noise", 0.5, "--ema-decay", 0.99, *RUNS[run]]
@@ -109,16 +106,16 @@ def duplicates(out: Path) -> set[str]:
     return {json.loads(line)["text"] for line, count in Counter(lines).items() if count > 1}
 
 
-def compare(out: Path, data: DemoData, classifier: Classifier, models: dict[str, Path | None]) -> str:
-    """The table, and the grid."""
-    prompts = data.groups.halves["unseen", "report"]
+def compare(out: Path, data: DemoData, classifier: Classifier, models: dict[str, Path | None], pairs: Pairs) -> str:
+    """The table, and the grid; `pairs` are the duplicated ones."""
+    duplicated, prompts = zip(*pairs, strict=True)
+    pictures = np.stack(duplicated)
     control = data.groups.halves["control", "report"]
     named = [caption.objects for caption in control]
-    pictures = np.stack([data.fresh_picture(caption, 0) for caption in prompts])
     rows, grid = [], [pictures]
     for name, folder in models.items():
         sd = StableDiffusion.from_pretrained(folder or demo.MODEL)
-        samples = [sd.sample([c.text for c in prompts], seeds=seed, taps=None).images for seed in range(4)]
+        samples = [sd.sample(list(prompts), seeds=seed, taps=None).images for seed in range(4)]
         clean = [sd.sample([c.text for c in control], seeds=seed, taps=None).images for seed in range(4)]
         own = np.stack([np.diag(normalized_correlation(images, pictures)) for images in samples])
         found = recognised(classifier, np.concatenate(clean), named * 4)
@@ -156,16 +153,15 @@ def main(arguments: list[str]) -> int:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         data = DemoData(load_sprites(options.cache))
-        write_data(data, options.out)
+        pairs = write_data(data, options.out)
         models: dict[str, Path | None] = {"before": None}
         for run in RUNS:
             models[run] = finetune(options.out, run, options.steps, options.learning_rate)
         classifier = train_classifier(options.out / "classifier", data, 2_000)
-        text = compare(options.out, data, classifier, models)
+        text = compare(options.out, data, classifier, models, pairs)
         folders = demo.MODEL, options.out / "none" / "model"
         before, after = map(StableDiffusion.from_pretrained, folders)
-        duplicated = [(data.fresh_picture(c, 0), c.text) for c in data.groups.halves["unseen", "report"]]
-        text += "\n" + diagnose(before, after, duplicated, stream(data, 3 * 10**6, CLEAN))
+        text += "\n" + diagnose(before, after, pairs, stream(data, 3 * 10**6, CLEAN))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,10 +17,11 @@ from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
 from memattn_jax.training.gate import attention_entropy, noise_norm
 from memattn_jax.training.objective import add_noise, squared_error
+from memattn_jax.training.settings import TrainSettings
 
 TIMESTEPS = (100, 300, 500, 700, 900)
 NOISES = 4  # of each pair
-CLEAN = 0.95  # quantile of clean scores, the gate's own default
+QUANTILE = TrainSettings.gate_quantile  # of clean scores
 
 Pairs = Sequence[tuple[np.ndarray, str]]
 Scores = dict[str, np.ndarray]  # each [timesteps, pairs, noises]
@@ -38,7 +39,7 @@ class Diagnosis(NamedTuple):
 
     def caught(self) -> float:
         """Share of duplicated rows above the quantile of clean ones."""
-        limit = np.quantile(self.clean, CLEAN, axis=(1, 2), keepdims=True)
+        limit = np.quantile(self.clean, QUANTILE, axis=(1, 2), keepdims=True)
         return float((self.duplicated > limit).mean())
 
     def spread(self) -> tuple[float, float]:
@@ -109,7 +110,7 @@ def diagnose(before: StableDiffusion, after: StableDiffusion, duplicated: Pairs,
         "score",
         "AUROC before",
         "after",
-        f"duplicated rows above the clean {CLEAN:g} quantile",
+        f"duplicated rows above the clean {QUANTILE:g} quantile",
         "deviation between clean captions",
         "over noise",
         "AUROC of each row's change",
