@@ -67,7 +67,8 @@ def test_scores_are_compared_within_a_timestep():
     clean = np.array([0.0, 100.0])[:, None, None] + np.arange(5.0)[:, None] + np.array([-0.25, 0.25])
     diagnosis = Diagnosis(clean + 10, clean)
     assert diagnosis.auroc() == 1.0
-    assert diagnosis.caught() == 1.0
+    assert diagnosis.caught(0.95) == 1.0
+    assert Diagnosis(clean, clean).caught(0.7) == pytest.approx(0.3)
     between, over_noise = diagnosis.spread()
     assert (between, over_noise) == (pytest.approx(np.arange(5.0).std()), pytest.approx(0.25))
     assert Diagnosis(clean, clean).auroc() == 0.5

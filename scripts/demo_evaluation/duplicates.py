@@ -21,7 +21,7 @@ from memattn_jax.training.settings import TrainSettings
 
 TIMESTEPS = (100, 300, 500, 700, 900)
 NOISES = 4  # of each pair
-QUANTILE = TrainSettings.gate_quantile  # of clean scores
+QUANTILES = (TrainSettings.gate_quantile, 0.7)  # of clean scores
 
 Pairs = Sequence[tuple[np.ndarray, str]]
 Scores = dict[str, np.ndarray]  # each [timesteps, pairs, noises]
@@ -37,9 +37,9 @@ class Diagnosis(NamedTuple):
         """Within a timestep, where the gate compares; the mean over timesteps."""
         return float(np.mean([auroc(*scores) for scores in zip(*self, strict=True)]))
 
-    def caught(self) -> float:
-        """Share of duplicated rows above the quantile of clean ones."""
-        limit = np.quantile(self.clean, QUANTILE, axis=(1, 2), keepdims=True)
+    def caught(self, quantile: float) -> float:
+        """Share of duplicated rows above this quantile of clean ones."""
+        limit = np.quantile(self.clean, quantile, axis=(1, 2), keepdims=True)
         return float((self.duplicated > limit).mean())
 
     def spread(self) -> tuple[float, float]:
@@ -100,7 +100,7 @@ def diagnose(before: StableDiffusion, after: StableDiffusion, duplicated: Pairs,
                 name.split(".transformer")[0],
                 old.auroc(),
                 new.auroc(),
-                percent(new.caught()),
+                *(percent(new.caught(quantile)) for quantile in QUANTILES),
                 between,
                 within,
                 moved.auroc(),
@@ -110,7 +110,7 @@ def diagnose(before: StableDiffusion, after: StableDiffusion, duplicated: Pairs,
         "score",
         "AUROC before",
         "after",
-        f"duplicated rows above the clean {QUANTILE:g} quantile",
+        *(f"duplicated rows above the clean {quantile:g} quantile" for quantile in QUANTILES),
         "deviation between clean captions",
         "over noise",
         "AUROC of each row's change",
