@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import micro
 import numpy as np
 import pytest
 import torch
@@ -147,7 +148,8 @@ def test_half_precision(checkpoint, dtype):
     """Weights and activations in half precision stay within its rounding of float32."""
     unet = load_part(checkpoint.folder, "unet", dtype)
     latents, timesteps, context = unet_inputs(checkpoint, 16, 16)
-    run = jax.jit(lambda unet, *args: unet(*args, Interceptor(tap=TokenMeans())))
+    tapped = Interceptor(tap=TokenMeans())
+    run = jax.jit(lambda unet, *args: unet(*args, tapped), compiler_options=micro.COMPILE_QUICKLY)
     exact, exact_taps = run(checkpoint.ours.unet, latents, timesteps, context)
     out, taps = run(unet, latents, timesteps, context)
     assert out.dtype == dtype
