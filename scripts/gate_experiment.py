@@ -4,10 +4,10 @@
 
 The set holds new captions, each with one fixed picture and many copies of it, among pairs that occur once. Layers and
 quantiles of the entropy gates were chosen on twelve captions (`--half choose`); what they do is reported on twelve
-others. All runs start from the same weights, see the same batches and make as many steps. gate/ receives the data, a
-folder a run, gate.md with the tables, gate.json with the first, and gate.png: the duplicated pictures, then a row of
-each run's samples. The second table tells which scores could have told duplicates from clean pairs. Runs that gate/
-holds already go on where they stopped; with other settings they are refused.
+others. All runs start from the same weights, see the same batches and make as many steps. gate/report/ receives the
+data, a folder a run, gate.md with the tables, gate.json with the first, and gate.png: the duplicated pictures, then a
+row of each run's samples. The second table tells which scores could have told duplicates from clean pairs. Runs that
+it holds already go on where they stopped; with other settings they are refused.
 """
 
 import argparse
@@ -155,22 +155,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--half", choices=HALVES, default="report", help="of the captions that come many times")
     options = parser.parse_args(arguments)
+    out = options.out / options.half  # runs go on with what is there, which must be of the same captions
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         data = DemoData(load_sprites(options.cache))
-        pairs = write_data(data, options.out, options.half)
+        pairs = write_data(data, out, options.half)
         models: dict[str, Path | None] = {"before": None}
         for run in RUNS:
-            models[run] = finetune(options.out, run, options.steps, options.learning_rate)
-        classifier = train_classifier(options.out / "classifier", data, 2_000)
-        text = compare(options.out, data, classifier, models, pairs)
-        folders = demo.MODEL, options.out / "none" / "model"
+            models[run] = finetune(out, run, options.steps, options.learning_rate)
+        classifier = train_classifier(out / "classifier", data, 2_000)
+        text = compare(out, data, classifier, models, pairs)
+        folders = demo.MODEL, out / "none" / "model"
         before, after = map(StableDiffusion.from_pretrained, folders)
         text += "\n" + diagnose(before, after, pairs, stream(data, 3 * 10**6, CLEAN))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    (options.out / "gate.md").write_text(text, encoding="utf-8")
+    (out / "gate.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
 
