@@ -6,10 +6,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from quick import xla_flags
 
 CACHE = str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XLA_FLAGS"] = xla_flags()
 # libtpu is installed to compile for TPUs, and JAX would look for one with it, at length and in vain
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])

@@ -14,8 +14,6 @@ from memattn_jax.models.configs import UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 
-# for tests that compile several programs and run each once: without LLVM's optimisation they take half the time
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 UNET = UNetConfig(
     sample_size=4,
     block_out_channels=(8, 16),

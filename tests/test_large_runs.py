@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from quick import xla_flags
 
 from memattn_jax import StableDiffusion, detect, generate
 from memattn_jax.detectors import Scorer
@@ -44,7 +45,7 @@ def arguments(model: Path, source: Path, out: Path, *more: object) -> list[str]:
 
 
 def start(verb: str, *arguments: str, devices: int = 1, **streams) -> subprocess.Popen:
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(devices)}
     return subprocess.Popen(
         [sys.executable, "-m", f"memattn_jax.{verb}", *arguments], env=environment, text=True, **streams
     )

@@ -23,6 +23,7 @@ from flax import nnx
 from jax import NamedSharding
 from jax import P as Spec
 from jax.sharding import AbstractMesh
+from quick import xla_flags
 
 from memattn_jax import Guard, InputError, StableDiffusion, pipeline
 from memattn_jax.calibration import fingerprint
@@ -45,9 +46,6 @@ from memattn_jax.training.start import start
 from memattn_jax.training.step import Batch, train_step
 
 DEVICES = 8
-# LLVM's optimisation takes most of the time that a program of this size takes to compile
-FLAGS = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
-FLAGS += " --xla_llvm_disable_expensive_passes=true"
 MESHES = ("data=8", "data=4,model=2")
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter)(?:-start)?\(")
 PROMPTS = ("the cat", "a", "an odd and long line on the hill", "x y z", "zebra")
@@ -230,7 +228,7 @@ def folder(random_model, tmp_path_factory) -> Path:
 def facts(folder, tmp_path_factory) -> dict:
     scratch = tmp_path_factory.mktemp("facts")
     path = os.pathsep.join(str(Path(__file__).parents[1] / place) for place in (".", "tests", "scripts"))
-    environment = os.environ | {"XLA_FLAGS": FLAGS, "PYTHONPATH": path}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(DEVICES), "PYTHONPATH": path}
     command = [sys.executable, "-c", "import sys, test_parallel; test_parallel.main(*sys.argv[1:])"]
     processes = {
         measure: subprocess.Popen(

@@ -1,7 +1,6 @@
 """Whole runs against diffusers and against the authors' arithmetic, from injected latents."""
 
 import jax
-import micro
 import numpy as np
 import pytest
 import torch
@@ -119,7 +118,7 @@ def test_logit_form_equals_key_form(checkpoint):
     context, tokens = ours.encode(["", "", *PROMPTS[:2]])
     lengths, conditional = np.tile(tokens.lengths[2:], 2), np.repeat([False, True], 2)
     edits = AttentionMask(begin_scale=1.5, mask="summary").edits(lengths, conditional, 77)
-    call = jax.jit(lambda unet, *args: unet(*args), compiler_options=micro.COMPILE_QUICKLY)
+    call = jax.jit(lambda unet, *args: unet(*args))
     for tap in (None, TokenMeans(), AttentionMaps()):
         forms = [
             call(ours.unet, noise(4), np.float32(981), context, Interceptor(edits=edits, tap=tap, form=form))

@@ -4,7 +4,6 @@ JAX finds the slice in the variables that Google's machines have, and is told to
 """
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import model as checkpoints  # of tpu/
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from quick import xla_flags
 
 REPOSITORY = Path(__file__).parents[2]
 PROMPTS = [f"{word} on the hill {i}" for i in range(6) for word in ("cat", "zebra", "a long line", "x")]
@@ -57,7 +57,7 @@ def test_two_workers_write_what_one_process_writes(stored, model, tmp_path):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     environment = fake_commands.install(tmp_path / "bin", FAKE_WORKERS="2", FAKE_DESCRIBE="localhost", HOME=str(home))
-    environment |= {"MODEL": stored, "PORT": port, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment |= {"MODEL": stored, "PORT": port, "XLA_FLAGS": xla_flags(2)}
     words = ["--prompts", str(source), *SETTINGS]
     launched = subprocess.run(
         ["bash", REPOSITORY / "tpu" / "run.sh", *words, "--out", str(tmp_path / "two")],
@@ -69,7 +69,7 @@ def test_two_workers_write_what_one_process_writes(stored, model, tmp_path):
     assert launched.returncode == 0, launched.stderr
     assert launched.stdout.count("by all 2 processes so far") == 2
     alone = [sys.executable, "-m", "memattn_jax.detect", "--model", str(model), *words, "--out", str(tmp_path / "one")]
-    subprocess.run(alone, env=os.environ | {"XLA_FLAGS": ""}, check=True, capture_output=True)
+    subprocess.run(alone, check=True, capture_output=True)
 
     one, two = read(tmp_path / "one"), read(tmp_path / "two")
     assert list(two) == list(one)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import smoke
+from quick import xla_flags
 
 from memattn_jax import StableDiffusion, demo
 
@@ -18,7 +19,7 @@ SMOKE = Path(__file__).parents[2] / "tpu" / "smoke.py"
 
 @pytest.fixture(scope="module")
 def report() -> dict:
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(2), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, SMOKE, "--megabytes", "8"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)

@@ -14,6 +14,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from quick import xla_flags
 
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.checkpoints.names import leaves
@@ -244,7 +245,7 @@ def test_devices_change_nothing(random_model, tmp_path):
         out = tmp_path / f"out{devices}"
         command = [sys.executable, "-m", "memattn_jax.finetune", "--model", folder, "--data", tmp_path / "data"]
         command += ["--out", out, "--steps", "5", "--batch-size", "8", "--learning-rate", "1e-3", "--gate", "entropy"]
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        environment = os.environ | {"XLA_FLAGS": xla_flags(devices)}
         subprocess.run(command, check=True, env=environment, capture_output=True)
         losses.append([line.split(", ")[1] for line in (out / "metrics.jsonl").read_text().splitlines()])
     one, four = ([float(loss.split(": ")[1]) for loss in run] for run in losses)
