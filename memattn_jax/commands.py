@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from memattn_jax.errors import InputError
+from memattn_jax.text import printable
 
 WARNED = 20  # a prompt log may hold many prompts that are cut
 Options = TypeVar("Options")
@@ -42,7 +43,7 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
     try:
         main(parsed)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -56,7 +57,7 @@ def show_warnings() -> None:
     def show(message: Warning | str, category: type[Warning], filename: str, line: int, *_: object) -> None:
         shown[filename, line] += 1
         if shown[filename, line] <= WARNED:
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {printable(str(message))}", file=sys.stderr)
         elif shown[filename, line] == WARNED + 1:
             print("warning: more of these are not shown", file=sys.stderr)
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 from memattn_jax.calibration import Calibration
 from memattn_jax.detectors import Detection
 from memattn_jax.detectors.attribution import attention_excess
-from memattn_jax.report.results import LABEL, number, shorten
+from memattn_jax.report.results import LABEL, number
+from memattn_jax.text import printable
 
 if TYPE_CHECKING:
     from memattn_jax.prompts import Prompt
@@ -102,7 +103,7 @@ def tell(row: dict[str, Any], detectors: Iterable[str]) -> str:
         f"{name} {'NaN' if row[name] is None else format(row[name], '.4f')}{'*' if name in row['over'] else ' '}"
         for name in detectors
     )
-    line = f"{scores}  {shorten(row['prompt'], LABEL)}"
+    line = f"{scores}  {printable(row['prompt'], LABEL)}"
     blamed = to_blame(row)
     return f"{line}  [{blamed}]" if blamed and row["over"] else line
 

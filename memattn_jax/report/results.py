@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from memattn_jax import entropy
 from memattn_jax.report.plots import plot_entropy
 from memattn_jax.runs.table import row_name
+from memattn_jax.text import printable
 
 if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples
@@ -50,11 +51,6 @@ PICTURE_SCHEMA = pa.schema(
         pa.field("versions", pa.string()),
     ]
 )
-
-
-def shorten(text: str, length: int) -> str:
-    """The text, cut to a length with an ellipsis."""
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def number(value: np.floating) -> float | None:
@@ -155,7 +151,7 @@ def png(image: np.ndarray, row: Mapping[str, Any]) -> bytes:
 
 def tell(row: Mapping[str, Any]) -> str:
     """One line about a picture."""
-    label = shorten(row["prompt"], LABEL)
+    label = printable(row["prompt"], LABEL)
     if row["error"] is not None:
         return f"no picture: {row['error']}  {label}".rstrip()
     e, d = ("–" if row[name] is None else f"{row[name]:.4f}" for name in "ED")
@@ -168,7 +164,7 @@ def plot_rows(store: "Store", rows: Iterable[Mapping[str, Any]]) -> None:
     drawn = list(islice((row for row in rows if row["entropy"] is not None), PLOTTED))
     if not drawn:
         return
-    labels = [f"{shorten(row['prompt'], LABEL)} (seed {row['seed']})" for row in drawn]
+    labels = [f"{printable(row['prompt'], LABEL)} (seed {row['seed']})" for row in drawn]
     sink = io.BytesIO()
     plot_entropy(sink, np.array([row["entropy"] for row in drawn], np.float32).T, labels)
     store.write("entropy.png", sink.getvalue())

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from memattn_jax.runs.table import Row
+from memattn_jax.text import printable
 
 LOG_SECONDS = 30.0
 TOLD = 50  # rows that are told of one by one
@@ -53,7 +54,7 @@ class Progress:
             self.first = last, len(rows), now
             self.bar.initial = self.bar.n = rows[0]["row"]
         for row in rows[: max(0, TOLD - self.rows)]:
-            self.bar.write(self.tell(row))
+            self.bar.write(printable(self.tell(row)))
         self.rows += len(rows)
         self.bar.update(last + 1 - self.bar.n)
         if not self.terminal and now - self.logged > LOG_SECONDS:
