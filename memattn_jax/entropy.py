@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import xlogy
 
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 
 Variant = Literal["code", "paper"]
 TokenAttention = Mapping[str, Array]  # {site: float32 [steps, batch, heads, tokens]}, sites in forward order
@@ -104,8 +104,7 @@ def metric_d(attention: TokenAttention, lengths: Array | np.ndarray, variant: Va
 
 def entropy_and_movement(mean: Array, lengths: Array | np.ndarray, variant: Variant = "code") -> Array:
     """Metric D from the mean over sites and heads, float32 [steps, batch, tokens]; see `metric_d`."""
-    if variant not in get_args(Variant):
-        raise InputError(f"metric D: no variant {variant!r}; there are 'code' and 'paper'")
+    check_name("variant of metric D", variant, get_args(Variant))
     last = slice(-max(1, len(mean) // 5), None)
     entropy = token_entropy(mean)  # [steps, batch]
     summary = token_entropy(mean, where=is_summary(lengths, mean.shape[-1]))

@@ -1,4 +1,12 @@
-"""The one exception for what the user got wrong."""
+"""The one exception for what the user got wrong, and its text for a name that does not exist."""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher, get_close_matches
+
+from memattn_jax.text import printable
+
+LIMIT = 200  # characters of an error
+VALUE = 40  # of them for what the user wrote
 
 
 class InputError(ValueError):
@@ -6,3 +14,41 @@ class InputError(ValueError):
 
     The command lines print it and exit with status 2; any other exception is a defect and keeps its traceback.
     """
+
+
+def check_name(kind: str, name: str | None, known: Iterable[str], option: str = "") -> None:
+    """Raises InputError unless a name is known: "unknown scheduler 'ddmi'; did you mean 'ddim'? expected one of …".
+
+    Args:
+      kind: what it names, as "scheduler".
+      name: what the user wrote.
+      known: what it may be; listed as far as `LIMIT` characters reach.
+      option: the command line's, as "--scheduler".
+    """
+    known = tuple(known)
+    if name in known:
+        return
+    shown = printable(str(name), VALUE)
+    hint = f" did you mean '{near}'?" if (near := nearest(str(name), known)) else ""
+    text = f"{option}: unknown {kind} '{shown}';".removeprefix(": ") + f"{hint} expected one of "
+    raise InputError(text + listed(known, LIMIT - len(text), str(name)))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like another one: spelled alike, or with it as a part."""
+    lower = {other.lower(): other for other in known}
+    close = get_close_matches(name.lower(), lower, n=1)
+    close += [other for other in lower if name and name.lower() in other]
+    return lower[close[0]] if close else None
+
+
+def listed(names: Iterable[str], length: int, wanted: str) -> str:
+    """The names with commas between; of more than `length` characters, those most like `wanted` and an ellipsis."""
+    names = list(names)
+    text = ", ".join(names)
+    if len(text) > length:
+        names.sort(key=lambda name: SequenceMatcher(None, wanted, name).ratio(), reverse=True)
+    while len(text) > length and names:
+        names.pop()
+        text = ", ".join([*names, "…"])
+    return text

@@ -30,11 +30,11 @@ from safetensors.numpy import save
 from memattn_jax.detectors.cost import flops
 from memattn_jax.detectors.registry import FIRST_STEP, check_names
 from memattn_jax.detectors.scorer import Scorer, score_first_step
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
+from memattn_jax.names import PLATFORMS
 from memattn_jax.pipeline import embed
 from memattn_jax.tokenizer import Tokenizer
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 CUDNN = "__cudnn$fmhaSoftmax"  # fused attention, which the model takes on NVIDIA GPUs in half precision
 
 Arrays = dict[str, Array]
@@ -69,8 +69,7 @@ def check_exportable(names: tuple[str, ...]) -> None:
 def check_platforms(platforms: tuple[str, ...]) -> None:
     """Raises InputError for a platform that JAX lowers no program for, or one named twice."""
     for platform in platforms:
-        if platform not in PLATFORMS:
-            raise InputError(f"no platform {platform!r}; there are {', '.join(PLATFORMS)}")
+        check_name("platform", platform, PLATFORMS)
     if len(set(platforms)) < len(platforms):
         raise InputError(f"platforms {','.join(platforms)}: one is named twice")
 

@@ -10,7 +10,7 @@ from jax import Array
 
 from memattn_jax.detectors.first_step import FirstStep, NoiseLevel
 from memattn_jax.detectors.registry import DETECTORS, FIRST_STEP
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 from memattn_jax.interceptors import Interceptor, Tap
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.models.unet import UNet2DConditionModel
@@ -44,8 +44,7 @@ class Guard:
     steps: int = 50
 
     def __post_init__(self) -> None:
-        if self.detector not in FIRST_STEP:
-            raise InputError(f"no guard {self.detector!r}; there are {', '.join(FIRST_STEP)}")
+        check_name("first-step detector", self.detector, FIRST_STEP)
 
     @classmethod
     def from_calibration(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from memattn_jax.entropy import token_entropy
-from memattn_jax.errors import InputError
+from memattn_jax.errors import check_name
 
 Sites = tuple[str, ...] | None  # None: every site
 
@@ -193,8 +193,7 @@ class Interceptor:
         known = tuple(known)
         for part in (*self.edits, self.tap):
             for site in (part.sites or ()) if part is not None else ():
-                if site not in known:
-                    raise InputError(f"no cross-attention layer {site!r}; this model has {', '.join(known)}")
+                check_name("cross-attention layer", site, known)
 
 
 def acts_on(part: Edit | Tap | None, site: str) -> bool:

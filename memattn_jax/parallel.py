@@ -16,7 +16,7 @@ from jax import NamedSharding
 from jax import P as Spec
 from jax.sharding import AxisType, Mesh
 
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 
 AXES = ("data", "model")
 START_SECONDS = 900  # hosts start minutes apart; each waits this long for the others
@@ -100,8 +100,7 @@ def mesh_sizes(text: str) -> dict[str, int]:
     if not named or len({axis for axis, _ in named}) < len(named):
         raise InputError(f"mesh {text!r}: sizes of axes are needed, as data=4,model=2")
     for axis, size in named:
-        if axis not in AXES:
-            raise InputError(f"mesh {text}: no axis {axis!r}; there are data and model")
+        check_name("axis", axis, AXES, f"--mesh {text}")
         if int(size) == 0:
             raise InputError(f"mesh {text}: {axis} is 0; at least 1 is needed")
         sizes[axis] = int(size)

@@ -23,7 +23,7 @@ from memattn_jax.checkpoints.diffusers_folder import (
 from memattn_jax.checkpoints.hub import locate
 from memattn_jax.detectors.first_step import noise_levels
 from memattn_jax.detectors.scorer import entropy_site
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 from memattn_jax.guard import Guard, guarded_denoise
 from memattn_jax.interceptors import AttentionMaps, Interceptor, TokenMeans
 from memattn_jax.mitigations import AttentionMask
@@ -339,8 +339,8 @@ class StableDiffusion:
             raise InputError("no prompts: at least one is needed")
         if guard is not None and mitigation is not None:
             raise InputError("a guard brings its own mitigation; give one of the two")
-        if taps is not None and taps not in get_args(Taps):
-            raise InputError(f"no taps {taps!r}; there are 'tokens', 'maps' and None")
+        if taps is not None:
+            check_name("taps", taps, get_args(Taps))
         seeds = tuple(int(seed) for seed in as_list(seeds, batch, "seeds"))
         check_seeds(seeds)
         scales = np.maximum(np.asarray(as_list(guidance_scale, batch, "guidance scales"), np.float32), 1.0)

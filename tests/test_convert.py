@@ -243,13 +243,13 @@ def test_cudnn_is_exported_where_the_model_takes_it(nvidia, random_model, tmp_pa
 
 
 BAD = [
-    (("--detectors", "vibes"), "no detector 'vibes'; there are entropy_e"),
+    (("--detectors", "vibes"), "unknown detector 'vibes'; expected one of entropy_e"),
     (("--detectors", "entropy_d"), f"entropy_d cannot be exported; {', '.join(FIRST_STEP)} can"),
     (("--detectors", "text_baseline"), "text_baseline cannot be exported"),
     (("--batch-size", 0), "--batch-size 0: at least 1"),
-    (("--platforms", "cpu,gpu"), "no platform 'gpu'; there are cpu, cuda, rocm, tpu"),
+    (("--platforms", "cpu,gpu"), "unknown platform 'gpu'; did you mean 'tpu'? expected one of cpu, cuda, rocm, tpu"),
     (("--platforms", "cpu,cpu"), "one is named twice"),
-    (("--site", "attic"), "no cross-attention layer 'attic'"),
+    (("--site", "attic"), "unknown cross-attention layer 'attic'"),
     (("--probes", 0), "0 probes"),
     (("--calibration", "none.json"), "no such calibration file: none.json"),
     (("--model", "none"), "none"),

@@ -158,7 +158,7 @@ def test_own_noise_depends_on_the_prompt_alone(command, model, tmp_path):
 
 BAD = [
     ((), "no prompts"),
-    (("a", "--detectors", "vibes"), "no detector 'vibes'; there are entropy_e"),
+    (("a", "--detectors", "vibes"), "unknown detector 'vibes'; expected one of entropy_e"),
     (("a", "--batch-size", 0), "--batch-size 0"),
     (("a", "--noise-norm-steps", "one"), "--noise-norm-steps one"),
     (("a", "--calibration", "none.json"), "no such calibration file: none.json"),
@@ -225,7 +225,7 @@ def test_a_guard_mitigates_whom_its_detector_finds(tiny):
 
 
 def test_guard_refusals(tiny):
-    with pytest.raises(InputError, match="no guard 'entropy_d'; there are entropy_e, noise_norm"):
+    with pytest.raises(InputError, match="unknown first-step detector 'entropy_d'; did you mean 'entropy_e'"):
         Guard(1.0, "entropy_d")
     with pytest.raises(InputError, match="a guard brings its own mitigation"):
         tiny.sample(["a"], guard=Guard(1.0), mitigation=AttentionMask())

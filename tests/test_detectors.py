@@ -147,11 +147,11 @@ def test_a_nan_row_stays_alone(tiny, five):
 
 
 BAD = [
-    ({"detectors": ("noise_norm", "vibes")}, "no detector 'vibes'; there are entropy_e, noise_norm, sharpness"),
-    ({"detectors": "vibes"}, "no detector 'vibes'"),
-    ({"detectors": ()}, "no detectors; there are entropy_e"),
+    ({"detectors": ("noise_norm", "vibes")}, "unknown detector 'vibes'; expected one of entropy_e"),
+    ({"detectors": "vibes"}, "unknown detector 'vibes'"),
+    ({"detectors": ()}, "no detectors; name at least one of entropy_e"),
     ({"prompts": []}, "no prompts: at least one is needed"),
-    ({"site": "mid_block.attn9"}, r"no cross-attention layer 'mid_block.attn9'; this model has down_blocks\.0"),
+    ({"site": "mid_block.attn9"}, r"unknown cross-attention layer 'mid_block.attn9'; expected one of mid_block"),
     ({"probes": 0}, "0 probes; at least 1 is needed"),
     ({"steps": 2}, "detection with 2 steps; at least 3 are needed"),
     ({"detectors": "noise_norm_steps", "steps": 5, "noise_norm_steps": (5,)}, "no step 5 among 5, counted from 0"),

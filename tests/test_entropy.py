@@ -63,7 +63,7 @@ def test_metric_d_in_both_forms(steps, last):
         assert code[row] == pytest.approx(entropy[-last:].mean() + moved.mean(), abs=1e-5)
         assert paper[row] == pytest.approx(entropy[-last:].mean() + np.abs(moved).mean(), abs=1e-5)
     assert not np.allclose(code, paper)
-    with pytest.raises(InputError, match="no variant 'Paper'; there are 'code' and 'paper'"):
+    with pytest.raises(InputError, match="unknown variant of metric D 'Paper'; did you mean 'paper'"):
         metric_d(taps, lengths, "Paper")
     with pytest.raises(InputError, match="no tapped sites; sample with taps"):
         metric_d({}, lengths)

@@ -134,7 +134,7 @@ def test_rows_that_are_not_finite_are_reported(random_model, tmp_path, monkeypat
 
 BAD = {
     "no-such-model": (["--model", "nowhere"], "no such model: nowhere"),
-    "dtype": (["--model", "MODEL", "--dtype", "int4"], "no dtype 'int4'; there are float32, bfloat16, float16"),
+    "dtype": (["--model", "MODEL", "--dtype", "int4"], "unknown dtype 'int4'"),
     "steps": (["--model", "MODEL", "--steps", "0"], "steps is 0; choose 1 to 1000"),
     "height": (["--model", "MODEL", "--height", "100"], "height 100 is not a positive multiple of 8 pixels"),
     "scheduler": (["--model", "MODEL", "--scheduler", "heun"], "unknown scheduler 'heun'"),
@@ -142,7 +142,7 @@ BAD = {
         ["--model", "MODEL", "--mitigation", "hope"],
         "no mitigation 'hope'; there are none, attention_mask",
     ),
-    "mask": (["--model", "MODEL", "--mitigation", "attention_mask", "--mask", "x"], "no mask 'x'"),
+    "mask": (["--model", "MODEL", "--mitigation", "attention_mask", "--mask", "x"], "unknown mask 'x'"),
     "batch-size": (["--model", "MODEL", "--batch-size", "0"], "--batch-size 0: at least 1 is needed"),
     "seed": (["--model", "MODEL", "--seed", "-1"], "seeds must lie in [0, 2**32)"),
     "last-seed": (["--model", "MODEL", "--seed", 2**32 - 1, "--images-per-prompt", 2], "seeds must lie in [0, 2**32)"),

@@ -107,7 +107,7 @@ def test_edits_and_taps_keep_to_their_sites():
 
 def test_unknown_sites_are_named():
     interceptor = Interceptor((MaskTokens(LENGTHS, sites=("a", "nowhere")),), TokenMeans())
-    with pytest.raises(InputError, match="no cross-attention layer 'nowhere'; this model has a, b"):
+    with pytest.raises(InputError, match="unknown cross-attention layer 'nowhere'; expected one of a, b"):
         interceptor.check_sites(("a", "b"))
 
 

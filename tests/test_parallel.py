@@ -326,7 +326,7 @@ def test_training_on_a_mesh(facts):
         ("data=2,", "sizes of axes are needed"),
         ("data=-1", "sizes of axes are needed"),
         ("data=1,data=1", "sizes of axes are needed"),
-        ("rows=2", "no axis 'rows'; there are data and model"),
+        ("rows=2", "--mesh rows=2: unknown axis 'rows'; expected one of data, model"),
         ("data=0", "data is 0; at least 1 is needed"),
         ("model=3,data=2", "needs 6 devices, and there are 1; XLA_FLAGS=--xla_force_host_platform_device_count=6"),
     ],

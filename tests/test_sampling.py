@@ -129,7 +129,7 @@ def test_a_row_of_nan_is_reported_and_the_others_kept(sd):
         ({"prompts": []}, "no prompts"),
         ({"steps": 0}, "steps is 0; choose 1 to 1000"),
         ({"steps": -5}, "steps is -5"),
-        ({"scheduler": "heun"}, "unknown scheduler 'heun'; choose one of ddim, pndm, euler, dpm-solver"),
+        ({"scheduler": "heun"}, "unknown scheduler 'heun'; expected one of ddim, pndm, euler, dpm-solver"),
         ({"height": 100}, "height 100 is not a positive multiple of 8 pixels"),
         ({"width": 0}, "width 0 is not a positive multiple of 8 pixels"),
         ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
@@ -138,7 +138,7 @@ def test_a_row_of_nan_is_reported_and_the_others_kept(sd):
         ({"guidance_scale": [1.0]}, "1 guidance scales for 2 prompts"),
         ({"latents": np.zeros((2, 16, 16, 3))}, r"shape \(2, 16, 16, 3\); \(2, 16, 16, 4\) would fit"),
         ({"latents": np.zeros((2, 16, 16, 4)), "height": 64}, r"\(2, 8, 16, 4\) would fit"),
-        ({"taps": "everything"}, "no taps 'everything'"),
+        ({"taps": "everything"}, "unknown taps 'everything'; expected one of tokens, maps"),
         ({"guidance_scale": [7.5, np.nan]}, "a guidance scale is not finite"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -166,7 +166,7 @@ def test_a_begin_scale_for_each_prompt(sd):
 
 
 def test_unknown_mask():
-    with pytest.raises(InputError, match="no mask 'eos'; there are 'padding', 'summary' and None"):
+    with pytest.raises(InputError, match="unknown mask 'eos'; expected one of padding, summary"):
         AttentionMask(mask="eos")
 
 

@@ -157,7 +157,7 @@ ERRORS = [
     ("pndm", {"thresholding": True}, 10, "thresholding is True; pndm needs False or None"),
     ("euler", {"thresholding": True}, 10, "thresholding is True; euler needs False or None"),
     ("dpm-solver++", {"thresholding": True}, 10, "thresholding is True; dpm-solver++ needs False or None"),
-    ("lms", {}, 10, "unknown scheduler 'lms'; choose one of ddim, pndm, euler, dpm-solver++"),
+    ("lms", {}, 10, "unknown scheduler 'lms'; expected one of ddim, pndm, euler, dpm-solver++"),
     (
         "ddim",
         {"beta_schedule": "sigmoid"},

@@ -25,18 +25,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from memattn_jax.checkpoints.names import Leaf, leaves, modern_name
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.attention import keep_rows_together
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.names import DTYPES
 from memattn_jax.parallel import partition_spec
 
 READERS = 2  # threads
 READ_AT_ONCE = 2**23  # numbers; then the file is opened anew, or its pages would stay in memory beside the parameters
-DTYPES = ("float32", "bfloat16", "float16")
 STORED_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 PARTS: dict[str, tuple[type[Config], Callable[..., nnx.Module], str]] = {
     "unet": (UNetConfig, UNet2DConditionModel, "diffusion_pytorch_model"),
@@ -208,8 +208,7 @@ def load_part(folder: Path, part: str, dtype: str, mesh: Mesh | None = None) -> 
     Raises:
       InputError: an unsupported config or dtype, or weights that do not fit.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    check_name("dtype", dtype, DTYPES)
     config_class, model_class, stem = PARTS[part]
     path = folder / part / "config.json"
     stored = read_json(path)

@@ -15,7 +15,7 @@ from memattn_jax.detectors.noise_norm import noise_norm, noise_norm_over_steps
 from memattn_jax.detectors.sharpness import sharpness
 from memattn_jax.detectors.trajectory import Trajectory
 from memattn_jax.entropy import entropy_and_movement, token_entropy
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,6 @@ TRAJECTORY = tuple(name for name, detector in DETECTORS.items() if detector.sees
 def check_names(names: tuple[str, ...]) -> None:
     """Raises InputError where a detector does not exist, or none is named."""
     if not names:
-        raise InputError(f"no detectors; there are {', '.join(DETECTORS)}")
+        raise InputError(f"no detectors; name at least one of {', '.join(DETECTORS)}")
     for name in names:
-        if name not in DETECTORS:
-            raise InputError(f"no detector {name!r}; there are {', '.join(DETECTORS)}")
+        check_name("detector", name, DETECTORS)

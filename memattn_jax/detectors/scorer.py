@@ -18,7 +18,7 @@ from memattn_jax.detectors.registry import DETECTORS, FIRST_STEP, TRAJECTORY, Ch
 from memattn_jax.detectors.text_baseline import text_baseline
 from memattn_jax.detectors.trajectory import follow
 from memattn_jax.entropy import METRIC_E_SITE, mean_over_sites
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.parallel import replicate, rows_multiple, spread
 from memattn_jax.schedulers import Schedule, make_schedule
@@ -158,8 +158,8 @@ def entropy_site(sites: tuple[str, ...], site: str | None) -> str:
     Raises:
       InputError: the model lacks the named site.
     """
-    if site is not None and site not in sites:
-        raise InputError(f"no cross-attention layer {site!r}; this model has {', '.join(sites)}")
+    if site is not None:
+        check_name("cross-attention layer", site, sites)
     return site or sites[min(METRIC_E_SITE, len(sites) - 1)]
 
 

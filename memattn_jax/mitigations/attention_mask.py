@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from memattn_jax.errors import InputError
+from memattn_jax.errors import check_name
 from memattn_jax.interceptors import Edit, MaskTokens, ScaleBeginToken, Sites, static
 
 Mask = Literal["padding", "summary"]
@@ -41,8 +41,8 @@ class AttentionMask:
     sites: Sites = static(None)
 
     def __post_init__(self) -> None:
-        if self.mask is not None and self.mask not in get_args(Mask):
-            raise InputError(f"no mask {self.mask!r}; there are 'padding', 'summary' and None")
+        if self.mask is not None:
+            check_name("mask", self.mask, get_args(Mask))
 
     def edits(
         self,

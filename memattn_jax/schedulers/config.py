@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -119,8 +119,7 @@ class SchedulerConfig:
           InputError: `scheduler` is none of `SCHEDULERS`, no scheduler of latents in diffusers knows a
             key, or a value asks for what is not supported here.
         """
-        if scheduler not in SCHEDULERS:
-            raise InputError(f"unknown scheduler {scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
+        check_name("scheduler", scheduler, SCHEDULERS)
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         names = {field.name for field in fields(cls)}
         required = _REQUIRED["every scheduler"] | _REQUIRED[scheduler]

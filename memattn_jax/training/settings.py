@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 
 if TYPE_CHECKING:
     import optax
@@ -78,8 +78,7 @@ class TrainSettings:
             ("gate", ("none", "entropy", "noise_norm")),
             ("dtype", ("float32", "bfloat16")),
         ):
-            if getattr(self, name) not in choices:
-                raise InputError(f"no {name} {getattr(self, name)!r}; there are {', '.join(choices)}")
+            check_name(name, getattr(self, name), choices, f"--{name}")
 
     def learning_rates(self) -> "optax.Schedule":
         """The learning rate of each step."""
