@@ -3,23 +3,33 @@
 import contextlib
 import io
 import os
+import re
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
-from memattn_jax.errors import InputError
+from memattn_jax.errors import LIMIT, InputError
 from memattn_jax.text import printable
 
 WARNED = 20  # a prompt log may hold many prompts that are cut
-Options = TypeVar("Options")
+
+
+class Checked(Protocol):
+    """Options of a command, a dataclass."""
+
+    def check(self) -> None:
+        """Raises InputError or OSError for what cannot be, without importing JAX."""
+
+
+Options = TypeVar("Options", bound=Checked)
 
 
 def run_command(verb: str, options: type[Options], main: Callable[[Options], None]) -> NoReturn:
-    """Parses the command line into a dataclass and runs `main`.
+    """Parses the command line into a dataclass, checks it, and runs `main`.
 
     Exit status: 0 done; 2 for what the user got wrong, after one line on standard error; 130 interrupted. Any other
     exception is a defect and keeps its traceback.
@@ -33,14 +43,15 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            parsed = tyro.cli(options, prog=f"python -m memattn_jax.{verb}")
+            parsed = tyro.cli(options, prog=f"python -m memattn_jax.{verb}", config=(tyro.conf.DisallowNone,))
     except SystemExit as stop:
         if stop.code:
-            print(f"error: {first_paragraph(box.getvalue())}; see --help", file=sys.stderr)
+            print(f"error: {printable(parse_error(box.getvalue()), LIMIT)}", file=sys.stderr)
         raise
-    keep_compiled_programs()
-    show_warnings()
     try:
+        parsed.check()
+        keep_compiled_programs()
+        show_warnings()
         main(parsed)
     except (InputError, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -78,13 +89,22 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def first_paragraph(box: str) -> str:
-    """The message in the box that tyro draws around an error, as one line."""
+NOT_A_NUMBER = re.compile(r"Error parsing (--\S+): (invalid literal for int|could not convert string to float).*: (.*)")
+
+
+def parse_error(box: str) -> str:
+    """The message in the box that tyro draws around an error, as one line, with the option that was likely meant."""
     lines = [line.strip("│| ") for line in box.splitlines()]
     rules = [i for i, line in enumerate(lines) if not line.strip("─╰╯+-")]  # lines drawn, in either alphabet
     start = next((i + 1 for i, line in enumerate(lines) if line[:1] in "╭+-"), 0)
     end = next((i for i in rules if i > start), len(lines))
-    return " ".join(lines[start:end])
+    message = " ".join(lines[start:end])
+    if wrong := NOT_A_NUMBER.fullmatch(message):
+        option, kind, value = wrong.groups()
+        return f"{option} {value}: a {'whole ' * kind.endswith('int')}number is needed"
+    near = next((line.split()[0] for line in lines[end:] if re.match("--[a-z]", line)), None)
+    meant = f"did you mean {near}? " if near is not None and message.startswith("Unrecognized") else ""
+    return f"{message}; {meant}see --help"
 
 
 def versions() -> dict[str, str]:

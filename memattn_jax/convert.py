@@ -7,16 +7,20 @@ detector" has the program.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from memattn_jax import demo, detect
 from memattn_jax.commands import run_command, versions
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
+from memattn_jax.names import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
+from memattn_jax.options import BY_DEFAULT, names_of, one_of, some_of
 
 if TYPE_CHECKING:
     from memattn_jax.calibration import Calibration
     from memattn_jax.detectors import Scorer
     from memattn_jax.export import Artifact
+
+ALL_FIRST = ", ".join(FIRST_STEP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,40 +28,52 @@ class Options:
     """Export detectors as one file that runs without this package."""
 
     export: Literal["detector"] = "detector"
-    """What to write; there is one kind."""
+    """What to export; there is one kind."""
     out: Path = Path("detector.zip")
     """File to write."""
     overwrite: bool = False
-    """Replace a file that is there."""
-    model: str | None = None
-    """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub; by
-    default the built-in demo model."""
-    dtype: str | None = None
-    """float32, bfloat16 or float16; by default as detect has it on this machine."""
-    detectors: str = "entropy_e,noise_norm"
-    """Names with commas between, or all; those that see the first step alone."""
-    calibration: Path | None = None
-    """Thresholds and settings to bring along, from detect --calibrate; the built-in model has its own."""
+    """Replace an existing file."""
+    model: Annotated[str | None, BY_DEFAULT] = None
+    """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder with safetensors weights, or owner/name on the Hugging
+    Face Hub. Default: the built-in demo model."""
+    dtype: Annotated[str | None, BY_DEFAULT, one_of(*DTYPES)] = None
+    """Data type of weights and computation. Default: what detect uses on this machine."""
+    detectors: Annotated[str, some_of("First-step detectors to export, separated by commas", FIRST_STEP)] = (
+        "entropy_e,noise_norm"
+    )
+    calibration: Annotated[Path | None, BY_DEFAULT] = None
+    """Calibration file from `detect --calibrate`; its thresholds and settings are exported too. Default: the built-in
+    model's own."""
     batch_size: int = 16
-    """Prompts that the program computes at once; it takes any number, and fills up the last batch."""
-    platforms: str | None = None
-    """Where it will run: cpu, cuda, rocm, tpu, with commas between; by default this machine's."""
-    seed: int | None = None
-    """Of the noise that prompts are seen through; by default the calibration's, or 0."""
-    probes: int | None = None
-    """Noises to average over; by default the calibration's, or 1."""
-    steps: int | None = None
-    """Sampling steps, whose first is looked at; by default the calibration's, or 50."""
-    site: str | None = None
-    """Cross-attention layer that entropy_e reads; by default the calibration's, or the paper's, the fourth."""
+    """Number of prompts that the exported program computes at once; it accepts any number, and pads the last batch."""
+    platforms: Annotated[str | None, BY_DEFAULT] = None
+    """Platforms to compile for, separated by commas: cpu, cuda, rocm, tpu. Default: this machine's."""
+    seed: Annotated[int | None, BY_DEFAULT] = None
+    """Random seed for the probe noise. Default: the calibration's, or 0."""
+    probes: Annotated[int | None, BY_DEFAULT] = None
+    """Number of noise samples to average scores over. Default: the calibration's, or 1."""
+    steps: Annotated[int | None, BY_DEFAULT] = None
+    """Number of sampling steps, of which the first is looked at. Default: the calibration's, or 50."""
+    site: Annotated[str | None, BY_DEFAULT] = None
+    """Cross-attention layer that entropy_e reads. Default: the calibration's, or the paper's, the fourth."""
+
+    def check(self) -> None:
+        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        for name in self.detectors.split(","):  # one that exists, but sees more, gets a reason
+            if name in DETECTORS and name not in FIRST_STEP:
+                raise InputError(f"--detectors {name}: cannot be exported; first-step detectors can: {ALL_FIRST}")
+        for platform in () if self.platforms is None else self.platforms.split(","):
+            check_name("platform", platform, PLATFORMS, "--platforms")
+        detect_options(self, names_of(self.detectors, FIRST_STEP, "--detectors", "detector")).check()
+        check_out(self.out, self.overwrite)
 
 
 def check_out(path: Path, overwrite: bool) -> None:
     """Raises InputError or OSError where the file cannot be written, before any work is done."""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; --out names a file")
+        raise InputError(f"--out {path}: is a folder; name a file")
     if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists already; choose another --out, or --overwrite it")
+        raise InputError(f"--out {path}: exists already; choose another file, or give --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
     probe = path.with_name(f".{path.name}.partial")
     probe.touch()
@@ -67,7 +83,10 @@ def check_out(path: Path, overwrite: bool) -> None:
 def detect_options(options: Options, names: tuple[str, ...]) -> detect.Options:
     """What `detect` would be called with for the same scores."""
     same = ("model", "dtype", "calibration", "seed", "probes", "steps", "site")
-    return detect.Options(detectors=",".join(names), explain=False, **{name: getattr(options, name) for name in same})
+    given = {name: getattr(options, name) for name in same}
+    return detect.Options(
+        prompt=("",), detectors=",".join(names), explain=False, batch_size=options.batch_size, **given
+    )
 
 
 def metadata(
@@ -121,15 +140,11 @@ def tell(options: Options, scorer: "Scorer", artifact: "Artifact", about: dict[s
 
 def main(options: Options) -> None:
     """Exports what was asked for."""
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size {options.batch_size}: at least 1 is needed")
-    check_out(options.out, options.overwrite)
     from memattn_jax import export
     from memattn_jax.pipeline import StableDiffusion
 
-    names = export.FIRST_STEP if options.detectors == "all" else tuple(options.detectors.split(","))
+    names = names_of(options.detectors, FIRST_STEP, "--detectors", "detector")
     platforms = () if options.platforms is None else tuple(options.platforms.split(","))
-    export.check_exportable(names)
     export.check_platforms(platforms)
     export.check_serializer()
     asked = detect_options(options, names)

@@ -14,12 +14,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from memattn_jax import demo
 from memattn_jax.commands import run_command, versions
 from memattn_jax.errors import InputError
-from memattn_jax.options import ModelOptions, PromptOptions, RunOptions
+from memattn_jax.names import DETECTORS
+from memattn_jax.options import (
+    BY_DEFAULT,
+    ModelOptions,
+    PromptOptions,
+    RunOptions,
+    at_least,
+    chosen_steps,
+    file,
+    finite,
+    names_of,
+    seeds,
+    some_of,
+)
 from memattn_jax.prompts import Prompt, as_text, count_prompts, read_prompts, stream_prompts
 
 if TYPE_CHECKING:
@@ -32,47 +45,63 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PromptOptions, RunOptions, ModelOptions):
-    """Score prompts for memorization, and say which tokens are to blame."""
+    """Score prompts for memorization, and name the tokens that stand out."""
 
-    detectors: str = "entropy_e,noise_norm"
-    """Names with commas between, or all."""
+    out: str = "out/detect"
+    """Output folder: a path, or a gs:// or s3:// URL."""
+    detectors: Annotated[str, some_of("Detectors to run, separated by commas", DETECTORS)] = "entropy_e,noise_norm"
     explain: bool = True
-    """Say which tokens are to blame, at a forward and a backward pass a prompt."""
-    calibration: Path | None = None
-    """Thresholds, from --calibrate; the built-in model has its own."""
-    calibrate: Path | None = None
-    """File of clean prompts to fit thresholds on; they are written to calibration.json in --out, and used."""
+    """Compute which tokens stand out; costs a forward and a backward pass for each prompt."""
+    calibration: Annotated[Path | None, BY_DEFAULT] = None
+    """Calibration file to take thresholds from. Default: the built-in model's own."""
+    calibrate: Annotated[Path | None, BY_DEFAULT] = None
+    """File of clean prompts to fit thresholds on. They are used at once, and written to calibration.json in --out."""
     fpr: float = 0.01
-    """--calibrate: the share of clean prompts that may lie over a threshold."""
-    seed: int | None = None
-    """Of the noise that prompts are seen through; by default the calibration's, or 0."""
+    """--calibrate: share of clean prompts that may be over a threshold."""
+    seed: Annotated[int | None, BY_DEFAULT] = None
+    """Random seed for the probe noise. Default: the calibration's, or 0."""
     per_prompt_noise: bool = False
-    """Show each prompt a noise of its own, drawn from its text and the seed, instead of the same to all."""
-    probes: int | None = None
-    """Noises to average over; by default the calibration's, or 1."""
-    steps: int | None = None
-    """Sampling steps; first-step detectors look at the first of them. By default the calibration's, or 50."""
-    guidance_scale: float | None = None
-    """Of detectors that follow a sampling run; by default the calibration's, or 7.5."""
-    site: str | None = None
-    """Cross-attention layer that entropy_e reads; by default the calibration's, or the paper's, the fourth."""
-    noise_norm_steps: str | None = None
-    """Steps that noise_norm_steps averages over, from 0, with commas between; by default all."""
+    """Draw each prompt's probe noise from its text and the seed, instead of using the same noise for all prompts."""
+    probes: Annotated[int | None, BY_DEFAULT] = None
+    """Number of noise samples to average scores over. Default: the calibration's, or 1."""
+    steps: Annotated[int | None, BY_DEFAULT] = None
+    """Number of sampling steps; first-step detectors look at the first one. Default: the calibration's, or 50."""
+    guidance_scale: Annotated[float | None, BY_DEFAULT] = None
+    """Guidance scale for trajectory detectors. Default: the calibration's, or 7.5."""
+    site: Annotated[str | None, BY_DEFAULT] = None
+    """Cross-attention layer that entropy_e reads. Default: the calibration's, or the paper's, the fourth."""
+    noise_norm_steps: Annotated[str | None, BY_DEFAULT] = None
+    """Steps that noise_norm_steps averages over, counted from 0 and separated by commas. Default: all."""
     batch_size: int = 16
-    """Prompts scored at once."""
+    """Number of prompts scored at once."""
+
+    def check(self) -> None:
+        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        self.check_prompts()
+        self.check_run()
+        names_of(self.detectors, DETECTORS, "--detectors", "detector")
+        at_least(self, 1, "batch_size", "probes", "steps")
+        finite(self, "guidance_scale")
+        seeds(self.seed or 0, self.probes or 1)
+        if not 0 < self.fpr < 1:
+            raise InputError(f"--fpr {self.fpr}: a rate between 0 and 1 is needed, such as 0.01")
+        chosen_steps(self.noise_norm_steps, self.steps)
+        if self.calibration is not None and self.calibrate is not None:
+            raise InputError("--calibration and --calibrate are mutually exclusive: use thresholds, or fit new ones")
+        file("--calibration", self.calibration)
+        file("--calibrate", self.calibrate)
+        if self.model is not None and self.prompts is None and not self.prompt and self.calibrate is None:
+            raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
+        self.check_model(self.steps, self.site)
 
 
 def prompts_of(options: Options) -> tuple[Iterator[Prompt], Callable[[], int] | None]:
     """The prompts to score, none where the command only calibrates, and how to count them."""
     given = options.prompt
     if options.prompts is not None:
-        if given:
-            raise InputError("give prompts as arguments or with --prompts, not both")
         count = partial(count_prompts, options.prompts, options.column)
         return stream_prompts(options.prompts, options.column), None if options.prompts == "-" else count
     if not given and options.calibrate is None:
-        if options.model is not None:
-            raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
         given = demo.SHOWCASE
     return iter([Prompt(as_text(prompt)) for prompt in given]), lambda: len(given)
 
@@ -82,8 +111,6 @@ def given_calibration(options: Options) -> "Calibration | None":
     from memattn_jax.calibration import Calibration
 
     if options.calibrate is not None:
-        if options.calibration is not None:
-            raise InputError("give --calibration to use thresholds or --calibrate to fit them, not both")
         return None
     if options.calibration is not None:
         return Calibration.load(options.calibration)
@@ -93,18 +120,15 @@ def given_calibration(options: Options) -> "Calibration | None":
 
 def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibration | None") -> "Scorer":
     """The detectors, with what the options say, else the calibration, else the papers."""
-    from memattn_jax.detectors import DETECTORS, Scorer
+    from memattn_jax.detectors import Scorer
 
-    names = tuple(DETECTORS) if options.detectors == "all" else tuple(options.detectors.split(","))
+    names = names_of(options.detectors, DETECTORS, "--detectors", "detector")
     settings: dict[str, Any] = dict(calibration.settings) if calibration is not None else {}
     for name in ("seed", "probes", "steps", "guidance_scale", "site"):
         if getattr(options, name) is not None:
             settings[name] = getattr(options, name)
     if options.noise_norm_steps is not None:
-        try:
-            settings["noise_norm_steps"] = [int(step) for step in options.noise_norm_steps.split(",")]
-        except ValueError:
-            raise InputError(f"--noise-norm-steps {options.noise_norm_steps}: numbers as 0,1,2 are needed") from None
+        settings["noise_norm_steps"] = chosen_steps(options.noise_norm_steps, options.steps)
     if settings.get("noise_norm_steps") is not None:
         settings["noise_norm_steps"] = tuple(settings["noise_norm_steps"])
     if options.per_prompt_noise:
@@ -216,9 +240,6 @@ def main(options: Options) -> None:
     from memattn_jax.runs.run import batch_size, batches, fill_up, run
     from memattn_jax.runs.store import Store
 
-    options.check()
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size {options.batch_size}: at least 1 is needed")
     prompts, count = prompts_of(options)
     size, prompts = batch_size(prompts, options.batch_size)
     given = given_calibration(options)

@@ -1,7 +1,7 @@
 """The one exception for what the user got wrong, and its text for a name that does not exist."""
 
 from collections.abc import Iterable
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 
 from memattn_jax.text import printable
 
@@ -29,9 +29,10 @@ def check_name(kind: str, name: str | None, known: Iterable[str], option: str = 
     if name in known:
         return
     shown = printable(str(name), VALUE)
-    hint = f" did you mean '{near}'?" if (near := nearest(str(name), known)) else ""
+    near = nearest(str(name), known)
+    hint = "" if near is None else f" did you mean '{near}'?"
     text = f"{option}: unknown {kind} '{shown}';".removeprefix(": ") + f"{hint} expected one of "
-    raise InputError(text + listed(known, LIMIT - len(text), str(name)))
+    raise InputError(text + listed(known, LIMIT - len(text), near))
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -42,12 +43,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return lower[close[0]] if close else None
 
 
-def listed(names: Iterable[str], length: int, wanted: str) -> str:
-    """The names with commas between; of more than `length` characters, those most like `wanted` and an ellipsis."""
+def listed(names: Iterable[str], length: int, first: str | None) -> str:
+    """The names with commas between; of more than `length` characters, as many as fit, `first` and then in order."""
     names = list(names)
     text = ", ".join(names)
     if len(text) > length:
-        names.sort(key=lambda name: SequenceMatcher(None, wanted, name).ratio(), reverse=True)
+        names.sort(key=lambda name: name != first)
     while len(text) > length and names:
         names.pop()
         text = ", ".join([*names, "…"])

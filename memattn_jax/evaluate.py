@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from memattn_jax import demo
 from memattn_jax.commands import run_command, versions
 from memattn_jax.errors import InputError
-from memattn_jax.options import ModelOptions
+from memattn_jax.names import DETECTORS
+from memattn_jax.options import BY_DEFAULT, ModelOptions, at_least, file, finite, flag, names_of, seeds, some_of
 from memattn_jax.prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -34,45 +35,54 @@ BASELINE = "text_baseline"
 class Options(ModelOptions):
     """Measure how well detectors tell memorized prompts from clean ones."""
 
-    memorized: str | None = None
-    """File of memorized prompts: .txt (a line each), .jsonl or .csv."""
-    clean: str | None = None
-    """File of prompts that are not memorized."""
-    detectors: str = "all"
-    """Names with commas between, or all."""
+    memorized: Annotated[str | None, BY_DEFAULT] = None
+    """File of memorized prompts, in any format that detect reads. Default: those of the built-in model."""
+    clean: Annotated[str | None, BY_DEFAULT] = None
+    """File of prompts that are not memorized, likewise."""
+    detectors: Annotated[str, some_of("Detectors to evaluate, separated by commas", DETECTORS)] = "all"
     seed: int = 0
-    """Of the noise that prompts are seen through."""
+    """Random seed for the probe noise."""
     probes: int = 1
-    """Noises to average over."""
+    """Number of noise samples to average scores over."""
     steps: int = 50
-    """Sampling steps; first-step detectors look at the first of them."""
+    """Number of sampling steps; first-step detectors look at the first one."""
     guidance_scale: float = 7.5
-    """Of detectors that follow a sampling run."""
-    site: str | None = None
-    """Cross-attention layer that entropy_e reads; by default the paper's, the fourth, and for the built-in model the
-    one that its calibration names."""
+    """Guidance scale for trajectory detectors."""
+    site: Annotated[str | None, BY_DEFAULT] = None
+    """Cross-attention layer that entropy_e reads. Default: the paper's, the fourth, or for the built-in model the one
+    that its calibration names."""
     batch_size: int = 16
-    """Prompts scored at once, rounded up to what divides among the devices."""
-    out: Path = Path("out")
+    """Number of prompts scored at once, rounded up to a multiple of the devices."""
+    out: Path = Path("out/evaluate")
     """Output folder."""
+
+    def check(self) -> None:
+        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        names_of(self.detectors, DETECTORS, "--detectors", "detector")
+        at_least(self, 1, "batch_size", "probes", "steps")
+        finite(self, "guidance_scale")
+        seeds(self.seed, self.probes)
+        for name in ("memorized", "clean"):
+            file(flag(name), getattr(self, name))
+        if self.model is not None and self.memorized is None and self.clean is None:
+            raise InputError("no prompts: give --memorized FILE and --clean FILE")
+        if (self.memorized is None) != (self.clean is None):
+            raise InputError(f"--{'memorized' if self.memorized is None else 'clean'} FILE is needed too")
+        if (self.out / "evaluation.json").exists() and not self.overwrite:
+            raise InputError(f"{self.out}: holds an evaluation already; choose another --out, or give --overwrite")
+        self.check_model(self.steps, self.site)
 
 
 def prompt_sets(options: Options) -> tuple[list[str], list[str]]:
     """Memorized and clean prompts."""
-    if options.memorized is None and options.clean is None:
-        if options.model is not None:
-            raise InputError("no prompts: give --memorized FILE and --clean FILE")
-        return demo.prompts("memorized", "report"), demo.prompts("control", "report") + demo.prompts("unseen", "report")
     if options.memorized is None or options.clean is None:
-        raise InputError(f"--{'memorized' if options.memorized is None else 'clean'} FILE is needed too")
+        return demo.prompts("memorized", "report"), demo.prompts("control", "report") + demo.prompts("unseen", "report")
     return read_prompts(options.memorized, options.column), read_prompts(options.clean, options.column)
 
 
 def detector_names(options: Options) -> tuple[str, ...]:
     """Those asked for, and the baseline."""
-    from memattn_jax.detectors import DETECTORS
-
-    names = tuple(DETECTORS) if options.detectors == "all" else tuple(options.detectors.split(","))
+    names = names_of(options.detectors, DETECTORS, "--detectors", "detector")
     return names if BASELINE in names else (*names, BASELINE)
 
 
@@ -94,13 +104,9 @@ def write_scores(path: Path, detection: "Detection", labels: "np.ndarray") -> No
 
 def main(options: Options) -> None:
     """Scores both sets with all detectors at once, then times each alone."""
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size {options.batch_size}: at least 1 is needed")
     memorized, clean = prompt_sets(options)
     names = detector_names(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    if (options.out / "evaluation.json").exists() and not options.overwrite:
-        raise InputError(f"{options.out}: holds an evaluation already; choose another --out, or --overwrite it")
     import numpy as np
     from tqdm import tqdm
 

@@ -16,6 +16,7 @@ import tyro
 from memattn_jax import demo
 from memattn_jax.commands import run_command
 from memattn_jax.errors import InputError
+from memattn_jax.options import file
 from memattn_jax.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Options:
     """Folder with pictures and metadata.jsonl ({"file_name": …, "text": …} a line), or .parquet with image and text."""
     gate_reference: Path | None = None
     """Held-out clean pairs, as --data, to fit the gate's thresholds on; else it runs on the scores seen last."""
-    out: Path = Path("finetuned")
+    out: Path = Path("out/finetune")
     """Output folder."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
@@ -52,6 +53,12 @@ class Options:
     """Prompts of the grids."""
     settings: Annotated[TrainSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainSettings)
     """The run."""
+
+    def check(self) -> None:
+        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        self.settings.check()
+        file("--data", self.data)
+        file("--gate-reference", self.gate_reference)
 
 
 class Data:
@@ -121,7 +128,6 @@ def draw_samples(sd: "StableDiffusion", state: "TrainState", setup: "Setup", opt
 def main(options: Options) -> None:
     """Trains, and writes the model in the end."""
     settings = options.settings
-    settings.check()
     from tqdm import tqdm
 
     from memattn_jax.pipeline import StableDiffusion

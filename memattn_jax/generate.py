@@ -8,73 +8,111 @@ the mitigation, and showcase.png puts them beside what was trained on.
 """
 
 import io
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from memattn_jax import demo
 from memattn_jax.commands import run_command, versions
-from memattn_jax.errors import InputError
-from memattn_jax.options import ModelOptions, PromptOptions, RunOptions
+from memattn_jax.errors import InputError, check_name
+from memattn_jax.names import FIRST_STEP, MASKS, MITIGATIONS, SCHEDULERS
+from memattn_jax.options import (
+    BY_DEFAULT,
+    ModelOptions,
+    PromptOptions,
+    RunOptions,
+    at_least,
+    file,
+    finite,
+    flag,
+    one_of,
+    seeds,
+)
 from memattn_jax.prompts import Prompt, as_text, count_prompts, stream_prompts
 
 if TYPE_CHECKING:
+    from memattn_jax.calibration import Calibration
     from memattn_jax.guard import Guard
     from memattn_jax.mitigations import AttentionMask
     from memattn_jax.pipeline import Samples, StableDiffusion
     from memattn_jax.report.gallery import Picture, Recipe
     from memattn_jax.runs.store import Store
 
+DEFAULT_SCALE, DEFAULT_MASK = 1.25, "padding"  # the reference's command line
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PromptOptions, RunOptions, ModelOptions):
-    """Generate pictures with Stable Diffusion, and measure how concentrated each prompt's attention is."""
+    """Generate images with Stable Diffusion, and measure how each prompt's attention spreads over its tokens."""
 
+    out: str = "out/generate"
+    """Output folder: a path, or a gs:// or s3:// URL."""
     negative_prompt: str = ""
-    """What the pictures should not show."""
+    """What the images should not show."""
     steps: int = 50
-    """Sampling steps."""
+    """Number of sampling steps."""
     guidance_scale: float = 7.5
-    """Classifier-free guidance; 1 or less turns it off."""
-    scheduler: str = "ddim"
-    """ddim, pndm, euler or dpm-solver++."""
+    """Classifier-free guidance scale; 1 or less turns guidance off."""
+    scheduler: Annotated[str, one_of(*SCHEDULERS)] = "ddim"
+    """Sampler."""
     seed: int = 0
-    """Seed of every prompt's first picture; its next ones take the next seeds."""
+    """Random seed of each prompt's first image; its other images take the seeds after it."""
     images_per_prompt: int = 1
-    """Pictures for each prompt."""
+    """Number of images for each prompt."""
     batch_size: int = 4
-    """Pictures sampled at once."""
-    height: int | None = None
-    """Pixels; by default what the model was trained on."""
-    width: int | None = None
-    """Pixels; by default what the model was trained on."""
-    mitigation: str = "none"
-    """none, or attention_mask: mask tokens and strengthen the begin token (Ren et al., ECCV 2024)."""
-    begin_scale: float = 1.25
-    """attention_mask: multiplies the begin token's attention logit."""
-    mask: str = "padding"
-    """attention_mask: padding, summary (the end token too) or none."""
-    guard: str = "none"
-    """none, or a first-step detector, as noise_norm: mitigate only the pictures whose score lies over the calibration's
-    threshold, by the attention_mask that --begin-scale and --mask describe."""
-    calibration: Path | None = None
-    """--guard: thresholds, from detect --calibrate; the built-in model has its own."""
+    """Number of images sampled at once."""
+    height: Annotated[int | None, BY_DEFAULT] = None
+    """Image height in pixels. Default: the size that the model was trained on."""
+    width: Annotated[int | None, BY_DEFAULT] = None
+    """Image width in pixels. Default: the size that the model was trained on."""
+    mitigation: Annotated[str, one_of("none", *MITIGATIONS)] = "none"
+    """Mitigation of every image. attention_mask removes tokens from the attention and strengthens the begin token (Ren
+    et al., ECCV 2024)."""
+    begin_scale: float = DEFAULT_SCALE
+    """attention_mask: factor of the begin token's attention logit."""
+    mask: Annotated[str, one_of(*MASKS, "none")] = DEFAULT_MASK
+    """attention_mask: tokens to remove; summary is the padding and the end token."""
+    guard: Annotated[str, one_of("none", *FIRST_STEP)] = "none"
+    """Detector that decides, image by image, whether to mitigate: only where its score is over the threshold, with the
+    attention_mask that --begin-scale and --mask describe."""
+    calibration: Annotated[Path | None, BY_DEFAULT] = None
+    """--guard: calibration file from `detect --calibrate`. Default: the built-in model's own."""
 
+    def check(self) -> None:
+        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        self.check_prompts()
+        self.check_run()
+        at_least(self, 1, "steps", "images_per_prompt", "batch_size")
+        finite(self, "guidance_scale", "begin_scale")
+        seeds(self.seed, self.images_per_prompt)
+        check_name("scheduler", self.scheduler, SCHEDULERS, "--scheduler")
+        check_name("mitigation", self.mitigation, ("none", *MITIGATIONS), "--mitigation")
+        check_name("mask", self.mask, (*MASKS, "none"), "--mask")
+        check_name("first-step detector", self.guard, ("none", *FIRST_STEP), "--guard")
+        self.check_mitigation()
+        if self.model is not None and self.prompts is None and not self.prompt:
+            raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
+        self.check_model(self.steps, height=self.height, width=self.width)
 
-def check(options: Options) -> None:
-    """Raises InputError for a number out of range."""
-    options.check()
-    for name in ("images_per_prompt", "batch_size"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1 is needed")
-    for name in ("guidance_scale", "begin_scale"):
-        if not math.isfinite(getattr(options, name)):
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: a finite number is needed")
-    last = options.seed + options.images_per_prompt - 1
-    if options.seed < 0 or last >= 2**32:
-        raise InputError(f"seeds must lie in [0, 2**32), not {options.seed} to {last}")
+    def check_mitigation(self) -> None:
+        """Raises InputError for options of a mitigation that exclude each other, or that nothing would read."""
+        if self.guard != "none" and self.mitigation != "none":
+            raise InputError("--guard and --mitigation are mutually exclusive: a guard brings its own mitigation")
+        if self.guard != "none" and self.calibration is None and self.model is not None:
+            raise InputError("--guard needs --calibration FILE; create one with `detect --calibrate CLEAN_PROMPTS`")
+        file("--calibration", self.calibration)
+        if self.calibration is not None and self.guard == "none":
+            raise InputError("--calibration: has no effect without --guard")
+        if self.guard == self.mitigation == "none":
+            for name, default in (("begin_scale", DEFAULT_SCALE), ("mask", DEFAULT_MASK)):
+                if getattr(self, name) != default and not self.showcase:
+                    raise InputError(f"{flag(name)}: has no effect without --mitigation attention_mask or --guard")
+
+    @property
+    def showcase(self) -> bool:
+        """Whether nothing is asked for: then the command shows what memorization is."""
+        return self.model is None and self.prompts is None and not self.prompt
 
 
 def pictures_of(options: Options) -> tuple[Iterator["Picture"], Callable[[], int] | None]:
@@ -83,19 +121,15 @@ def pictures_of(options: Options) -> tuple[Iterator["Picture"], Callable[[], int
 
     prompts: Iterator[Prompt]
     count: Callable[[], int] | None
-    if options.prompts is not None and options.prompt:
-        raise InputError("give prompts as arguments or with --prompts, not both")
     if options.prompts is not None:
         source, column = options.prompts, options.column
         prompts = stream_prompts(source, column)
         count = None if source == "-" else lambda: count_prompts(source, column) * options.images_per_prompt
-    elif options.prompt:
+    else:
         prompts = iter([Prompt(as_text(prompt)) for prompt in options.prompt])
         count = lambda: len(options.prompt) * options.images_per_prompt  # noqa: E731
-    else:
-        raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
-    seeds = range(options.seed, options.seed + options.images_per_prompt)
-    return (Picture(prompt.text, seed, prompt.error) for prompt in prompts for seed in seeds), count
+    own = range(options.seed, options.seed + options.images_per_prompt)
+    return (Picture(prompt.text, seed, prompt.error) for prompt in prompts for seed in own), count
 
 
 def mitigation(options: Options) -> "AttentionMask | None":
@@ -104,26 +138,25 @@ def mitigation(options: Options) -> "AttentionMask | None":
 
     if options.mitigation == "none":
         return None
-    if options.mitigation not in MITIGATIONS:
-        names = ", ".join(["none", *MITIGATIONS])
-        raise InputError(f"no mitigation {options.mitigation!r}; there are {names}")
     mask: Any = None if options.mask == "none" else options.mask
     return MITIGATIONS[options.mitigation](begin_scale=options.begin_scale, mask=mask)
 
 
-def guard(options: Options, sd: "StableDiffusion") -> "Guard | None":
-    """The guard that the options name."""
+def given_calibration(options: Options) -> "Calibration | None":
+    """The calibration that the guard's threshold comes from; None without a guard."""
     if options.guard == "none":
         return None
     from memattn_jax.calibration import Calibration
+
+    return Calibration.load(options.calibration or demo.CALIBRATION)
+
+
+def guard(options: Options, calibration: "Calibration | None", sd: "StableDiffusion") -> "Guard | None":
+    """The guard that the options name."""
+    if calibration is None:
+        return None
     from memattn_jax.guard import Guard
 
-    if options.mitigation != "none":
-        raise InputError("--guard decides who is mitigated; leave --mitigation away")
-    path = options.calibration or (demo.CALIBRATION if options.model is None else None)
-    if path is None:
-        raise InputError("--guard needs --calibration FILE; detect --calibrate CLEAN_PROMPTS writes one")
-    calibration = Calibration.load(path)
     calibration.check_model(sd)
     mitigated = mitigation(replace(options, mitigation="attention_mask"))
     return Guard.from_calibration(calibration, options.guard, mitigated)
@@ -187,9 +220,7 @@ def main(options: Options) -> None:
     from memattn_jax.runs.run import batch_size, batches, run
     from memattn_jax.runs.store import Store
 
-    check(options)
-    showcase = options.model is None and options.prompts is None and not options.prompt
-    runs = [options]
+    runs, showcase = [options], options.showcase
     if showcase:
         plain = replace(options, prompt=demo.SHOWCASE, mitigation="none")
         runs = [plain, replace(plain, mitigation="attention_mask", mask="summary")]  # as the paper describes it
@@ -199,6 +230,7 @@ def main(options: Options) -> None:
         shown = list(pictures)
         pictures = iter(shown + [picture._replace(recipe=1) for picture in shown])
         count = None
+    given = given_calibration(options)
     process, processes = start_processes(
         options.coordinator, options.process_id, options.num_processes, options.distributed
     )
@@ -211,7 +243,7 @@ def main(options: Options) -> None:
     mesh = make_mesh(options.mesh)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.model_dtype, mesh=mesh)
     runs = [replace(each, dtype=sd.dtype) for each in runs]  # the default differs between machines
-    watch = guard(options, sd)
+    watch = guard(options, given, sd)
     table = ShardedTable(
         store,
         PICTURE_SCHEMA,

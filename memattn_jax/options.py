@@ -1,11 +1,100 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the checks that run before JAX is imported and a model is loaded."""
 
+import math
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from memattn_jax.errors import InputError
+from memattn_jax import demo
+from memattn_jax.checkpoints import hub
+from memattn_jax.checkpoints.folder import Geometry
+from memattn_jax.errors import InputError, check_name
+from memattn_jax.mesh import mesh_sizes
+from memattn_jax.names import DTYPES
+from memattn_jax.runs.store import is_local
+from memattn_jax.text import printable
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+BY_DEFAULT = tyro.conf.arg(help_behavior_hint="")  # of options whose help says what they are when left out
+
+
+def one_of(*names: str) -> Any:
+    """For an option that takes one of these names: has `--help` list them."""
+    return tyro.conf.arg(metavar="{" + "|".join(names) + "}")
+
+
+def some_of(help: str, names: tuple[str, ...]) -> Any:
+    """For an option that takes several of these names with commas between: has `--help` list them."""
+    return tyro.conf.arg(metavar="NAME,…", help=f"{help}: {', '.join(names)}; or all.")
+
+
+def flag(name: str) -> str:
+    """The option of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def at_least(options: "DataclassInstance", least: int, *names: str) -> None:
+    """Raises InputError where one of these fields is less; None is left to its default."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"{flag(name)} {value}: at least {least} is needed")
+
+
+def finite(options: "DataclassInstance", *names: str) -> None:
+    """Raises InputError where one of these fields is NaN or infinite; None is left to its default."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{flag(name)} {value}: a finite number is needed")
+
+
+def seeds(first: int, count: int) -> None:
+    """Raises InputError unless this seed and those after it are 32-bit numbers."""
+    if not 0 <= first <= 2**32 - count:
+        raise InputError(f"--seed {first}: seeds {first} to {first + count - 1} must lie in [0, 2**32)")
+
+
+def file(option: str, path: str | Path | None) -> None:
+    """Raises InputError where a file on this machine is not there; standard input and URLs are asked later."""
+    if path is not None and str(path) != "-" and is_local(str(path)) and not Path(path).exists():
+        raise InputError(f"{option} {printable(str(path), 80)}: no such file or folder")
+
+
+def names_of(text: str, known: tuple[str, ...], option: str, kind: str) -> tuple[str, ...]:
+    """The names in a text such as "entropy_e,noise_norm", or all that are known.
+
+    Raises:
+      InputError: one that does not exist, or one named twice.
+    """
+    names = tuple(text.split(","))
+    for name in names:
+        check_name(kind, name, (*known, "all"), option)
+        if names.count(name) > 1:
+            raise InputError(f"{option}: {name} is named twice")
+    return known if "all" in names else names
+
+
+def chosen_steps(text: str | None, steps: int | None) -> tuple[int, ...] | None:
+    """The steps that --noise-norm-steps names; None is all.
+
+    Raises:
+      InputError: something else, or a step that a run of `steps`, where they are given, does not have.
+    """
+    if text is None:
+        return None
+    try:
+        chosen = tuple(int(step) for step in text.split(","))
+    except ValueError:
+        raise InputError(f"--noise-norm-steps {printable(text, 40)}: whole numbers such as 0,1,2 are needed") from None
+    for step in chosen:
+        if step < 0 or (steps is not None and step >= steps):
+            raise InputError(f"--noise-norm-steps {step}: steps are counted from 0 to --steps - 1")
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +102,16 @@ class PromptOptions:
     """Where prompts come from."""
 
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]")] = ()
-    """Prompts, one an argument."""
-    prompts: str | None = None
-    """Prompt file instead: .txt (a line each), .jsonl, .csv, .parquet, these with .gz, a folder of them, a gs:// or
-    s3:// URL, or - for standard input."""
+    """Prompts, each quoted."""
+    prompts: Annotated[str | None, BY_DEFAULT] = None
+    """Read prompts from this instead: a .txt (one per line), .jsonl, .csv or .parquet file, optionally with .gz; a
+    folder of such files; a gs:// or s3:// URL; or - for standard input."""
+
+    def check_prompts(self) -> None:
+        """Raises InputError for prompts given twice, or a file that is not there."""
+        if self.prompts is not None and self.prompt:
+            raise InputError("--prompts: give prompts either as arguments or in a file, not both")
+        file("--prompts", self.prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,43 +119,53 @@ class ModelOptions:
     """Which model, on which devices."""
 
     column: str = "prompt"
-    """Column of a .csv or .parquet, or key of a .jsonl, that holds the prompt."""
-    model: str | None = None
-    """Checkpoint of Stable Diffusion 1.x or 2.x: a diffusers folder with safetensors, or owner/name on the hub; by
-    default the built-in demo model."""
-    dtype: str | None = None
-    """float32, bfloat16 or float16; by default bfloat16 on GPUs and TPUs, and float32 on CPUs and for the built-in
+    """Name of the prompt column (.csv, .parquet) or key (.jsonl)."""
+    model: Annotated[str | None, BY_DEFAULT] = None
+    """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder with safetensors weights, or owner/name on the Hugging
+    Face Hub. Default: the built-in demo model."""
+    dtype: Annotated[str | None, BY_DEFAULT, one_of(*DTYPES)] = None
+    """Data type of weights and computation. Default: bfloat16 on GPUs and TPUs; float32 on CPUs and for the built-in
     model."""
-    mesh: str | None = None
-    """Devices, as data=4,model=2; by default all on data."""
+    mesh: Annotated[str | None, BY_DEFAULT] = None
+    """Device mesh, for example data=4,model=2. Default: all devices on data."""
     overwrite: bool = False
-    """Start anew in an output folder that holds results."""
+    """Replace the results that the output folder holds."""
 
     @property
     def model_dtype(self) -> str | None:
         """`dtype`, or float32 for the built-in model, whose thresholds were fitted in it; None is by device."""
         return self.dtype or ("float32" if self.model is None else None)
 
+    def check_model(self, steps: int | None, site: str | None = None, **pixels: int | None) -> None:
+        """Raises InputError or FileNotFoundError for a model that cannot be loaded, or options that it cannot take.
+
+        A model on the hub is not asked before it is there.
+        """
+        if self.dtype is not None:
+            check_name("dtype", self.dtype, DTYPES, "--dtype")
+        if self.mesh is not None:
+            mesh_sizes(self.mesh)
+        if self.model is None or hub.is_folder(self.model):
+            Geometry.read(Path(self.model or demo.MODEL)).check(steps=steps, site=site, **pixels)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run over many prompts is spread and written."""
+    """How a run over many prompts is distributed and written."""
 
-    out: str = "out"
-    """Output folder; also a gs:// or s3:// URL."""
     shard_rows: int = 2048
-    """Rows of a Parquet file in it."""
+    """Rows per Parquet file."""
     distributed: bool = False
-    """This is one of several processes with the same command line, which find each other from the metadata of a TPU
-    slice, Slurm or Open MPI; each works on its own prompts."""
-    num_processes: int | None = None
-    """How many processes there are, elsewhere."""
-    process_id: int | None = None
-    """Which one this is, from 0."""
-    coordinator: str | None = None
-    """Where they meet at the start, host:port of the first one; left out, they need not meet."""
+    """Run as one of several processes started with the same command line, which find each other from TPU, Slurm or Open
+    MPI metadata; each scores its own share of the prompts."""
+    num_processes: Annotated[int | None, BY_DEFAULT] = None
+    """Number of processes, where there is no such metadata."""
+    process_id: Annotated[int | None, BY_DEFAULT] = None
+    """Index of this process, from 0."""
+    coordinator: Annotated[str | None, BY_DEFAULT] = None
+    """host:port of process 0, where the processes meet at the start. Default: they do not meet."""
 
-    def check(self) -> None:
+    def check_run(self) -> None:
         """Raises InputError for a number out of range."""
-        if self.shard_rows < 1:
-            raise InputError(f"--shard-rows {self.shard_rows}: at least 1 is needed")
+        at_least(self, 1, "shard_rows", "num_processes")
+        at_least(self, 0, "process_id")

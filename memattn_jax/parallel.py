@@ -16,9 +16,9 @@ from jax import NamedSharding
 from jax import P as Spec
 from jax.sharding import AxisType, Mesh
 
-from memattn_jax.errors import InputError, check_name
+from memattn_jax.errors import InputError
+from memattn_jax.mesh import AXES, mesh_sizes
 
-AXES = ("data", "model")
 START_SECONDS = 900  # hosts start minutes apart; each waits this long for the others
 
 BY_OUTPUT = Spec("model")  # last axis of kernels and biases
@@ -91,20 +91,6 @@ def make_mesh(text: str | None, devices: list[jax.Device] | None = None) -> Mesh
         raise InputError(f"mesh {text}: needs {needed} devices, and there are {len(devices)}{hint}")
     # Auto: with Explicit axes, which make_mesh defaults to, each convolution would have to name its output's sharding
     return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 2, devices=devices[:needed])
-
-
-def mesh_sizes(text: str) -> dict[str, int]:
-    """Text like "data=4,model=2" to {"data": 4, "model": 2}; InputError where it is something else."""
-    sizes = dict.fromkeys(AXES, 1)
-    named = re.findall(r"(\w+)=(\d+)(?:,|$)", text) if re.fullmatch(r"\w+=\d+(,\w+=\d+)*", text) else []
-    if not named or len({axis for axis, _ in named}) < len(named):
-        raise InputError(f"mesh {text!r}: sizes of axes are needed, as data=4,model=2")
-    for axis, size in named:
-        check_name("axis", axis, AXES, f"--mesh {text}")
-        if int(size) == 0:
-            raise InputError(f"mesh {text}: {axis} is 0; at least 1 is needed")
-        sizes[axis] = int(size)
-    return sizes
 
 
 def rows_multiple(count: int, mesh: Mesh | None) -> int:

@@ -13,13 +13,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from memattn_jax.checkpoints.diffusers_folder import (
-    MODEL_INDEX,
-    check_folder,
-    load_part,
-    read_json,
-    save_part,
-)
+from memattn_jax.checkpoints.diffusers_folder import load_part, save_part
+from memattn_jax.checkpoints.folder import MODEL_INDEX, check_folder, read_json
 from memattn_jax.checkpoints.hub import locate
 from memattn_jax.detectors.first_step import noise_levels
 from memattn_jax.detectors.scorer import entropy_site

@@ -244,14 +244,14 @@ def test_cudnn_is_exported_where_the_model_takes_it(nvidia, random_model, tmp_pa
 
 BAD = [
     (("--detectors", "vibes"), "unknown detector 'vibes'; expected one of entropy_e"),
-    (("--detectors", "entropy_d"), f"entropy_d cannot be exported; {', '.join(FIRST_STEP)} can"),
-    (("--detectors", "text_baseline"), "text_baseline cannot be exported"),
+    (("--detectors", "entropy_d"), f"entropy_d: cannot be exported; first-step detectors can: {', '.join(FIRST_STEP)}"),
+    (("--detectors", "text_baseline"), "text_baseline: cannot be exported"),
     (("--batch-size", 0), "--batch-size 0: at least 1"),
     (("--platforms", "cpu,gpu"), "unknown platform 'gpu'; did you mean 'tpu'? expected one of cpu, cuda, rocm, tpu"),
     (("--platforms", "cpu,cpu"), "one is named twice"),
     (("--site", "attic"), "unknown cross-attention layer 'attic'"),
-    (("--probes", 0), "0 probes"),
-    (("--calibration", "none.json"), "no such calibration file: none.json"),
+    (("--probes", 0), "--probes 0: at least 1"),
+    (("--calibration", "none.json"), "--calibration none.json: no such file"),
     (("--model", "none"), "none"),
 ]
 
@@ -269,7 +269,7 @@ def test_bad_input(command, model, tmp_path, arguments, message):
 def test_files_that_cannot_be_written(command, model, tmp_path):
     (tmp_path / "file").write_text("mine")
     for out, message in (
-        (tmp_path / "file", "exists already; choose another --out, or --overwrite it"),
+        (tmp_path / "file", "exists already; choose another file, or give --overwrite"),
         (tmp_path / "file" / "d.zip", "file"),
         (tmp_path, "is a folder"),
     ):

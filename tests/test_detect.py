@@ -121,7 +121,7 @@ def test_a_calibration_is_used_and_guarded(command, calibrated, model, files, tm
         (("--steps", 5), "fitted with steps 4, not 5"),
         (("--per-prompt-noise",), "fitted with seed 0, not None"),
         (("--dtype", "bfloat16"), "fitted on another model"),
-        (("--calibrate", files / "clean.txt"), "not both"),
+        (("--calibrate", files / "clean.txt"), "mutually exclusive"),
     ):
         status, _, errors = command("detect", "the cat", *use, "--out", tmp_path / "b", *options)
         assert status == 2
@@ -160,10 +160,14 @@ BAD = [
     ((), "no prompts"),
     (("a", "--detectors", "vibes"), "unknown detector 'vibes'; expected one of entropy_e"),
     (("a", "--batch-size", 0), "--batch-size 0"),
-    (("a", "--noise-norm-steps", "one"), "--noise-norm-steps one"),
-    (("a", "--calibration", "none.json"), "no such calibration file: none.json"),
-    (("--calibrate", "none.txt"), "no such prompt file: none.txt"),
+    (("a", "--noise-norm-steps", "one"), "--noise-norm-steps one: whole numbers"),
+    (("a", "--calibration", "none.json"), "--calibration none.json: no such file"),
+    (("--calibrate", "none.txt"), "--calibrate none.txt: no such file"),
     (("a", "--prompts", "x.txt"), "not both"),
+    (("a", "--fpr", 2), "--fpr 2.0: a rate between 0 and 1"),
+    (("a", "--probes", 0), "--probes 0: at least 1"),
+    (("a", "--site", "attic"), "--site: unknown cross-attention layer 'attic'"),
+    (("a", "--steps", 2000), "--steps 2000: at most 1000"),
 ]
 
 
@@ -242,7 +246,7 @@ def test_generate_with_a_guard(command, calibrated, model, tmp_path):
         assert row["settings"]["guard"] == "noise_norm"
     for options, message in (
         ((), "--guard needs --calibration FILE"),
-        (("--calibration", path, "--mitigation", "attention_mask"), "leave --mitigation away"),
+        (("--calibration", path, "--mitigation", "attention_mask"), "mutually exclusive"),
         (
             ("--calibration", path, "--guard", "sharpness"),
             "no threshold for 'sharpness', only for entropy_e, noise_norm",

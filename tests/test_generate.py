@@ -135,22 +135,32 @@ def test_rows_that_are_not_finite_are_reported(random_model, tmp_path, monkeypat
 BAD = {
     "no-such-model": (["--model", "nowhere"], "no such model: nowhere"),
     "dtype": (["--model", "MODEL", "--dtype", "int4"], "unknown dtype 'int4'"),
-    "steps": (["--model", "MODEL", "--steps", "0"], "steps is 0; choose 1 to 1000"),
-    "height": (["--model", "MODEL", "--height", "100"], "height 100 is not a positive multiple of 8 pixels"),
+    "steps": (["--model", "MODEL", "--steps", "0"], "--steps 0: at least 1 is needed"),
+    "too-many-steps": (["--model", "MODEL", "--steps", "1001"], "--steps 1001: at most 1000"),
+    "height": (["--model", "MODEL", "--height", "100"], "--height 100: a positive multiple of 8 pixels is needed"),
     "scheduler": (["--model", "MODEL", "--scheduler", "heun"], "unknown scheduler 'heun'"),
     "mitigation": (
         ["--model", "MODEL", "--mitigation", "hope"],
-        "no mitigation 'hope'; there are none, attention_mask",
+        "--mitigation: unknown mitigation 'hope'; expected one of none, attention_mask",
     ),
     "mask": (["--model", "MODEL", "--mitigation", "attention_mask", "--mask", "x"], "unknown mask 'x'"),
     "batch-size": (["--model", "MODEL", "--batch-size", "0"], "--batch-size 0: at least 1 is needed"),
-    "seed": (["--model", "MODEL", "--seed", "-1"], "seeds must lie in [0, 2**32)"),
-    "last-seed": (["--model", "MODEL", "--seed", 2**32 - 1, "--images-per-prompt", 2], "seeds must lie in [0, 2**32)"),
+    "seed": (["--model", "MODEL", "--seed", "-1"], "--seed -1: seeds -1 to -1 must lie in [0, 2**32)"),
+    "last-seed": (["--model", "MODEL", "--seed", 2**32 - 1, "--images-per-prompt", 2], "must lie in [0, 2**32)"),
     "guidance": (["--model", "MODEL", "--guidance-scale", "nan"], "--guidance-scale nan: a finite number is needed"),
     "out": (["--model", "MODEL", "--out", "FILE/out"], "Not a directory"),
-    "type": (["--model", "MODEL", "--steps", "x"], "Error parsing --steps: invalid literal for int()"),
-    "unknown": (["--model", "MODEL", "--stepz", "3"], "Unrecognized options: --stepz"),
-    "both": (["--model", "MODEL", "--prompts", "FILE"], "give prompts as arguments or with --prompts, not both"),
+    "type": (["--model", "MODEL", "--steps", "x"], "--steps 'x': a whole number is needed"),
+    "unknown": (
+        ["--model", "MODEL", "--stepz", "3"],
+        "Unrecognized options: --stepz, 3; did you mean --steps? see --help",
+    ),
+    "useless": (["--model", "MODEL", "--begin-scale", "2"], "--begin-scale: has no effect without --mitigation"),
+    "no-guard": (["--model", "MODEL", "--calibration", "FILE"], "--calibration: has no effect without --guard"),
+    "mesh": (["--model", "MODEL", "--mesh", "rows=2"], "--mesh rows=2: unknown axis 'rows'"),
+    "both": (
+        ["--model", "MODEL", "--prompts", "FILE"],
+        "--prompts: give prompts either as arguments or in a file, not both",
+    ),
 }
 
 

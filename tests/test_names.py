@@ -1,14 +1,22 @@
 """What commands check by name, and what they say of a name that does not exist."""
 
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 from typing import get_args
 
+import micro
 import pytest
 
-from memattn_jax import InputError, names
+from memattn_jax import InputError, demo, detect, evaluate, finetune, generate, names
+from memattn_jax.checkpoints.folder import Geometry
 from memattn_jax.detectors import registry
 from memattn_jax.errors import LIMIT, check_name
 from memattn_jax.mitigations import MITIGATIONS
 from memattn_jax.mitigations.attention_mask import Mask
+from memattn_jax.models.abstract import abstract
+from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.schedulers import SCHEDULERS
 
 
@@ -29,7 +37,7 @@ def test_the_names_are_those_of_the_registries():
         ("solver", SCHEDULERS, "did you mean 'dpm-solver++'?"),
         ("heun", SCHEDULERS, "unknown thing 'heun'; expected one of ddim, "),
         ("", SCHEDULERS, "unknown thing ''; expected one of ddim, "),
-        ("entropyE", names.DETECTORS, "did you mean 'entropy_e'? expected one of entropy_e, entropy_d, "),
+        ("entropyE", names.DETECTORS, "did you mean 'entropy_e'? expected one of entropy_e, noise_norm, "),
         ("\x1b[2J" + "x" * 900, names.DETECTORS, r"unknown thing '\x1b[2Jxxx"),
     ],
 )
@@ -41,3 +49,76 @@ def test_unknown_names_are_answered_with_the_nearest_and_the_list(name, known, m
     assert len(str(refused.value)) <= LIMIT
     assert str(refused.value).isprintable()
     check_name("thing", known[0], known)
+
+
+WRONG = {
+    "generate": [
+        ["--steps", "0"],
+        ["--scheduler", "ddmi"],
+        ["--guard", "noise"],
+        ["--mask", "pad"],
+        ["--dtype", "float8"],
+        ["--mesh", "data"],
+        ["--prompts", "gone.txt"],
+        ["a", "--model", "gone"],
+        ["a", "--height", "3"],
+        ["--guard", "noise_norm", "--mitigation", "attention_mask"],
+    ],
+    "detect": [["--detectors", "entropyE"], ["--fpr", "2"], ["--calibration", "gone.json"], ["--site", "attic"]],
+    "evaluate": [["--detectors", "vibes"], ["--probes", "0"], ["--clean", "gone.txt"]],
+    "convert": [["--platforms", "gpu"], ["--detectors", "entropy_d"], ["--steps", "5000"], ["--out", "."]],
+    "finetune": [["--data", "gone"], ["--data", ".", "--gate", "hope"]],
+}
+
+
+def test_wrong_options_are_refused_before_jax_is_imported(tmp_path):
+    """And so before a model is loaded; `--help` needs it as little, and lists all names."""
+    program = f"""
+import importlib, sys
+from memattn_jax import commands
+for verb, lines in {WRONG!r}.items():
+    module = importlib.import_module("memattn_jax." + verb)
+    for line in [*lines, ["--help"]]:
+        sys.argv = [verb, *line]
+        try:
+            commands.run_command(verb, module.Options, module.main)
+        except SystemExit as stopped:
+            assert stopped.code == (0 if line == ["--help"] else 2), line
+    assert "jax" not in sys.modules, verb
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    errors = done.stderr.splitlines()
+    lines = [line for lines in WRONG.values() for line in lines]
+    assert len(errors) == len(lines)
+    for error, line in zip(errors, lines, strict=True):
+        assert error.startswith("error: ")
+        assert any(word in error for word in line if word.startswith("--")) or "no such model: gone" in error
+        assert len(error) <= LIMIT + len("error: ")
+    shown = " ".join(done.stdout.replace("│", " ").split())
+    for name in (*names.DETECTORS, *names.SCHEDULERS, *names.MITIGATIONS):
+        assert name in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [{}, {"only_cross_attention": (True, False)}, {"transformer_layers_per_block": 2}])
+def test_sites_are_known_from_the_config(change):
+    config = dataclasses.replace(micro.UNET, **change)
+    assert config.sites == abstract(UNet2DConditionModel, config).sites
+
+
+def test_the_geometry_of_the_built_in_model():
+    geometry = Geometry.read(demo.MODEL)
+    assert (geometry.scale, geometry.timesteps, len(geometry.sites)) == (4, 1000, 10)
+    assert "up_blocks.0.attentions.1.transformer_blocks.0.attn2" in geometry.sites
+
+
+def test_each_verb_has_an_output_folder_of_its_own():
+    """So that one command's results are not in another's way."""
+    folders = {
+        "generate": generate.Options().out,
+        "detect": detect.Options().out,
+        "evaluate": evaluate.Options().out,
+        "finetune": finetune.Options(data=Path("data")).out,
+    }
+    assert {verb: str(folder) for verb, folder in folders.items()} == {verb: f"out/{verb}" for verb in folders}

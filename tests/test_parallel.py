@@ -322,7 +322,7 @@ def test_training_on_a_mesh(facts):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data", "mesh 'data': sizes of axes are needed, as data=4,model=2"),
+        ("data", "--mesh 'data': sizes of axes are needed, for example data=4,model=2"),
         ("data=2,", "sizes of axes are needed"),
         ("data=-1", "sizes of axes are needed"),
         ("data=1,data=1", "sizes of axes are needed"),

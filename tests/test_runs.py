@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from memattn_jax import InputError
+from memattn_jax.errors import LIMIT
 from memattn_jax.runs.progress import Progress
+from memattn_jax.runs.refusal import differences, refusal
 from memattn_jax.runs.run import batch_size, batches, fill_up, run
 from memattn_jax.runs.store import Store
 from memattn_jax.runs.stream import Overlap, asked_to_stop
-from memattn_jax.runs.table import ShardedTable, differences
+from memattn_jax.runs.table import ShardedTable
 
 SCHEMA = pa.schema([("row", pa.int64()), ("prompt", pa.string()), ("score", pa.float32()), ("error", pa.string())])
 IDENTITY = {"model": "m", "settings": {"steps": 50, "thresholds": {"a": 0.1}}}
@@ -271,8 +273,9 @@ def test_refusals(tmp_path):
     other = {"model": "n", "settings": {"steps": 4, "thresholds": {"b": 0.1}}}
     with pytest.raises(InputError) as refused:
         fill(tmp_path / "a", 20, identity=other)
-    assert 'model "m" is now "n"; settings.steps 50 is now 4; settings.thresholds.a 0.1 is now null' in str(
-        refused.value
+    assert str(refused.value).endswith(
+        "a: holds a run with other settings: another model; settings.steps 50 is now 4; 2 more; "
+        "choose another --out, or --overwrite it"
     )
     with pytest.raises(InputError, match="shard_rows 16 is now 8"):
         fill(tmp_path / "a", 20, shard_rows=8)
@@ -294,6 +297,19 @@ def test_refusals(tmp_path):
 
 def test_differences():
     assert differences({"a": 1, "b": {"c": [1], "d": 2}}, {"a": 1, "b": {"c": [1], "d": 3}}) == ["b.d 2 is now 3"]
+
+
+def test_a_refusal_is_short():
+    """Whatever the settings hold, and wherever the folder lies."""
+    assert refusal("out", {"command": "detect"}, {"command": "generate"}) == (
+        "out: holds results of `detect`; choose another --out, or --overwrite it"
+    )
+    old = {f"a{'b' * 60}{i}": "\x1b" + "x" * 900 for i in range(40)}
+    for folder in ("out", "gs://" + "f" * 900):
+        text = refusal(folder, {"command": "detect"} | old, {"command": "detect"} | dict.fromkeys(old, 0))
+        assert len(text) <= LIMIT
+        assert text.isprintable()
+        assert "--overwrite" in text
 
 
 def test_batches_depend_on_numbers_alone():

@@ -17,7 +17,8 @@ from jax import P as Spec
 from jax.sharding import Mesh
 
 from memattn_jax import StableDiffusion, demo, pipeline
-from memattn_jax.checkpoints.diffusers_folder import PARTS, read_json
+from memattn_jax.checkpoints.diffusers_folder import PARTS
+from memattn_jax.checkpoints.folder import read_json
 from memattn_jax.detectors import Scorer, scorer
 from memattn_jax.detectors.scorer import DEFAULT
 from memattn_jax.models.abstract import abstract

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from memattn_jax.checkpoints.folder import read_json
 from memattn_jax.checkpoints.names import Leaf, leaves, modern_name
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.abstract import abstract
@@ -43,50 +44,6 @@ PARTS: dict[str, tuple[type[Config], Callable[..., nnx.Module], str]] = {
     "vae": (VAEConfig, AutoencoderKL, "diffusion_pytorch_model"),
     "text_encoder": (CLIPTextConfig, CLIPTextModel, "model"),
 }
-MODEL_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError where it holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not text
-        raise InputError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return content
-
-
-def check_folder(folder: Path) -> None:
-    """Raises unless the folder is a Stable Diffusion 1.x or 2.x checkpoint with all its parts.
-
-    Raises:
-      FileNotFoundError: no such folder.
-      InputError: another family of models, or a part is missing.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such model: {folder} (a diffusers folder with model_index.json is needed)")
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(f"{folder}: not a diffusers folder, it lacks model_index.json")
-    family = read_json(index).get("_class_name")
-    if family != MODEL_INDEX["_class_name"]:
-        raise InputError(
-            f"{index}: {family} is not supported; Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) are"
-        )
-    needed = [*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json", "tokenizer"]
-    if missing := [name for name in needed if not (folder / name).exists()]:
-        raise InputError(f"{folder}: lacks {', '.join(missing)}")
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:

@@ -8,6 +8,11 @@ NOT_READ = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.xml", "*.non_ema.*"]
 HALF = "*.fp16.*"  # a second copy of the weights, read only where there is no other
 
 
+def is_folder(model: str | Path) -> bool:
+    """Whether it names a folder, there or not, rather than a repository of the hub."""
+    return Path(model).exists() or str(model).count("/") != 1 or str(model).startswith(("/", ".", "~"))
+
+
 def locate(model: str | Path) -> Path:
     """The folder of a model.
 
@@ -17,9 +22,8 @@ def locate(model: str | Path) -> Path:
     Raises:
       FileNotFoundError: neither is there.
     """
-    folder = Path(model)
-    if folder.exists() or str(model).count("/") != 1 or str(model).startswith(("/", ".", "~")):
-        return folder
+    if is_folder(model):
+        return Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 

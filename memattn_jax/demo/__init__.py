@@ -7,6 +7,8 @@
     prompts/      {memorized,control,unseen,decoys}_{choose,report}.txt, 24 prompts each; clean.txt, 400 more of the
                   same grammar
     calibration.json    thresholds that 1 % of clean.txt lie over
+    clean_entropy.json  the attention entropy that clean.txt has at each sampling step, from
+                        scripts/measure_clean_entropy.py
     NOTICE.md     whose art the pictures hold, and its licence
 
 Control prompts came as often in training, with a new picture each time; unseen prompts and decoys (the distinctive
@@ -21,6 +23,7 @@ import numpy as np
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
 CALIBRATION = FOLDER / "calibration.json"  # thresholds of its detectors
+CLEAN_ENTROPY = FOLDER / "clean_entropy.json"  # of clean prompts, by sampling step
 GROUPS = ("memorized", "control", "unseen", "decoys")
 HALVES = ("choose", "report")
 NOTE = (

@@ -14,13 +14,14 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memattn_jax.errors import InputError
+from memattn_jax.runs.refusal import refusal
 from memattn_jax.runs.store import Store
 
 MANIFEST = "manifest.json"
@@ -57,15 +58,6 @@ def numbered(name: str, suffix: str | None) -> int | None:
     """The shard, or the row, whose file with this suffix has the name; None for another file."""
     stem, _, ending = name.partition(".")
     return int(stem) if stem.isdecimal() and ending == suffix else None
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Where two JSON values differ, each as `name old is now new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = list(dict.fromkeys([*old, *new]))
-        parts = [differences(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in names]
-        return list(chain.from_iterable(parts))
-    return [] if old == new else [f"{name} {json.dumps(old)} is now {json.dumps(new)}"]
 
 
 class ShardedTable:
@@ -114,7 +106,7 @@ class ShardedTable:
           overwrite: drop the rows that the folder holds, once there are new ones.
 
         Raises:
-          InputError: it holds rows with another identity, the message says where they differ, or no table of ours.
+          InputError: it holds rows with another identity, the message says where it differs, or no table of ours.
         """
         self.about, self.overwrite = about, overwrite
         if overwrite:
@@ -143,11 +135,8 @@ class ShardedTable:
             old = json.loads(stored)["identity"]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{self.store}/{MANIFEST}: not ours, or damaged; choose another --out") from None
-        if found := differences(old, self.identity):
-            raise InputError(
-                f"{self.store}: holds a run with other settings: {'; '.join(found)}; "
-                "choose another --out, or --overwrite it"
-            )
+        if old != self.identity:
+            raise InputError(refusal(str(self.store), old, self.identity))
 
     def _describe(self, ranges: dict[str, Any]) -> None:
         content = {"identity": self.identity} | self.about | ranges

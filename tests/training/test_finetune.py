@@ -188,7 +188,7 @@ def test_a_write_that_fails_halfway_leaves_the_last_good_checkpoint(inputs):
 
 BAD = {
     "model": (["--model", "nowhere"], "no such model: nowhere"),
-    "data": (["--data", "nowhere"], "no such training data: nowhere"),
+    "data": (["--data", "nowhere"], "--data nowhere: no such file or folder"),
     "gate": (["--gate", "hope"], "--gate: unknown gate 'hope'; expected one of none, entropy, noise_norm"),
     "batch": (["--accumulation", "3"], "batch_size 4 does not divide into 3 micro-batches"),
     "quantile": (["--gate-quantile", "1.5"], "gate_quantile is 1.5; it lies between 0 and 1"),

@@ -1,0 +1,43 @@
+"""Why an output folder is refused: in one line, what it holds and what to do."""
+
+import json
+from itertools import chain
+from typing import Any
+
+from memattn_jax.errors import LIMIT
+from memattn_jax.text import printable
+
+FOLDER = 60  # characters of its path, the last ones
+VALUE = 24  # characters of a setting
+REMEDY = "choose another --out, or --overwrite it"
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two JSON values differ, each as `name old is now new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(dict.fromkeys([*old, *new]))
+        parts = [differences(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in names]
+        return list(chain.from_iterable(parts))
+    values = (printable(json.dumps(value, ensure_ascii=False), VALUE) for value in (old, new))
+    return [] if old == new else [f"{printable(name, 2 * VALUE)} {' is now '.join(values)}"]
+
+
+def refusal(folder: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Says that a folder holds results of another command, model or settings, in at most `LIMIT` characters.
+
+    Args:
+      folder: the output folder.
+      old: identity of what it holds, for JSON; `command` and `model`, a fingerprint, are told in words.
+      new: identity of what is asked for.
+    """
+    where = printable(folder if len(folder) <= FOLDER else f"…{folder[1 - FOLDER :]}")
+    if old.get("command") != new.get("command"):
+        return f"{where}: holds results of `{printable(str(old.get('command')), VALUE)}`; {REMEDY}"
+    found = ["another model"] if old.get("model") != new.get("model") else []
+    found += differences(old | {"model": None}, new | {"model": None})
+    for shown in (2, 1, 0):
+        parts = found[:shown] + [f"{len(found) - shown} more"] * (len(found) > shown)
+        text = f"{where}: holds a run with other settings: {'; '.join(parts)}; {REMEDY}"
+        if len(text) <= LIMIT:
+            break
+    return text
