@@ -27,7 +27,7 @@ from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 from memattn_jax.parallel import replicate, rows_multiple, spread
 from memattn_jax.sampling import denoise, unit_noise
-from memattn_jax.schedulers import Schedule, make_schedule
+from memattn_jax.schedulers import Schedule, as_pipeline, make_schedule
 from memattn_jax.tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class StableDiffusion:
     Attributes:
       unet, vae, text_encoder: the networks, NNX modules.
       tokenizer: prompts to token ids.
-      scheduler_config: the checkpoint's scheduler_config.json; every scheduler is built from it.
+      scheduler_config: the checkpoint's scheduler_config.json in the form of `schedulers.as_pipeline`, which is what
+        becomes of the one given; every scheduler is built from it.
       mesh: the devices that the weights lie on and batches are spread over, see `memattn_jax.parallel`; None is one.
     """
 
@@ -159,6 +160,9 @@ class StableDiffusion:
     scheduler_config: dict
     mesh: Mesh | None = None
     _embeddings: dict[bytes, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheduler_config", as_pipeline(self.scheduler_config))
 
     @classmethod
     def from_pretrained(
@@ -200,14 +204,19 @@ class StableDiffusion:
         return cls(unet, vae, text_encoder, tokenizer, scheduler_config, mesh)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a diffusers folder that PyTorch's StableDiffusionPipeline loads, with the same bits."""
+        """Writes a diffusers folder that PyTorch's StableDiffusionPipeline loads, with the same bits.
+
+        The scheduler's config is written in its corrected form, as the pipeline does; a scheduler class of Flax, which
+        diffusers no longer has, under the name of PyTorch's.
+        """
         folder = Path(folder)
         for part in ("unet", "vae", "text_encoder"):
             save_part(getattr(self, part), folder, part)
         self.tokenizer.clip.save_pretrained(folder / "tokenizer")
         (folder / "scheduler").mkdir(exist_ok=True)
-        scheduler = self.scheduler_config
-        index = MODEL_INDEX | {"scheduler": ["diffusers", scheduler.get("_class_name", "DDIMScheduler")]}
+        class_name = str(self.scheduler_config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
+        scheduler = self.scheduler_config | {"_class_name": class_name}
+        index = MODEL_INDEX | {"scheduler": ["diffusers", class_name]}
         for path, content in (("scheduler/scheduler_config.json", scheduler), ("model_index.json", index)):
             (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -5,6 +5,7 @@ implement is an error, so that a checkpoint either computes what PyTorch compute
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
@@ -71,7 +72,7 @@ class UNetConfig(Config):
         mistake, kept because every checkpoint has it.
       num_attention_heads: the same, under the right name; wins where both are given.
       only_cross_attention: whether `attn1` attends to the text as well, one flag or one per down block.
-      sample_size: height and width of the latents the model was trained on.
+      sample_size: height and width of the latents the model was trained on; see `from_json`.
     """
 
     class_name = "UNet2DConditionModel"
@@ -113,6 +114,19 @@ class UNetConfig(Config):
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
             if channels % heads:
                 raise InputError(f"UNet config: {channels} channels do not divide into {heads} heads")
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], where: str = "config.json") -> Self:
+        """See `Config.from_json`.
+
+        Before diffusers 0.9 Stable Diffusion's files held a `sample_size` of 32 although it was trained on 64; a whole
+        number below 64 in a file of that age is read as 64, as by diffusers' StableDiffusionPipeline.
+        """
+        size, version = config.get("sample_size"), str(config.get("_diffusers_version", ""))
+        release = re.match(r"v?(\d+)(?:\.(\d+))?", version)
+        if release and (int(release[1]), int(release[2] or 0)) < (0, 9) and isinstance(size, int) and size < 64:
+            config = {**config, "sample_size": 64}
+        return super().from_json(config, where)
 
     @classmethod
     def neutral(cls) -> Mapping[str, Any]:

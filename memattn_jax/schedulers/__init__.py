@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from memattn_jax.errors import InputError
-from memattn_jax.schedulers.config import SCHEDULERS, SchedulerConfig
+from memattn_jax.schedulers.config import SCHEDULERS, SchedulerConfig, as_pipeline
 from memattn_jax.schedulers.ddim import ddim
 from memattn_jax.schedulers.dpm_solver import dpm_solver
 from memattn_jax.schedulers.euler import euler
@@ -21,7 +21,7 @@ from memattn_jax.schedulers.noise import alphas_cumprod
 from memattn_jax.schedulers.pndm import pndm
 from memattn_jax.schedulers.schedule import Row, Schedule
 
-__all__ = ["SCHEDULERS", "Row", "Schedule", "SchedulerConfig", "alphas_cumprod", "make_schedule"]
+__all__ = ["SCHEDULERS", "Row", "Schedule", "SchedulerConfig", "alphas_cumprod", "as_pipeline", "make_schedule"]
 
 _TABULATE: dict[str, Callable[[SchedulerConfig, int], Schedule]] = {
     "ddim": ddim,
@@ -35,7 +35,8 @@ def make_schedule(config: Mapping[str, Any], scheduler: str, steps: int) -> Sche
     """The schedule of a checkpoint.
 
     Args:
-      config: the parsed scheduler_config.json, written for whichever scheduler.
+      config: the parsed scheduler_config.json, written for whichever scheduler, after `as_pipeline` if its model is
+        Stable Diffusion.
       scheduler: one of `SCHEDULERS`.
       steps: number of denoising steps, 1 to num_train_timesteps.
 

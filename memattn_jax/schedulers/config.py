@@ -54,12 +54,35 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # where a class of diffusers differs f
     "euler": {"timestep_spacing": "linspace"},
     "dpm-solver++": {"timestep_spacing": "linspace"},
 }
-# Keys that only DDPM, UniPC or LCM reads, or that only a setting refused above gives a meaning.
+# Keys that only other classes of diffusers read, old versions wrote, or only a setting refused above gives a meaning.
 _WITHOUT_EFFECT = {"dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"}
 _WITHOUT_EFFECT |= {"predict_x0", "solver_p", "disable_corrector", "shift_terminal", "tensor_format"}
-_WITHOUT_EFFECT |= {"original_inference_steps", "timestep_scaling"}
+_WITHOUT_EFFECT |= {"original_inference_steps", "timestep_scaling", "timestep_values", "noise_sampler_seed"}
+_WITHOUT_EFFECT |= {"predictor_order", "corrector_order", "tau_func"}
 
 SCHEDULERS = tuple(_DEFAULTS)
+
+
+def as_pipeline(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A parsed scheduler_config.json, of whichever class, as diffusers' StableDiffusionPipeline reads it on loading.
+
+    The pipeline turns `clip_sample` off and sets `steps_offset` to 1 whatever the file says. Files that Euler,
+    DPM-Solver or an old PNDM saved lack these keys or hold another class's default, and DDIM's own defaults, clipping
+    to ±1 and offset 0, suit no latents. In diffusers a scheduler that is swapped after loading, with `from_config`,
+    clips again where the file lacks `clip_sample`; here every scheduler gets the pipeline's form.
+
+    Source: diffusers, pipeline_stable_diffusion.py, `StableDiffusionPipeline.__init__`.
+    """
+    config = given(config) | {"steps_offset": 1}
+    if config.get("clip_sample", True) is True:  # what is merely true escapes the pipeline
+        config["clip_sample"] = False
+    return config
+
+
+def given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that were set, without those which `_use_default_values` says hold the defaults of the saving class."""
+    left_out = {"_use_default_values", *config.get("_use_default_values", ())}
+    return {key: value for key, value in config.items() if key not in left_out}
 
 
 def _require(key: str, value: Any, choices: tuple[Any, ...], who: str = "choose") -> None:
@@ -113,14 +136,15 @@ class SchedulerConfig:
         """Read a parsed scheduler_config.json the way diffusers' class for `scheduler` would.
 
         A checkpoint may be sampled with another scheduler than it names. Absent keys take the default of
-        `scheduler`'s class; keys that only other classes read, or that start with "_", are ignored.
+        `scheduler`'s class; keys that only other classes read, or that start with "_", are ignored. What a
+        Stable Diffusion pipeline changes of a config beforehand is `as_pipeline`'s.
 
         Raises:
           InputError: `scheduler` is none of `SCHEDULERS`, no scheduler of latents in diffusers knows a
             key, or a value asks for what is not supported here.
         """
         check_name("scheduler", scheduler, SCHEDULERS)
-        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        config = {key: value for key, value in given(config).items() if not key.startswith("_")}
         names = {field.name for field in fields(cls)}
         required = _REQUIRED["every scheduler"] | _REQUIRED[scheduler]
         if unknown := sorted(config.keys() - names - _WITHOUT_EFFECT - set().union(*_REQUIRED.values())):

@@ -71,7 +71,7 @@ def signal_and_noise(config: SchedulerConfig, timesteps: np.ndarray) -> tuple[np
     if timesteps.max() >= config.num_train_timesteps:
         raise InputError(
             f"timestep {timesteps.max()} is past the last of the training, {config.num_train_timesteps - 1}; "
-            f"take fewer steps or a steps_offset below {config.steps_offset}"
+            "take fewer steps"
         )
     signal = alphas_cumprod(config).astype(np.float64)
     end = 1.0 if config.set_alpha_to_one else signal[0]

@@ -3,13 +3,15 @@
 import json
 import re
 import shutil
+from copy import copy as shallow_copy
 from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 from make_random_model import WORDS
 from safetensors.numpy import load_file, save_file
 from small_checkpoint import write_tokenizer
@@ -17,6 +19,7 @@ from small_checkpoint import write_tokenizer
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.checkpoints.diffusers_folder import load_part, save_part
 from memattn_jax.checkpoints.names import leaves
+from memattn_jax.models.configs import UNetConfig
 
 PARTS = ("unet", "vae", "text_encoder")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -186,7 +189,7 @@ def test_keys_that_a_config_lacks_have_the_values_of_pytorch():
     import diffusers
     import transformers
 
-    from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
+    from memattn_jax.models.configs import CLIPTextConfig, VAEConfig
 
     with torch.device("meta"):
         defaults = [
@@ -206,6 +209,28 @@ def test_a_model_without_a_sample_size(copy):
     with pytest.raises(InputError, match="names no sample_size; give height and width"):
         sd.sample(["a"])
     assert sd.sample(["a"], steps=1, height=16, width=24, taps=None).images.shape == (1, 16, 24, 3)
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file of the unet:FutureWarning")  # it is the point here
+@pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)
+@pytest.mark.parametrize("version", ["0.4.0", "0.8.1", "0.9.0.dev0", "0.9.0", "0.42.1", None])
+@pytest.mark.parametrize("size", [32, 96, None, [32, 32]])
+def test_sample_size_of_old_configs(checkpoint, version, size):
+    """Below 64 it is a mistake of diffusers before 0.9, which the pipeline mends on loading."""
+    config = {"sample_size": size} | ({} if version is None else {"_diffusers_version": version})
+    unet = shallow_copy(checkpoint.torch.unet)
+    unet._internal_dict = FrozenDict(config)
+    StableDiffusionPipeline(**checkpoint.torch.components | {"unet": unet}, requires_safety_checker=False)
+    theirs = unet.config.sample_size
+    assert UNetConfig.from_json(config).sample_size == (tuple(theirs) if isinstance(theirs, list) else theirs)
+
+
+def test_a_scheduler_class_of_flax_is_saved_as_pytorch_calls_it(checkpoint, copy, tmp_path):
+    edit(copy / "scheduler" / "scheduler_config.json", _class_name="FlaxDDIMScheduler")
+    StableDiffusion.from_pretrained(copy).save_pretrained(tmp_path / "out")
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None).scheduler
+    assert isinstance(again, DDIMScheduler)
+    assert again.config.beta_end == checkpoint.torch.scheduler.config.beta_end
 
 
 def test_saving_over_shards_leaves_none(checkpoint, copy):

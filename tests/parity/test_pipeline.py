@@ -1,10 +1,21 @@
 """Whole runs against diffusers and against the authors' arithmetic, from injected latents."""
 
+import dataclasses
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 from reference import Settings, run_reference
 
 from memattn_jax import detectors
@@ -52,6 +63,28 @@ def test_guided_sample(checkpoint, scheduler):
         scheduler=scheduler,
         latents=noise(),
     )
+    np.testing.assert_allclose(np.moveaxis(run.latents, -1, 1), theirs.numpy(), atol=1e-3)
+
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FILES = [EulerAncestralDiscreteScheduler(**BETAS), PNDMScheduler(**BETAS, skip_prk_steps=True)]
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")  # it is the point here
+@pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)
+@pytest.mark.parametrize("saved", FILES, ids=lambda scheduler: type(scheduler).__name__)
+def test_ddim_with_the_file_of_another_scheduler(checkpoint, saved, tmp_path):
+    """Neither file says `clip_sample` or a `steps_offset` of 1, which the pipeline makes of them."""
+    folder = shutil.copytree(checkpoint.folder, tmp_path / "model")
+    saved.save_pretrained(folder / "scheduler")
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    )
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(PROMPTS, num_inference_steps=STEPS, latents=nchw(noise()), output_type="latent").images
+    assert theirs.abs().max() > 2  # where clipping to 1 would show
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    run = dataclasses.replace(checkpoint.ours, scheduler_config=config).sample(PROMPTS, steps=STEPS, latents=noise())
     np.testing.assert_allclose(np.moveaxis(run.latents, -1, 1), theirs.numpy(), atol=1e-3)
 
 
