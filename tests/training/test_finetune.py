@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import micro
@@ -86,6 +85,8 @@ def test_what_a_run_leaves(whole, inputs):
     assert all(row["gradient_norm"] > 0 for row in rows)
     assert rows[0]["kept"] == 1.0  # the window has seen nothing
     assert min(row["kept"] for row in rows) < 1.0
+    import diffusers  # PyTorch, which no other test here needs
+
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(whole / "model", safety_checker=None)
     assert sum(p.numel() for p in pipe.unet.parameters()) > 10_000
     before, after = (StableDiffusion.from_pretrained(path) for path in (inputs / "model", whole / "model"))
