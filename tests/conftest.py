@@ -12,6 +12,7 @@ CACHE = str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XLA_FLAGS"] = xla_flags()
+os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads wait for each other longer than a tiny model takes
 # libtpu is installed to compile for TPUs, and JAX would look for one with it, at length and in vain
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])

@@ -31,15 +31,6 @@ class Pair:
     probes: torch.Tensor  # [probes, channels, h, w]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other take longer than a model this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def pair(request, tmp_path_factory, random_model) -> Pair:
     folder = tmp_path_factory.mktemp(request.param)
