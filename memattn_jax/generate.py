@@ -32,6 +32,8 @@ from memattn_jax.options import (
 from memattn_jax.prompts import Prompt, as_text, count_prompts, stream_prompts
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from memattn_jax.calibration import Calibration
     from memattn_jax.guard import Guard
     from memattn_jax.mitigations import AttentionMask
@@ -193,24 +195,24 @@ def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") 
     return {"command": "generate", "model": fingerprint(sd, pictures=True), "pictures": same, **made_with}
 
 
-def show_memorization(sd: "StableDiffusion", made: list[tuple[int, "Samples", int]], store: "Store") -> None:
+def show_memorization(
+    sd: "StableDiffusion", made: list[tuple[int, "Samples", int]], store: "Store", band: "np.ndarray | None"
+) -> None:
     """Draws the pictures of the built-in model's own prompts, without and with the mitigation."""
-    from memattn_jax.report.showcase import plot_showcase, tell
+    from memattn_jax.report.showcase import WHICH_WAY_IS_BAD, make_story, plot_showcase
 
     memorized = demo.memorized_pictures()
     titles = dict(zip(demo.SHOWCASE, ("memorized prompt", "clean prompt"), strict=True))
     plain = [(run, place) for mitigated, run, place in made if not mitigated]
     masked = [run for mitigated, run, _ in made if mitigated]
     stories = {
-        run.prompts[place]: tell(titles[run.prompts[place]], run, other, place, sd.tokenizer, memorized)
+        run.prompts[place]: make_story(titles[run.prompts[place]], run, other, place, sd.tokenizer, memorized)
         for (run, place), other in reversed(list(zip(plain, masked, strict=True)))  # the first seed stays
     }
     sink = io.BytesIO()
-    plot_showcase(sink, [stories[prompt] for prompt in demo.SHOWCASE])
+    plot_showcase(sink, [stories[prompt] for prompt in demo.SHOWCASE], band)
     store.write("showcase.png", sink.getvalue())
-    for story in (stories[prompt] for prompt in demo.SHOWCASE):
-        before, after = story.correlations
-        print(f"{story.title}: correlation with the nearest memorized picture {before:.2f}, mitigated {after:.2f}")
+    print(*(stories[prompt] for prompt in demo.SHOWCASE), WHICH_WAY_IS_BAD, sep="\n")
 
 
 def main(options: Options) -> None:
@@ -257,18 +259,19 @@ def main(options: Options) -> None:
     table.claim(source, overwrite=options.overwrite)
     if showcase:
         table.claim(source, overwrite=True)  # the story needs all of its pictures at hand
-    progress = Progress("picture", count, tell)
+    progress = Progress("image", count, tell)
     gallery = Gallery(sd, [recipe(each, watch) for each in runs], rows_multiple(size, mesh), table, keep=showcase)
     work = batches(table.missing(pictures), size, options.shard_rows, lambda job: job.recipe)
     if not run(table, work, gallery.start, gallery.describe, progress):
-        print(f"stopped after {progress.rows} pictures, all of them written; the same command goes on from there")
+        print(f"stopped after {progress.rows} images, all of them written; the same command goes on from there")
         return
+    band = demo.clean_entropy(settings(runs[0]))
     if gallery.made:
-        show_memorization(sd, gallery.made, store)
-    plot_rows(store, table.rows(["prompt", "seed", "entropy"]))
+        show_memorization(sd, gallery.made, store, band)
+    plot_rows(store, table.rows(["row", "prompt", "seed", "entropy", "mitigated"]), band)
     total = sum(1 for _ in table.rows(["row"]))
     repeated = ", results.jsonl" if processes == 1 and write_json_lines(table, total) else ""
-    print(f"{total} pictures, Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png in {store}")
+    print(f"{total} images, Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png in {store}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from demo_data import make_groups
 from PIL import Image
 
 from memattn_jax import StableDiffusion, commands, demo, generate
+from memattn_jax.calibration import fingerprint
+from memattn_jax.report.showcase import WHICH_WAY_IS_BAD
 from memattn_jax.similarity import REPRODUCED, normalized_correlation
 
 TRIED = 8  # prompts of each group
@@ -56,16 +58,39 @@ def test_no_arguments_show_what_memorization_is(tmp_path, monkeypatch, capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == demo.NOTE
+    assert printed[3].endswith("(mitigated)")
+    assert printed[1].endswith(demo.SHOWCASE[0])
+    assert printed[-4].startswith("memorized prompt: correlation with the nearest memorized image 0.9")
+    assert printed[-2] == WHICH_WAY_IS_BAD
     assert "showcase.png" in printed[-1]
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in results] == [*demo.SHOWCASE] * 2
     assert [row["settings"]["mitigation"] for row in results] == ["none"] * 2 + ["attention_mask"] * 2
     assert results[2]["settings"]["mask"] == "summary"
+    assert [row["mitigated"] for row in results] == [False, False, True, True]
+    low, high = demo.clean_entropy(results[0]["settings"])
+    memorized, clean = (np.array(row["entropy"]) for row in results[:2])
+    assert (memorized[10:] > high[10:]).all()
+    assert ((clean > low) & (clean < high)).all()
+    own, others = (sum(row["attention"][1:-1]) for row in results[:2])
+    assert own < others / 1.5  # attention leaves the words
     with Image.open(tmp_path / "showcase.png") as picture:
         assert picture.width > 1000
     target = demo.memorized_pictures()[demo.SHOWCASE[0]][None]
     plain, mitigated = (np.asarray(Image.open(tmp_path / f"0000{place}.png"))[None] for place in (0, 2))
     assert normalized_correlation(plain, target)[0, 0] >= REPRODUCED > normalized_correlation(mitigated, target)[0, 0]
+
+
+def test_the_band_of_clean_prompts_is_the_shipped_models(sd):
+    measured = json.loads(demo.CLEAN_ENTROPY.read_text(encoding="utf-8"))
+    assert measured["model"] == fingerprint(sd)
+    assert measured["prompts"] == 400
+    settings = generate.settings(generate.Options(dtype="float32"))
+    low, high = demo.clean_entropy(settings)
+    assert (low < high).all()
+    assert len(low) == settings["steps"]
+    for other in ({"steps": 20}, {"scheduler": "euler"}, {"model": "sd14"}, {"dtype": "bfloat16"}, {"height": 128}):
+        assert demo.clean_entropy(settings | other) is None
 
 
 def test_the_built_in_model_takes_prompts(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from memattn_jax import commands, detectors, generate, mitigations
+from memattn_jax.report import results
+from memattn_jax.report.plots import plot_entropy
 
 LONG = "the cat and the hat " * 10
 
@@ -48,23 +51,24 @@ def out(random_model, tmp_path_factory):
 
 def test_results(out, sd):
     folder, _ = out
-    results = read_results(folder)
-    assert [row["prompt"] for row in results] == ["a cat", "日 dog", LONG.strip(), "x", "the"]
-    assert [row["file"] for row in results] == [f"{i:05d}.png" for i in range(5)]
-    for row in results:
+    rows = read_results(folder)
+    assert [row["prompt"] for row in rows] == ["a cat", "日 dog", LONG.strip(), "x", "the"]
+    assert [row["file"] for row in rows] == [f"{i:05d}.png" for i in range(5)]
+    for row in rows:
         assert row["seed"] == 3
         assert row["error"] is None
         assert row["settings"]["steps"] == 4
         assert row["settings"]["mask"] == "summary"
+        assert row["mitigated"] is True
         assert set(row["versions"]) >= {"memattn_jax", "jax", "flax"}
-    assert results[4]["tokens"][0] == "<|startoftext|>"
-    assert results[4]["tokens"][-1] == "<|endoftext|>"
-    assert len(results[0]["tokens"]) == len(results[0]["attention"]) == 6
+    assert rows[4]["tokens"][0] == "<|startoftext|>"
+    assert rows[4]["tokens"][-1] == "<|endoftext|>"
+    assert len(rows[0]["tokens"]) == len(rows[0]["attention"]) == 6
 
     mitigation = mitigations.AttentionMask(begin_scale=1.1, mask="summary")
     expected = sd.sample(["the"], seeds=3, steps=4, mitigation=mitigation)
-    assert results[4]["E"] == pytest.approx(float(detectors.entropy_e(expected)[0]), abs=1e-4)
-    assert results[4]["D"] == pytest.approx(float(detectors.entropy_d(expected)[0]), abs=1e-4)
+    assert rows[4]["E"] == pytest.approx(float(detectors.entropy_e(expected)[0]), abs=1e-4)
+    assert rows[4]["D"] == pytest.approx(float(detectors.entropy_d(expected)[0]), abs=1e-4)
     picture = np.asarray(Image.open(folder / "00004.png"))
     assert picture.shape == (128, 128, 3)
     assert np.abs(picture.astype(int) - expected.images[0]).max() <= 1
@@ -78,7 +82,7 @@ def test_pictures_carry_their_parameters(out):
     assert json.loads(text["settings"])["begin_scale"] == 1.1
     assert text["seed"] == "3"
     with Image.open(folder / "entropy.png") as plot:
-        assert plot.size == (960, 540)
+        assert plot.size == (960, 600)
 
 
 def test_what_it_prints(out):
@@ -86,7 +90,8 @@ def test_what_it_prints(out):
     lines = done.stdout.splitlines()
     assert len(lines) == 6
     assert lines[0].startswith("00000.png  E ")
-    assert lines[-1].startswith("5 pictures, Parquet files, results.jsonl and entropy.png in ")
+    assert lines[0].endswith("  a cat  (mitigated)")
+    assert lines[-1].startswith("5 images, Parquet files, results.jsonl and entropy.png in ")
     metrics = json.loads(done.stderr.splitlines()[-1])
     assert (metrics["event"], metrics["rows"], metrics["errors"]) == ("done", 5, 0)
     (warning,) = (line for line in done.stderr.splitlines() if line.startswith("warning:"))
@@ -107,7 +112,7 @@ def test_one_compile_for_all_batches(random_model, tmp_path, monkeypatch):
 def test_images_per_prompt_take_the_next_seeds(random_model, tmp_path, monkeypatch):
     arguments = ["--model", random_model, "--out", tmp_path, "--steps", 5, "--batch-size", 2]
     assert run(monkeypatch, "a", *arguments, "--images-per-prompt", 2, "--seed", 7) == 0
-    assert [row["seed"] for row in read_results(tmp_path)] == [7, 8]
+    assert [(row["seed"], row["mitigated"]) for row in read_results(tmp_path)] == [(7, False), (8, False)]
     first, second = (np.asarray(Image.open(tmp_path / f"0000{i}.png")).astype(int) for i in range(2))
     assert np.abs(first - second).max() > 10
 
@@ -209,3 +214,28 @@ def test_results_are_not_overwritten_unasked(random_model, tmp_path, monkeypatch
     assert [row["seed"] for row in read_results(tmp_path)] == [5, 6]
     assert run(monkeypatch, *arguments, "--overwrite", "--batch-size", 1) == 0
     assert [path.name for path in sorted(tmp_path.glob("0*.png"))] == ["00000.png"]
+
+
+def test_the_entropy_plot_tells_rows_apart(monkeypatch):
+    """Equal prompts with equal seeds too, and mitigated ones, whose entropy masked tokens lower."""
+    drawn = {}
+    monkeypatch.setattr(results, "plot_entropy", lambda path, *arguments: drawn.update(enumerate(arguments)))
+    rows = [
+        {"row": row, "prompt": "a cat", "seed": 0, "entropy": [1.0, 2.0], "mitigated": row == 1} for row in range(3)
+    ]
+    results.plot_rows(types.SimpleNamespace(write=lambda name, content: None), rows, None)
+    entropy, labels, mitigated, band = drawn.values()
+    assert entropy.shape == (2, 3)
+    assert labels == ["00000  a cat  (seed 0)", "00001  a cat  (seed 0, mitigated)", "00002  a cat  (seed 0)"]
+    assert mitigated.tolist() == [False, True, False]
+    assert band is None
+
+
+@pytest.mark.parametrize("rows", [3, 12])
+def test_entropy_plots_are_drawn(tmp_path, rows):
+    """Of few and of many, of which some are mitigated, some not finite; and beside a band."""
+    entropy = np.linspace(1, 2, 4 * rows, dtype=np.float32).reshape(4, rows)
+    entropy[:, 0] = np.nan
+    plot_entropy(tmp_path / "a.png", entropy, ["$a"] * rows, np.arange(rows) % 2 > 0, np.array([[1.0] * 4, [2.0] * 4]))
+    with Image.open(tmp_path / "a.png") as plot:
+        assert plot.size == (960, 600)

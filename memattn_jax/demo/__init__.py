@@ -16,7 +16,9 @@ words of a memorized prompt, other objects) never did. Choose layers and thresho
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +50,21 @@ def locate(model: str | None) -> str | Path:
 def prompts(group: str, half: str) -> list[str]:
     """The prompts of one half of a group."""
     return (FOLDER / "prompts" / f"{group}_{half}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def clean_entropy(settings: Mapping[str, Any]) -> np.ndarray | None:
+    """Between which values the attention entropy of 90 % of clean prompts lies at each step, float [2, steps].
+
+    Args:
+      settings: of a run, as `generate` writes them; a mitigation is not looked at.
+
+    Returns:
+      None for another model or other settings than those that were measured.
+    """
+    measured = json.loads(CLEAN_ENTROPY.read_text(encoding="utf-8"))
+    if any(settings[name] != value for name, value in measured["settings"].items()):
+        return None
+    return np.array([measured["quantiles"][quantile] for quantile in ("0.05", "0.95")])
 
 
 def memorized_pictures() -> dict[str, np.ndarray]:

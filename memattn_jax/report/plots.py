@@ -7,40 +7,66 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 LEGEND_ROWS = 8
+# Okabe and Ito's colours, which colour-blind readers tell apart; their yellow is too light for lines
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MITIGATED, PLAIN = COLOURS[:2]
+BAND = "#dddddd"
 
 
-def plot_entropy(path: Path | IO[bytes], entropy: np.ndarray, labels: Sequence[str]) -> None:
-    """Attention entropy over the sampling steps, one line a picture, as a PNG.
+def draw_band(axes: Axes, band: np.ndarray | None) -> None:
+    """Shades where the entropy of 90 % of clean prompts lies: [2, steps], or None for nowhere."""
+    if band is not None:
+        label = "90 % of clean prompts"
+        axes.fill_between(np.arange(1, band.shape[1] + 1), *band, color=BAND, label=label, zorder=0)
+
+
+def plot_entropy(
+    path: Path | IO[bytes],
+    entropy: np.ndarray,
+    labels: Sequence[str],
+    mitigated: np.ndarray,
+    band: np.ndarray | None = None,
+) -> None:
+    """Attention entropy over the sampling steps, one line an image, as a PNG.
+
+    Mitigated images are dashed and have a mean of their own, since the tokens that a mitigation masks lower the entropy
+    of every prompt.
 
     Args:
       path: where to write, or an open file.
       entropy: [steps, rows], in nats.
-      labels: one a row; shown while the rows are few, else their mean is drawn instead.
+      labels: one a row; shown while the rows are few, else means are drawn instead.
+      mitigated: bool [rows].
+      band: [2, steps], between which the entropy of most clean prompts lies without mitigation; None draws none.
     """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    draw_band(axes, band)
     few = len(labels) <= LEGEND_ROWS
     steps = np.arange(1, len(entropy) + 1)
-    for values, label in zip(entropy.T, labels, strict=True):
-        axes.plot(steps, values, marker=".", alpha=1.0 if few else 0.25, label=label.replace("$", r"\$"))
+    for row, (values, label) in enumerate(zip(entropy.T, labels, strict=True)):
+        colour = COLOURS[row % len(COLOURS)] if few else (MITIGATED if mitigated[row] else PLAIN)
+        shown = label.replace("$", r"\$") if few else None
+        style = f"{'.' * few}{'--' if mitigated[row] else '-'}"
+        axes.plot(steps, values, style, color=colour, alpha=1 if few else 0.15, label=shown)
     finite = np.isfinite(entropy).all(axis=0)
-    if few:
-        figure.legend(loc="outside lower center", fontsize="small")
-    elif finite.any():
-        mean = entropy[:, finite].mean(axis=1)
-        axes.plot(steps, mean, color="black", linewidth=2, label=f"mean of {finite.sum()}")
-        axes.legend(handles=axes.lines[-1:])
-    axes.set(
-        title="Entropy of the cross-attention, mean over layers and heads",
-        xlabel="sampling step",
-        ylabel="entropy (nats)",
-    )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    kinds = (("not mitigated", PLAIN, "-", ~mitigated), ("mitigated", MITIGATED, "--", mitigated))
+    for kind, colour, line, rows in () if few else kinds:
+        if (drawn := finite & rows).any():
+            mean = entropy[:, drawn].mean(axis=1)
+            axes.plot(steps, mean, line, color="white", linewidth=5)
+            axes.plot(steps, mean, line, color=colour, linewidth=2.5, label=f"mean of {drawn.sum()} {kind}")
+    figure.legend(loc="outside lower center", fontsize="small")
+    note = "\nmitigated: lower whatever the prompt, since tokens are masked" if mitigated.any() else ""
+    axes.set_title(f"Cross-attention entropy, mean over layers and heads{note}", fontsize="medium")
+    axes.set(xlabel="sampling step", ylabel="entropy (nats), higher: more like memorized")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
     axes.grid(alpha=0.3)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a prompt may be in any script; boxes stand for it

@@ -42,7 +42,7 @@ PICTURE_SCHEMA = pa.schema(
         pa.field("E", pa.float32()),  # metrics of Ren et al.; larger, more likely memorized
         pa.field("D", pa.float32()),
         pa.field("guard_score", pa.float32()),
-        pa.field("mitigated", pa.bool_()),  # by the guard
+        pa.field("mitigated", pa.bool_()),  # by --mitigation or the guard; null where there is no picture
         pa.field("tokens", pa.list_(pa.string())),
         pa.field("attention", pa.list_(pa.float32())),  # of each token, mean over steps, layers and heads
         pa.field("entropy", pa.list_(pa.float32())),  # of each step's attention, in nats
@@ -129,7 +129,7 @@ def picture_row(
         "E": number(batch.metric_e[place]),
         "D": number(batch.metric_d[place]),
         "guard_score": None if run.guard_scores is None else number(run.guard_scores[place]),
-        "mitigated": None if run.mitigated is None else bool(run.mitigated[place]),
+        "mitigated": settings["mitigation"] != "none" if run.mitigated is None else bool(run.mitigated[place]),
         "tokens": tokenizer.words(run.input_ids[place, :length]),
         "attention": [number(value) for value in batch.attention[place, :length]],
         "entropy": [number(value) for value in batch.entropy[:, place]],
@@ -155,18 +155,23 @@ def tell(row: Mapping[str, Any]) -> str:
     if row["error"] is not None:
         return f"no picture: {row['error']}  {label}".rstrip()
     e, d = ("–" if row[name] is None else f"{row[name]:.4f}" for name in "ED")
-    note = "  mitigated by the guard" if row["mitigated"] else ""
+    by_guard = " by the guard" if row["guard_score"] is not None else ""
+    note = f"  (mitigated{by_guard})" if row["mitigated"] else ""
     return f"{row['file']}  E {e}  D {d}  {label}{note}"
 
 
-def plot_rows(store: "Store", rows: Iterable[Mapping[str, Any]]) -> None:
-    """Draws the entropy of the first pictures of a table, as entropy.png."""
+def plot_rows(store: "Store", rows: Iterable[Mapping[str, Any]], band: np.ndarray | None) -> None:
+    """Draws the entropy of the first pictures of a table as entropy.png, beside the `band` of `plot_entropy`."""
     drawn = list(islice((row for row in rows if row["entropy"] is not None), PLOTTED))
     if not drawn:
         return
-    labels = [f"{printable(row['prompt'], LABEL)} (seed {row['seed']})" for row in drawn]
+    mitigated = np.array([bool(row["mitigated"]) for row in drawn])
+    made = [f"seed {row['seed']}{', mitigated' if row['mitigated'] else ''}" for row in drawn]
+    labels = [
+        f"{row['row']:05d}  {printable(row['prompt'], LABEL)}  ({how})" for row, how in zip(drawn, made, strict=True)
+    ]
     sink = io.BytesIO()
-    plot_entropy(sink, np.array([row["entropy"] for row in drawn], np.float32).T, labels)
+    plot_entropy(sink, np.array([row["entropy"] for row in drawn], np.float32).T, labels, mitigated, band)
     store.write("entropy.png", sink.getvalue())
 
 

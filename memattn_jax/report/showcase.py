@@ -1,4 +1,4 @@
-"""One picture that tells the story: what was trained on, what is generated, where the attention goes."""
+"""One picture that shows what memorization is: what was trained on, what is generated, where the attention goes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from memattn_jax.entropy import mean_over_sites, token_entropy
+from memattn_jax.report.plots import BAND, MITIGATED, PLAIN, draw_band
 from memattn_jax.similarity import normalized_correlation
 
 if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples
     from memattn_jax.tokenizer import Tokenizer
+
+WHICH_WAY_IS_BAD = (
+    "How to read it: for a memorized prompt, attention leaves the words and spreads over the end token and the padding "
+    '(the "summary tokens" that the paper says it collapses on), so a larger share there and a higher entropy are bad.'
+)
 
 
 class Story(NamedTuple):
@@ -23,13 +29,13 @@ class Story(NamedTuple):
     Attributes:
       title: what kind of prompt it is.
       prompt: the text.
-      training: uint8 [height, width, 3], the nearest picture among those memorized.
-      generated: likewise, as the model samples it.
-      mitigated: likewise, with the mitigation.
+      training: uint8 [height, width, 3], the nearest image among those memorized.
+      generated: likewise, without mitigation.
+      mitigated: likewise, with it.
       correlations: of generated and mitigated with training.
-      tokens: the prompt's tokens, begin and end among them; the padding's attention is summed as one more.
-      attention: [2, tokens + 1], without and with the mitigation, mean over steps, layers and heads.
-      entropy: [2, steps], in nats.
+      tokens: "begin", the prompt's own tokens, and "end + padding", the summary tokens.
+      attention: [2, tokens], share of each without and with the mitigation, mean over steps, layers and heads.
+      entropy: [steps], in nats, without mitigation: masked tokens lower it for every prompt.
     """
 
     title: str
@@ -42,8 +48,17 @@ class Story(NamedTuple):
     attention: np.ndarray
     entropy: np.ndarray
 
+    def __str__(self) -> str:
+        """One line about it."""
+        before, after = self.correlations
+        words, summary = self.attention[0, 1:-1].sum(), self.attention[0, -1]
+        return (
+            f"{self.title}: correlation with the nearest memorized image {before:.2f}, mitigated {after:.2f}; "
+            f"attention on the words {words:.0%}, on end token and padding {summary:.0%}"
+        )
 
-def tell(
+
+def make_story(
     title: str,
     plain: "Samples",
     mitigated: "Samples",
@@ -51,7 +66,7 @@ def tell(
     tokenizer: "Tokenizer",
     memorized: Mapping[str, np.ndarray],
 ) -> Story:
-    """One row of two runs, and the nearest of the memorized pictures.
+    """One row of two runs, and the nearest of the memorized images.
 
     Args:
       title: what kind of prompt it is.
@@ -59,7 +74,7 @@ def tell(
       mitigated: the same rows with it.
       row: which of them.
       tokenizer: the model's.
-      memorized: {caption: picture uint8 [height, width, 3]}; a prompt among them is compared to its own picture.
+      memorized: {caption: image uint8 [height, width, 3]}; a prompt among them is compared to its own image.
     """
     prompt, length = plain.prompts[row], int(plain.lengths[row])
     pictures = np.stack([plain.images[row], mitigated.images[row]])
@@ -68,6 +83,7 @@ def tell(
     nearest = int(correlations[0].argmax())
     means = [mean_over_sites(run.tokens)[:, row] for run in (plain, mitigated)]  # [steps, tokens] each
     attention = np.stack([np.asarray(mean).mean(axis=0) for mean in means])
+    summary = attention[:, length - 1 :].sum(axis=1, keepdims=True)
     return Story(
         title,
         prompt,
@@ -75,58 +91,69 @@ def tell(
         pictures[0],
         pictures[1],
         (float(correlations[0, nearest]), float(correlations[1, nearest])),
-        tokenizer.words(plain.input_ids[row, :length]),
-        np.concatenate([attention[:, :length], attention[:, length:].sum(axis=1, keepdims=True)], axis=1),
-        np.stack([np.asarray(token_entropy(mean)) for mean in means]),
+        ["begin", *tokenizer.words(plain.input_ids[row, 1 : length - 1]), "end + padding"],
+        np.concatenate([attention[:, : length - 1], summary], axis=1),
+        np.asarray(token_entropy(means[0])),
     )
 
 
-LABELS = ("as it is", "mitigated")
-COLOURS = ("tab:red", "tab:blue")
+def plot_showcase(path: Path | IO[bytes], stories: Sequence[Story], band: np.ndarray | None) -> None:
+    """Draws a row for each prompt: three images, the attention of each token, the entropy over the steps.
 
-
-def plot_showcase(path: Path | IO[bytes], stories: Sequence[Story]) -> None:
-    """Draws a row for each prompt: three pictures, the attention of each token, the entropy over the steps."""
-    figure = Figure(figsize=(14, 3.4 * len(stories)), layout="constrained")
-    rows = figure.subplots(len(stories), 5, width_ratios=(1, 1, 1, 1.7, 1.5), squeeze=False)
-    for (training, generated, mitigated, bars, curves), story in zip(rows, stories, strict=True):
-        show(training, story.training, "nearest memorized picture")
-        show(generated, story.generated, f"generated\ncorrelation {story.correlations[0]:.2f}")
-        show(mitigated, story.mitigated, f"mitigated\ncorrelation {story.correlations[1]:.2f}")
+    Args:
+      path: where to write, or an open file.
+      stories: the rows.
+      band: [2, steps], between which the entropy of most clean prompts lies; None draws none.
+    """
+    figure = Figure(figsize=(12, 2.9 * len(stories)), layout="constrained")
+    rows = figure.subplots(len(stories), 5, width_ratios=(1, 1, 1, 1.6, 1.9), squeeze=False)
+    drawn = [story.entropy for story in stories] + ([] if band is None else [band])
+    low, high = min(values.min() for values in drawn), max(values.max() for values in drawn)
+    for (training, generated, mitigated, bars, curve), story in zip(rows, stories, strict=True):
+        show(training, story.training, "nearest\nmemorized image")
+        show(generated, story.generated, f"generated\ncorrelation {signed(story.correlations[0])}")
+        show(mitigated, story.mitigated, f"mitigated\ncorrelation {signed(story.correlations[1])}")
         training.set_ylabel(story.title, fontsize="large", fontweight="bold")
+        generated.set_xlabel(f"“{story.prompt}”", fontsize="medium", loc="center")
         plot_attention(bars, story)
-        plot_curves(curves, story)
-    low, high = np.min([s.entropy.min() for s in stories]), np.max([s.entropy.max() for s in stories])
-    for row, story in zip(rows, stories, strict=True):
-        row[-1].set_ylim(low - 0.05, high + 0.05)
-        row[1].set_xlabel(f"“{story.prompt}”", fontsize="small", loc="center", wrap=True)
+        plot_curve(curve, story, band)
+        bars.set_xlim(0, 1.05 * max(story.attention.max() for story in stories))
+        curve.set_ylim(low - 0.1, high + 0.1)
+    rows[0, 3].legend(fontsize="small", loc="center right")
+    rows[0, 4].legend(fontsize="small", loc="lower right")
+    rows[-1, 4].set_xlabel("sampling step")
+    rows[-1, 3].set_xlabel("more on end + padding is worse")
     figure.savefig(path, dpi=110)
+
+
+def signed(number: float) -> str:
+    """Two digits, with a minus sign and not a hyphen."""
+    return f"{number:.2f}".replace("-", "−")
 
 
 def show(axes: Axes, picture: np.ndarray, title: str) -> None:
     """A picture without ticks."""
     axes.imshow(picture, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    axes.set_title(title, fontsize="small")
+    axes.set_title(title, fontsize="medium")
 
 
 def plot_attention(axes: Axes, story: Story) -> None:
-    """The attention of each token, horizontal bars in the order of the prompt."""
-    places = np.arange(len(story.tokens) + 1)
-    for offset, values, label, colour in zip((-0.2, 0.2), story.attention, LABELS, COLOURS, strict=True):
-        axes.barh(places + offset, values, 0.4, label=label, color=colour)
-    axes.set_yticks(places, [*story.tokens, "padding"], fontsize="x-small")
-    axes.invert_yaxis()
-    axes.set_title("attention of each token", fontsize="small")
-    axes.legend(fontsize="x-small")
+    """The share of attention of each token, bars in the order of the prompt; the summary tokens stand out."""
+    places = np.arange(len(story.tokens))
+    axes.axhspan(len(places) - 1.5, len(places) - 0.5, color=BAND, zorder=0)
+    styles = ((PLAIN, None, "generated"), (MITIGATED, "///", "mitigated"))
+    for offset, values, (colour, hatch, label) in zip((-0.2, 0.2), story.attention, styles, strict=True):
+        axes.barh(places + offset, values, 0.4, label=label, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+    axes.set_yticks(places, story.tokens)
+    axes.set_ylim(len(places) - 0.5, -0.5)
+    axes.set_title("share of the attention", fontsize="medium")
 
 
-def plot_curves(axes: Axes, story: Story) -> None:
-    """Attention entropy over the sampling steps."""
-    for values, label, colour in zip(story.entropy, LABELS, COLOURS, strict=True):
-        axes.plot(np.arange(1, len(values) + 1), values, label=label, color=colour)
-    axes.set_title("attention entropy (nats)", fontsize="small")
-    axes.set_xlabel("sampling step", fontsize="small")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+def plot_curve(axes: Axes, story: Story, band: np.ndarray | None) -> None:
+    """Attention entropy over the sampling steps, beside that of clean prompts."""
+    draw_band(axes, band)
+    axes.plot(np.arange(1, len(story.entropy) + 1), story.entropy, color=PLAIN, linewidth=2, label="generated")
+    axes.set_title("attention entropy (nats), higher is worse", fontsize="medium")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
