@@ -201,14 +201,30 @@ def acts_on(part: Edit | Tap | None, site: str) -> bool:
     return part is not None and (part.sites is None or site in part.sites)
 
 
+def split_rows(maps: Array, shared: int) -> Array:
+    """Maps of texts [texts, heads, shared · pixels, tokens] to those of their rows [batch, heads, pixels, tokens]."""
+    texts, heads, _, tokens = maps.shape
+    return maps.reshape(texts, heads, shared, -1, tokens).swapaxes(1, 2).reshape(texts * shared, heads, -1, tokens)
+
+
+def join_rows(maps: Array, shared: int) -> Array:
+    """The inverse of `split_rows`."""
+    batch, heads, _, tokens = maps.shape
+    return maps.reshape(-1, shared, heads, *maps.shape[2:]).swapaxes(1, 2).reshape(batch // shared, heads, -1, tokens)
+
+
 def cross_attention(
     query: Array, keys: Array, values: Array, interceptor: Interceptor, site: str
 ) -> tuple[Array, dict[str, Any]]:
     """Attention of pixels to tokens, through the seam. Softmax and taps are float32.
 
+    Text that several rows share is given once and never repeated: XLA for CPUs in jaxlib 0.10 multiplies by repeated
+    keys wrongly (docs/xla-repeated-keys.md), and what repeats them would cost memory. The rows that share it become one
+    row with the pixels of all.
+
     Args:
       query: [batch, pixels, heads, head_dim].
-      keys: [batch, tokens, heads, head_dim].
+      keys: [texts, tokens, heads, head_dim]; the batch is a multiple, and each text is that of as many rows in a row.
       values: the same shape as keys.
       interceptor: edits and tap; its per-row arrays have this batch's rows.
       site: the name of this layer.
@@ -218,21 +234,23 @@ def cross_attention(
     """
     edits = [edit for edit in interceptor.edits if acts_on(edit, site)]
     tap = interceptor.tap if acts_on(interceptor.tap, site) else None
+    shared = len(query) // len(keys)  # rows that one text serves
     mask = None
-    if edits and interceptor.form == "keys":
+    if edits and interceptor.form == "keys" and shared == 1:
         kept = jnp.ones((1, keys.shape[1]), bool)
         for edit in edits:
             keys, kept = edit.edit_keys(keys, kept)
         mask = kept[:, None, None, :]  # [batch or 1, 1, 1, tokens]
         edits = []
 
-    # b batch, q pixels, k tokens, h heads, d head_dim
+    # b texts, q pixels of the rows that share one, k tokens, h heads, d head_dim
     # heads before pixels: XLA's batched matrix product on a CPU is several times faster when batch axes come first
-    query, keys, values = (x.swapaxes(1, 2) for x in (query, keys, values))
-    logits = jnp.einsum("bhqd,bhkd->bhqk", query, keys, preferred_element_type=jnp.float32)
+    together = query.reshape(len(keys), -1, *query.shape[2:]).swapaxes(1, 2)
+    keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", together, keys, preferred_element_type=jnp.float32)
     logits = logits / math.sqrt(query.shape[-1])
     for edit in edits:
-        logits = edit.edit_logits(logits)
+        logits = join_rows(edit.edit_logits(split_rows(logits, shared)), shared)
     probs = jax.nn.softmax(logits, axis=-1, where=mask)
-    out = jnp.einsum("bhqk,bhkd->bhqd", probs.astype(values.dtype), values).swapaxes(1, 2)
-    return out, {} if tap is None else {site: tap(probs)}
+    out = jnp.einsum("bhqk,bhkd->bhqd", probs.astype(values.dtype), values).swapaxes(1, 2).reshape(query.shape)
+    return out, {} if tap is None else {site: tap(split_rows(probs, shared))}

@@ -122,10 +122,7 @@ class FirstStep:
         return values.reshape(-1, *self.shape[2:])  # [batch, probes, h, w, channels] → [batch · probes, h, w, channels]
 
     def _call(self, latents: Array, context: Array, level: NoiseLevel) -> tuple[Array, dict[str, Array]]:
-        text = self.unet.text_keys_values(context)
-        repeats = latents.shape[0] // context.shape[0]
-        text = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), text)
-        output, taps = self.unet(latents, level.timestep, text, self.interceptor)
+        output, taps = self.unet(latents, level.timestep, context, self.interceptor)
         return output.astype(jnp.float32), taps
 
     def _noise(self, latents: Array, context: Array) -> tuple[Array, dict[str, Array]]:
