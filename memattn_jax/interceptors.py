@@ -224,7 +224,8 @@ def cross_attention(
 
     Args:
       query: [batch, pixels, heads, head_dim].
-      keys: [texts, tokens, heads, head_dim]; the batch is a multiple, and each text is that of as many rows in a row.
+      keys: [texts, tokens, heads, head_dim]; the batch is a multiple, and each text serves that many
+        neighbouring rows.
       values: the same shape as keys.
       interceptor: edits and tap; its per-row arrays have this batch's rows.
       site: the name of this layer.

@@ -211,8 +211,8 @@ class UNet2DConditionModel(nnx.Module):
         Args:
           latents: [batch, height, width, in_channels], any height and width.
           timesteps: [] or [batch], in the noise schedule's training steps.
-          context: text embeddings [batch, tokens, cross_attention_dim], or their `text_keys_values`; of fewer rows, each
-            serves as many rows of the latents in a row.
+          context: text embeddings [batch, tokens, cross_attention_dim], or their `text_keys_values`. Where it has fewer
+            rows, the batch is a multiple, and each text serves that many neighbouring rows.
           interceptor: what to edit and what to return of the cross-attention.
 
         Returns:

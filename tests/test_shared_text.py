@@ -1,0 +1,104 @@
+"""Text that several rows share: given once, never repeated, since XLA multiplies by repeated keys wrongly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memattn_jax import StableDiffusion, demo
+from memattn_jax.guard import Guard
+from memattn_jax.interceptors import (
+    AttentionMaps,
+    Interceptor,
+    MaskTokens,
+    ScaleBeginToken,
+    TokenMeans,
+    cross_attention,
+)
+
+TEXTS, SHARED, PIXELS, TOKENS, HEADS, HEAD_DIM = 2, 3, 64, 77, 1, 48
+RIGHT_AGAIN = (0, 12)  # the first versions of JAX that multiply by repeated keys rightly; 0.10.2 and 0.11 do not
+
+
+def inputs(texts: int = TEXTS):
+    rng = np.random.default_rng(0)
+    shapes = [(texts * SHARED, PIXELS, HEADS, HEAD_DIM), *[(texts, TOKENS, HEADS, HEAD_DIM)] * 2]
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def test_the_smallest_program_that_goes_wrong():
+    """docs/xla-repeated-keys.md: the product is right in a program of its own, and so is what is not repeated."""
+    query, keys, _ = inputs(1)
+    query, keys = query[:, :, 0], keys[0, :, 0]
+    expected = np.einsum("bqd,kd->bqk", query, keys).max(-1)
+
+    @jax.jit
+    def repeated(query, keys):
+        keys = jnp.broadcast_to(keys, (SHARED, TOKENS, HEAD_DIM))
+        return jnp.einsum("bqd,bkd->bqk", query, keys).max(-1)
+
+    @jax.jit
+    def given_once(query, keys):
+        together = query.reshape(1, SHARED * PIXELS, HEAD_DIM)
+        return jnp.einsum("bqd,bkd->bqk", together, keys[None]).max(-1).reshape(SHARED, PIXELS)
+
+    np.testing.assert_allclose(given_once(query, keys), expected, atol=1e-4)
+    right = np.allclose(repeated(query, keys), expected, atol=1e-4)
+    assert right or jax.__version_info__ < RIGHT_AGAIN  # where it is right in all versions allowed, repeat again
+
+
+@pytest.mark.parametrize("form", ["keys", "logits"])
+@pytest.mark.parametrize("edited", [False, True], ids=["plain", "edited"])
+def test_given_once_is_as_repeated(form, edited):
+    """One text for three rows each, and its repetition made beforehand; edits and taps stay those of rows."""
+    query, keys, values = inputs()
+    rows = len(query)
+    edits = (MaskTokens(jnp.arange(5, 5 + rows)), ScaleBeginToken(jnp.linspace(1, 2, rows), jnp.arange(rows) % 2 == 0))
+    interceptor = Interceptor(edits if edited else (), AttentionMaps(), form=form)
+    once = jax.jit(cross_attention, static_argnames="site")
+    out, taps = once(query, keys, values, interceptor, site="here")
+    repeated = [np.repeat(x, SHARED, axis=0) for x in (keys, values)]
+    expected, expected_taps = cross_attention(jnp.asarray(query), *map(jnp.asarray, repeated), interceptor, "here")
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    np.testing.assert_allclose(taps["here"], expected_taps["here"], atol=1e-6)
+    means, maps = (
+        once(query, keys, values, Interceptor(interceptor.edits, tap, form=form), site="here")[1]["here"]
+        for tap in (TokenMeans(), AttentionMaps())
+    )
+    np.testing.assert_allclose(means, maps.mean(2), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def built_in():
+    return StableDiffusion.from_pretrained(demo.MODEL, dtype="float32")
+
+
+PROMPTS = (*demo.prompts("memorized", "choose")[:8], *demo.prompts("control", "choose")[:8])
+
+
+@pytest.fixture(scope="module")
+def alone(built_in):
+    """Prompts one at a time, each with its number as seed; and the first one with the seeds of 16 probes."""
+    prompts = (*PROMPTS, *[PROMPTS[0]] * 16)
+    return built_in.detect(prompts, seeds=[*range(16), *range(16)], batch_size=1)
+
+
+def test_sixteen_rows_with_noise_of_their_own(built_in, alone):
+    batch = built_in.detect(PROMPTS, seeds=range(16), batch_size=16)
+    for name, scores in batch.scores.items():
+        np.testing.assert_allclose(scores, alone[name][:16], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_sixteen_probes_without_the_empty_prompts_part(built_in, alone):
+    probes = built_in.detect(PROMPTS[:1], seeds=[0], probes=16)
+    for name, scores in probes.scores.items():
+        np.testing.assert_allclose(scores, alone[name][16:].mean(keepdims=True), rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_guard_of_sixteen_rows(built_in, alone):
+    middle = float(np.median(alone["noise_norm"][:16]))
+    run = built_in.sample(PROMPTS, seeds=range(16), steps=1, guard=Guard(middle), taps=None)
+    np.testing.assert_allclose(run.guard_scores, alone["noise_norm"][:16], rtol=1e-5)
+    assert run.mitigated.sum() == 8
