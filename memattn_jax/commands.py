@@ -12,10 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
-from memattn_jax.errors import LIMIT, InputError
+from memattn_jax.errors import LIMIT, InputError, RepeatedWarning
 from memattn_jax.text import printable
 
 WARNED = 20  # a prompt log may hold many prompts that are cut
+FORMAT = 2  # of tables: their columns and what these mean; a run goes on with its own only
 
 
 class Checked(Protocol):
@@ -61,12 +62,19 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
     sys.exit(0)
 
 
+def note(line: str) -> None:
+    """Says on standard error what a user should know, and need not act on."""
+    print(f"note: {printable(line)}", file=sys.stderr)
+
+
 def show_warnings() -> None:
     """Has warnings printed as one line each, and no more than `WARNED` from one place in the code."""
     shown: Counter[tuple[str, int]] = Counter()
 
     def show(message: Warning | str, category: type[Warning], filename: str, line: int, *_: object) -> None:
         shown[filename, line] += 1
+        if shown[filename, line] > 1 and issubclass(category, RepeatedWarning):
+            return
         if shown[filename, line] <= WARNED:
             print(f"warning: {printable(str(message))}", file=sys.stderr)
         elif shown[filename, line] == WARNED + 1:

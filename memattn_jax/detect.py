@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from memattn_jax import demo
-from memattn_jax.commands import run_command, versions
+from memattn_jax.commands import FORMAT, note, run_command, versions
 from memattn_jax.errors import InputError
 from memattn_jax.names import DETECTORS
 from memattn_jax.options import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from memattn_jax.calibration import Calibration
     from memattn_jax.detectors import Detection, Scorer
     from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.carried import Carried
     from memattn_jax.runs.store import Store
     from memattn_jax.runs.table import ShardedTable
 
@@ -99,8 +100,8 @@ def prompts_of(options: Options) -> tuple[Iterator[Prompt], Callable[[], int] | 
     """The prompts to score, none where the command only calibrates, and how to count them."""
     given = options.prompt
     if options.prompts is not None:
-        count = partial(count_prompts, options.prompts, options.column)
-        return stream_prompts(options.prompts, options.column), None if options.prompts == "-" else count
+        count = None if options.prompts == "-" else partial(count_prompts, options.prompts, options.column)
+        return stream_prompts(options.prompts, options.column, options.kept, note), count
     if not given and options.calibrate is None:
         given = demo.SHOWCASE
     return iter([Prompt(as_text(prompt)) for prompt in given]), lambda: len(given)
@@ -201,6 +202,8 @@ def identity(scorer: "Scorer", options: Options, calibration: "Calibration | Non
     limits = {} if calibration is None else {name: limit.value for name, limit in calibration.thresholds.items()}
     return {
         "command": "detect",
+        "format": FORMAT,
+        "keep": list(options.kept),
         "model": fingerprint(scorer.sd),
         "settings": {
             "detectors": list(scorer.detectors),
@@ -213,20 +216,23 @@ def identity(scorer: "Scorer", options: Options, calibration: "Calibration | Non
     }
 
 
-def summarize(table: "ShardedTable", judged: list[str]) -> None:
+def summarize(table: "ShardedTable", judged: list[str], carried: "Carried") -> None:
     """Tells of all rows, and repeats them in results.jsonl where they are few and no other process adds to them."""
     from memattn_jax.report.results import write_json_lines
 
     over: Counter[str] = Counter()
-    rows = failed = 0
-    for row in table.rows(["over", "error"]):
+    rows = failed = cut = 0
+    for row in table.rows(["over", "error", "cut"]):
         rows += 1
+        cut += row["cut"] is True
         failed += row["error"] is not None
         over.update(row["over"] or ())
     for name in judged:
         print(f"{name}: {over[name]} of {rows} prompts over the threshold (*)")
     if failed:
         print(f"{failed} prompts lack a score; the column error says why")
+    if cut:
+        print(carried.told(cut))
     alone = table.processes == 1
     repeated = " and results.jsonl" if alone and write_json_lines(table, rows) else ""
     whole = "" if alone else f" of {table.jobs}, by all {table.processes} processes so far"
@@ -248,6 +254,7 @@ def main(options: Options) -> None:
     )
     store = Store(options.out, process)
     from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.carried import Carried
     from memattn_jax.report.detection import detection_rows, detection_schema, tell
     from memattn_jax.runs.table import ShardedTable
 
@@ -259,9 +266,10 @@ def main(options: Options) -> None:
         print(f"calibration.json in {store}")
         if options.prompts is None and not options.prompt:
             return
+    carried = Carried(detection_schema(scorer.detectors, scorer.attribute), options.kept, sd.tokenizer)
     table = ShardedTable(
         store,
-        detection_schema(scorer.detectors, scorer.attribute),
+        carried.schema,
         identity(scorer, options, calibration),
         shard_rows=options.shard_rows,
         process=process,
@@ -277,14 +285,15 @@ def main(options: Options) -> None:
         return scorer.start(texts, [noise_seed(text, scorer, options) for text in texts])
 
     def describe(batch: list[tuple[int, Prompt]], detection: "Detection | None") -> list[dict[str, Any]]:
-        return detection_rows(batch, detection, calibration, sd.tokenizer)
+        rows = detection_rows(batch, detection, calibration, sd.tokenizer)
+        return [carried(row, prompt) for row, (_, prompt) in zip(rows, batch, strict=True)]
 
-    work = batches(table.missing(prompts), size, options.shard_rows)
-    if not run(table, work, start, describe, progress):
+    work = batches(table.missing(prompts, lambda job: job.text), size, options.shard_rows, twins=table.twins)
+    if not run(table, work, start, describe, progress, carried.repeat):
         print(f"stopped after {progress.rows} prompts, all of them written; the same command goes on from there")
         return
     judged = [name for name in scorer.detectors if calibration is not None and name in calibration.thresholds]
-    summarize(table, judged)
+    summarize(table, judged, carried)
 
 
 if __name__ == "__main__":

@@ -53,3 +53,10 @@ def listed(names: Iterable[str], length: int, first: str | None) -> str:
         names.pop()
         text = ", ".join([*names, "…"])
     return text
+
+
+class RepeatedWarning(UserWarning):
+    """Something about the prompts of one batch, of which a long run has many.
+
+    The command lines print the first one, and a count at the end.
+    """

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from memattn_jax import demo
-from memattn_jax.commands import run_command, versions
+from memattn_jax.commands import FORMAT, note, run_command, versions
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.names import FIRST_STEP, MASKS, MITIGATIONS, SCHEDULERS
 from memattn_jax.options import (
@@ -125,13 +125,18 @@ def pictures_of(options: Options) -> tuple[Iterator["Picture"], Callable[[], int
     count: Callable[[], int] | None
     if options.prompts is not None:
         source, column = options.prompts, options.column
-        prompts = stream_prompts(source, column)
+        prompts = stream_prompts(source, column, options.kept, note)
         count = None if source == "-" else lambda: count_prompts(source, column) * options.images_per_prompt
     else:
         prompts = iter([Prompt(as_text(prompt)) for prompt in options.prompt])
         count = lambda: len(options.prompt) * options.images_per_prompt  # noqa: E731
     own = range(options.seed, options.seed + options.images_per_prompt)
-    return (Picture(prompt.text, seed, prompt.error) for prompt in prompts for seed in own), count
+    pictures = (
+        Picture(prompt.text, seed, prompt.error, place=prompt.place, kept=prompt.kept)
+        for prompt in prompts
+        for seed in own
+    )
+    return pictures, count
 
 
 def mitigation(options: Options) -> "AttentionMask | None":
@@ -192,7 +197,14 @@ def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") 
     made_with = {"mitigated " * (i > 0) + "settings": settings(run) for i, run in enumerate(runs)}
     for part in made_with.values():
         del part["model"]  # the fingerprint tells, wherever it lies
-    return {"command": "generate", "model": fingerprint(sd, pictures=True), "pictures": same, **made_with}
+    return {
+        "command": "generate",
+        "format": FORMAT,
+        "keep": list(runs[0].kept),
+        "model": fingerprint(sd, pictures=True),
+        "pictures": same,
+        **made_with,
+    }
 
 
 def show_memorization(
@@ -238,6 +250,7 @@ def main(options: Options) -> None:
     )
     store = Store(options.out, process)
     from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.carried import Carried
     from memattn_jax.report.gallery import Gallery
     from memattn_jax.report.results import PICTURE_SCHEMA, plot_rows, tell, write_json_lines
     from memattn_jax.runs.table import ShardedTable
@@ -246,9 +259,10 @@ def main(options: Options) -> None:
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.model_dtype, mesh=mesh)
     runs = [replace(each, dtype=sd.dtype) for each in runs]  # the default differs between machines
     watch = guard(options, given, sd)
+    carried = Carried(PICTURE_SCHEMA, options.kept, sd.tokenizer)
     table = ShardedTable(
         store,
-        PICTURE_SCHEMA,
+        carried.schema,
         identity(sd, runs, watch),
         shard_rows=options.shard_rows,
         process=process,
@@ -260,16 +274,20 @@ def main(options: Options) -> None:
     if showcase:
         table.claim(source, overwrite=True)  # the story needs all of its pictures at hand
     progress = Progress("image", count, tell)
-    gallery = Gallery(sd, [recipe(each, watch) for each in runs], rows_multiple(size, mesh), table, keep=showcase)
-    work = batches(table.missing(pictures), size, options.shard_rows, lambda job: job.recipe)
-    if not run(table, work, gallery.start, gallery.describe, progress):
+    gallery = Gallery(sd, [recipe(each, watch) for each in runs], rows_multiple(size, mesh), table, carried, showcase)
+    lacking = table.missing(pictures, lambda job: job.same)
+    work = batches(lacking, size, options.shard_rows, lambda job: job.recipe, table.twins)
+    if not run(table, work, gallery.start, gallery.describe, progress, gallery.repeat):
         print(f"stopped after {progress.rows} images, all of them written; the same command goes on from there")
         return
     band = demo.clean_entropy(settings(runs[0]))
     if gallery.made:
         show_memorization(sd, gallery.made, store, band)
     plot_rows(store, table.rows(["row", "prompt", "seed", "entropy", "mitigated"]), band)
-    total = sum(1 for _ in table.rows(["row"]))
+    cuts = [row["cut"] for row in table.rows(["cut"])]
+    total = len(cuts)
+    if cut := cuts.count(True):
+        print(carried.told(cut))
     repeated = ", results.jsonl" if processes == 1 and write_json_lines(table, total) else ""
     print(f"{total} images, Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png in {store}")
 

@@ -104,14 +104,27 @@ class PromptOptions:
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]")] = ()
     """Prompts, each quoted."""
     prompts: Annotated[str | None, BY_DEFAULT] = None
-    """Read prompts from this instead: a .txt (one per line), .jsonl, .csv or .parquet file, optionally with .gz; a
-    folder of such files; a gs:// or s3:// URL; or - for standard input."""
+    """Read prompts from this instead, each record as a row of the table: a .txt (one per line), .csv, .tsv, .jsonl,
+    .json or .parquet file, optionally with .gz; a folder of such files and sub-folders; a gs:// or s3:// URL; or - for
+    standard input."""
+    keep: Annotated[str | None, BY_DEFAULT] = None
+    """Columns of --prompts to carry through into the table as text, separated by commas, such as id,user; as kept_NAME
+    where the table has a column NAME of its own."""
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The columns that `keep` names."""
+        return tuple(name.strip() for name in (self.keep or "").split(",") if name.strip())
 
     def check_prompts(self) -> None:
-        """Raises InputError for prompts given twice, or a file that is not there."""
+        """Raises InputError for prompts given twice, a file that is not there, or columns of no file."""
         if self.prompts is not None and self.prompt:
             raise InputError("--prompts: give prompts either as arguments or in a file, not both")
         file("--prompts", self.prompts)
+        if len(set(self.kept)) < len(self.kept):
+            raise InputError(f"--keep {printable(self.keep or '', 80)}: a column is named twice")
+        if self.kept and self.prompts is None:
+            raise InputError("--keep: carries columns of a prompt file through; give one with --prompts FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +132,7 @@ class ModelOptions:
     """Which model, on which devices."""
 
     column: str = "prompt"
-    """Name of the prompt column (.csv, .parquet) or key (.jsonl)."""
+    """Name of the prompt column (.csv, .tsv, .parquet) or key (.jsonl, .json); a.b is field b of column a."""
     model: Annotated[str | None, BY_DEFAULT] = None
     """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder with safetensors weights, or owner/name on the Hugging
     Face Hub. Default: the built-in demo model."""

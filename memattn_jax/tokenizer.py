@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, RepeatedWarning
+from memattn_jax.text import printable
+
+LOST = 60  # characters of what was cut off that the warning shows
 
 
 class Tokens(NamedTuple):
@@ -49,19 +52,28 @@ class Tokenizer:
         self.tokens = tokens
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Tokenizes and pads; a prompt too long is cut, with a warning that shows what was cut."""
+        """Tokenizes and pads; a prompt too long is cut, with one warning for all, which shows what the first lost."""
         end = self.clip.eos_token_id
         input_ids = np.full((len(prompts), self.tokens), self.clip.pad_token_id, np.int32)
         lengths = np.zeros(len(prompts), np.int32)
+        lost: dict[str, str] = {}
         for row, prompt in enumerate(prompts):
             ids = self.clip(prompt, verbose=False)["input_ids"]
             if len(ids) > self.tokens:
-                cut = self.clip.decode(ids[self.tokens - 1 : -1], clean_up_tokenization_spaces=False)
+                lost[prompt] = self.clip.decode(ids[self.tokens - 1 : -1], clean_up_tokenization_spaces=False)
                 ids = [*ids[: self.tokens - 1], end]
-                warnings.warn(f"prompt cut at {self.tokens} tokens, this was left out: {cut!r}", stacklevel=2)
             input_ids[row, : len(ids)] = ids
             lengths[row] = len(ids)
+        if lost:
+            first = printable(next(iter(lost.values())), LOST)
+            others = f"; and {len(lost) - 1} more" if len(lost) > 1 else ""
+            message = f"prompt cut at {self.tokens} tokens, this was left out: '{first}'{others}"
+            warnings.warn(message, RepeatedWarning, stacklevel=2)
         return Tokens(input_ids, lengths)
+
+    def cuts(self, prompt: str) -> bool:
+        """Whether a prompt is too long."""
+        return len(self.clip(prompt, verbose=False)["input_ids"]) > self.tokens
 
     def words(self, input_ids: np.ndarray) -> list[str]:
         """Each token of one row as text."""

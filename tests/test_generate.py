@@ -52,11 +52,12 @@ def out(random_model, tmp_path_factory):
 def test_results(out, sd):
     folder, _ = out
     rows = read_results(folder)
-    assert [row["prompt"] for row in rows] == ["a cat", "日 dog", LONG.strip(), "x", "the"]
+    assert [row["prompt"] for row in rows] == ["a cat", "日 dog", LONG, "x", "the"]
     assert [row["file"] for row in rows] == [f"{i:05d}.png" for i in range(5)]
     for row in rows:
         assert row["seed"] == 3
         assert row["error"] is None
+        assert row["cut"] == (row["prompt"] == LONG)
         assert row["settings"]["steps"] == 4
         assert row["settings"]["mask"] == "summary"
         assert row["mitigated"] is True
@@ -88,7 +89,8 @@ def test_pictures_carry_their_parameters(out):
 def test_what_it_prints(out):
     _, done = out
     lines = done.stdout.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
+    assert lines[5] == "1 prompt was longer than 77 tokens and cut there; the column cut says which"
     assert lines[0].startswith("00000.png  E ")
     assert lines[0].endswith("  a cat  (mitigated)")
     assert lines[-1].startswith("5 images, Parquet files, results.jsonl and entropy.png in ")

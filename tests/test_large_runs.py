@@ -66,8 +66,9 @@ def undisturbed(model, source, tmp_path_factory) -> dict[str, list[dict]]:
 def test_rows_are_what_the_package_scores(undisturbed, model):
     rows = [row for shard in undisturbed.values() for row in shard]
     assert [row["row"] for row in rows] == list(range(COUNT))
-    assert rows[9] | {"error": ""} == dict.fromkeys(rows[9], None) | {"row": 9, "prompt": "", "error": ""}
-    assert rows[9]["error"].endswith("prompts.jsonl: line 10 is not JSON")
+    assert rows[9]["source"].endswith("prompts.jsonl: line 10")
+    known = {"row": 9, "prompt": "", "error": f"{rows[9]['source']} is not JSON", "source": rows[9]["source"]}
+    assert rows[9] == dict.fromkeys(rows[9], None) | known
     del rows[9]
     texts = prompts(COUNT)
     del texts[9]

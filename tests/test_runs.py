@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -93,7 +94,7 @@ def test_shards_and_manifest(tmp_path, capsys):
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["identity"] == IDENTITY | {"shard_rows": 16}
     assert manifest["versions"] == {"x": "1"}
-    assert manifest["rows"] == 100
+    assert (manifest["complete"], manifest["rows"], manifest["records"]) == (True, 100, 100)
     assert [(s["first_row"], s["rows"]) for s in manifest["shards"]] == [(16 * i, 16) for i in range(6)] + [(96, 4)]
     for shard in manifest["shards"]:
         assert pq.read_metadata(tmp_path / "a" / shard["file"]).num_rows == shard["rows"]
@@ -111,6 +112,111 @@ def test_any_number_of_processes_writes_the_same_files(tmp_path, undisturbed, pr
         fill(tmp_path, 100, process=process, processes=processes)
     assert contents(tmp_path) == undisturbed
     assert json.loads((tmp_path / "manifest.json").read_text())["rows"] == 100
+
+
+def manifest_of(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_the_manifest_tells_what_is_there(tmp_path):
+    """Of several processes only the last to finish says that all is."""
+    for process in (1, 0, 2):
+        fill(tmp_path, 100, process=process, processes=3)
+        manifest, there = manifest_of(tmp_path), contents(tmp_path)
+        assert {shard["file"]: shard["rows"] for shard in manifest["shards"]} == {n: len(r) for n, r in there.items()}
+        assert manifest["rows"] == sum(map(len, there.values()))
+        assert manifest["complete"] == (process == 2) == (manifest["rows"] == manifest["records"])
+    (tmp_path / "00003.parquet").write_bytes(b"")
+    fill(tmp_path, 100, process=1, processes=3)
+    assert not manifest_of(tmp_path)["complete"]
+
+
+def test_a_process_that_ends_in_between_is_seen(tmp_path, monkeypatch):
+    """Whichever of two writes its manifest last, the one that is left is true."""
+    fill(tmp_path, 40, process=1, processes=2)
+    write, ended = Store.write, []
+
+    def late(self: Store, name: str, content: bytes) -> None:
+        if name == "manifest.json" and b'"shards"' in content and not ended:
+            ended.append(self)
+            fill(tmp_path, 40, process=2, processes=3)
+        write(self, name, content)
+
+    monkeypatch.setattr(Store, "write", late)
+    fill(tmp_path, 40, process=0, processes=3)
+    assert manifest_of(tmp_path)["complete"]
+
+
+def test_an_interrupted_run_says_so(tmp_path):
+    with pytest.raises(InputError):
+        fill(tmp_path, 100, source=failing(38, InputError("damaged")))
+    manifest, there = manifest_of(tmp_path), contents(tmp_path)
+    assert manifest["complete"] is False
+    assert {shard["file"]: shard["rows"] for shard in manifest["shards"]} == {n: len(r) for n, r in there.items()}
+    seen = []
+
+    def start(batch: list[Job]) -> Scores:
+        seen.append(manifest_of(tmp_path)["complete"])  # what a kill would leave
+        return Scores(score([job.text for job in batch]))
+
+    fill(tmp_path, 120, start=start)
+    assert not any(seen)
+    assert manifest_of(tmp_path)["complete"]
+
+
+def test_rows_beyond_the_prompts_are_refused(tmp_path):
+    """The log is shorter than it was: its table would tell of prompts that are not in it."""
+    fill(tmp_path, 100)
+    for count in (80, 90):
+        with pytest.raises(InputError, match=f"holds rows beyond the {count} prompts"):
+            fill(tmp_path, count)
+        assert not manifest_of(tmp_path)["complete"]
+
+
+def repeating(count: int) -> list[Job]:
+    """Of 100 rows 20 different prompts, with errors between."""
+    return [Job(f"prompt {i * i % 20}", "unreadable" if i % 13 == 5 else None) for i in range(count)]
+
+
+def fill_distinct(folder: Path, count: int, start, stop: int | None = None):
+    table = ShardedTable(Store(folder), SCHEMA, IDENTITY, shard_rows=16)
+    table.claim({}, overwrite=False)
+    source = repeating(count) if stop is None else chain(repeating(count)[:stop], failing(0, KeyboardInterrupt()))
+    work = batches(table.missing(source, lambda job: job.text), 4, 16, twins=table.twins)
+    return run(table, work, start, describe, Progress("row", None, lambda row: row["prompt"]))
+
+
+def test_equal_prompts_are_computed_once_a_shard(tmp_path, capsys):
+    """Each keeps its row, with its own error; batches are as full as they can be."""
+    calls: list[int] = []
+    fill_distinct(tmp_path / "a", 100, counting(calls))
+    rows = [row for shard in contents(tmp_path / "a").values() for row in shard]
+    for row, (number, job) in zip(rows, enumerate(repeating(100)), strict=True):
+        value = None if job.error else pytest.approx(score([job.text])[0])
+        assert row == {"row": number, "prompt": job.text, "score": value, "error": job.error}
+    shards = [repeating(100)[first : first + 16] for first in range(0, 100, 16)]
+    assert sum(calls) == sum(len({job.text for job in shard if job.error is None}) for shard in shards)
+    metrics = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert metrics["repeated"] == 100 - metrics["errors"] - sum(calls)
+
+
+@pytest.mark.parametrize("stop", range(1, 40, 3))
+def test_equal_prompts_of_an_interrupted_run(tmp_path, stop):
+    """What is made after the interruption, in which batches, does not depend on it."""
+    texts: list[tuple[str, ...]] = []
+
+    def start(batch: list[Job]) -> Scores:
+        texts.append(tuple(job.text for job in batch))
+        return Scores(score([job.text for job in batch]))
+
+    fill_distinct(tmp_path / "a", 48, start)
+    whole, texts = texts, []
+    with pytest.raises(KeyboardInterrupt):
+        fill_distinct(tmp_path / "b", 48, start, stop)
+    texts.clear()
+    fill_distinct(tmp_path / "b", 48, start)
+    assert contents(tmp_path / "b") == contents(tmp_path / "a")
+    assert texts == whole[len(whole) - len(texts) :]
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, undisturbed):

@@ -178,7 +178,15 @@ def test_mask_of_the_conditional_half_alone():
 
 
 def test_long_prompts_are_cut_with_a_warning_that_shows_what(sd):
-    with pytest.warns(UserWarning, match="prompt cut at 77 tokens, this was left out: 'b c'"):
-        _, tokens = sd.encode(["a " * 75 + "b c", "short"])
+    """One for all of a batch, short, without what steers a terminal."""
+    long = "a " * 75 + "b c"
+    with pytest.warns(UserWarning, match="prompt cut at 77 tokens, this was left out: 'b c'$"):
+        _, tokens = sd.encode([long, "short"])
     assert tokens.lengths.tolist() == [77, 7]
+    assert [sd.tokenizer.cuts(text) for text in (long, "a " * 75, "short")] == [True, False, False]
+    with pytest.warns(UserWarning, match="; and 1 more$") as warned:
+        sd.encode([long + "\x1b[2J" * 1000, long, long])
+    (message,) = (str(warning.message) for warning in warned)
+    assert message.isprintable()
+    assert len(message) <= 200
     assert tokens.input_ids[0, -1] == sd.tokenizer.clip.eos_token_id

@@ -31,6 +31,9 @@ def test_a_length_counts_the_escapes(length):
 class Nothing:
     """No options."""
 
+    def check(self) -> None:
+        """Nothing to check."""
+
 
 def test_messages_are_printed_on_one_line(monkeypatch, capsys):
     """Errors and warnings quote prompts, columns and file names."""

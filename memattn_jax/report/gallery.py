@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from memattn_jax.commands import versions
 from memattn_jax.report.results import Measured, measure, picture_row, png
 from memattn_jax.runs.run import fill_up
+from memattn_jax.runs.table import row_name
 
 if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples, StableDiffusion
+    from memattn_jax.report.carried import Carried
     from memattn_jax.runs.table import ShardedTable
 
 
@@ -20,12 +22,21 @@ class Picture(NamedTuple):
       seed: of its noise.
       error: why there is no prompt.
       recipe: which of the gallery's recipes makes it.
+      place: of the prompt, file and line.
+      kept: values that the prompt's record brings along.
     """
 
     text: str
     seed: int
     error: str | None = None
     recipe: int = 0
+    place: str = ""
+    kept: tuple[str | None, ...] = ()
+
+    @property
+    def same(self) -> tuple[str, int, int]:
+        """What the picture depends on."""
+        return self.text, self.seed, self.recipe
 
 
 class Recipe(NamedTuple):
@@ -49,6 +60,7 @@ class Gallery:
       recipes: a batch's pictures share one.
       size: pictures a batch.
       table: receives a row a picture.
+      carried: columns that prompts bring along.
       keep: whether to keep what was sampled.
       made: what was: recipe, batch, and place in it.
     """
@@ -57,6 +69,7 @@ class Gallery:
     recipes: list[Recipe]
     size: int
     table: "ShardedTable"
+    carried: "Carried"
     keep: bool = False
     made: list[tuple[int, "Samples", int]] = field(default_factory=list)
 
@@ -73,7 +86,8 @@ class Gallery:
         place = 0
         for number, job in batch:
             if job.error is not None or measured is None:
-                rows.append({"row": number, "prompt": job.text, "seed": job.seed, "error": job.error})
+                unmade = {"row": number, "prompt": job.text, "seed": job.seed, "error": job.error}
+                rows.append(self.carried(unmade, job))
                 continue
             made_with = self.recipes[job.recipe].settings
             row = picture_row(number, measured, place, self.sd.tokenizer, made_with, versions())
@@ -81,6 +95,17 @@ class Gallery:
                 self.table.store.write(row["file"], png(measured.run.images[place], row))
             if self.keep:
                 self.made.append((job.recipe, measured.run, place))
-            rows.append(row)
+            rows.append(self.carried(row, job))
             place += 1
         return rows
+
+    def repeat(self, row: dict[str, Any], number: int, job: Picture) -> dict[str, Any]:
+        """The row, and the picture's file, of a job whose picture is an earlier row's."""
+        if row["file"] is None:
+            return self.carried.repeat(row, number, job)
+        content = self.table.store.read(row["file"])
+        if content is None:  # someone has moved it away since
+            return self.describe([(number, job)], self.start([job]).fetch())[0]
+        name = row_name(number, "png")
+        self.table.store.write(name, content)
+        return self.carried.repeat(row | {"file": name}, number, job)

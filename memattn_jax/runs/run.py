@@ -1,8 +1,8 @@
 """The loop of a long run: batches of the rows that a table lacks, through a device, into the table."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from itertools import chain, groupby, islice, takewhile
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator
+from itertools import chain, islice, takewhile
 from typing import Any
 
 from memattn_jax.runs.progress import Progress
@@ -20,20 +20,37 @@ def batch_size(jobs: Iterable[J], most: int) -> tuple[int, Iterator[J]]:
 
 
 def batches(
-    rows: Iterable[tuple[int, J]], size: int, shard_rows: int, kind: Callable[[J], Hashable] = lambda job: None
+    rows: Iterable[tuple[int, J]],
+    size: int,
+    shard_rows: int,
+    kind: Callable[[J], Hashable] = lambda job: None,
+    twins: Container[int] = (),
 ) -> Iterator[Batch]:
-    """Rows in batches of at most `size`, of one kind and one shard each.
+    """Rows in batches of one kind and one shard each, with at most `size` that are no twins.
 
-    Which rows share a batch depends on their numbers alone, so that a run that was interrupted between batches goes on
-    with the very batches of one that was not.
+    Which rows share a batch depends on the shard's jobs alone, so that a run that was interrupted between batches goes
+    on with the very batches of one that was not.
+
+    Args:
+      rows: numbers and jobs.
+      size: rows that the device computes at once.
+      shard_rows: rows in a full shard.
+      kind: of a job.
+      twins: numbers of rows that repeat others, see `ShardedTable.missing`; asked as the rows come.
     """
-
-    def place(numbered: tuple[int, J]) -> tuple[int, int, Hashable]:
-        number, job = numbered
-        return number // shard_rows, number % shard_rows // size, kind(job)
-
-    for _, group in groupby(rows, key=place):
-        yield list(group)
+    batch: Batch = []
+    place: tuple[int, Hashable] | None = None
+    computed = 0
+    for number, job in rows:
+        here = number // shard_rows, kind(job)
+        new = number not in twins
+        if batch and (here != place or (new and computed == size)):
+            yield batch
+            batch, computed = [], 0
+        batch.append((number, job))
+        place, computed = here, computed + new
+    if batch:
+        yield batch
 
 
 def fill_up(batch: list[J], size: int) -> list[J]:
@@ -47,6 +64,7 @@ def run(
     start: Callable[[list[Any]], Any],
     describe: Callable[[Batch, Any], list[Row]],
     progress: Progress,
+    repeat: Callable[[Row, int, Any], Row] = lambda row, number, job: row | {"row": number},
 ) -> bool:
     """Makes rows until all are there or the process is asked to stop; whatever ends it, rows made are written.
 
@@ -56,6 +74,7 @@ def run(
       start: gives the jobs of a batch that have a prompt, never none, to the device, and returns something to `fetch`.
       describe: the table's rows of a batch, from what was fetched; that is None where no job had a prompt.
       progress: told of every batch.
+      repeat: makes the row with a number and a job from the row that it is a twin of.
 
     Returns:
       Whether all rows are there.
@@ -64,33 +83,46 @@ def run(
       OSError: rows could not be written; those written before are whole.
     """
     overlap = Overlap()
-    errors = 0
+    errors = repeated = 0
 
     def launch(batch: Batch) -> Any:
-        good = [job for _, job in batch if job.error is None]
+        good = [job for number, job in batch if job.error is None and number not in table.twins]
         return start(good) if good else None
 
     def fetch(started: Any) -> Any:
         return None if started is None else started.fetch()
 
+    def finish(batch: Batch, result: Any) -> list[Row]:
+        made = describe([item for item in batch if item[0] not in table.twins], result)
+        rows = {row["row"]: row for row in made}
+        for number, job in batch:
+            if number in table.twins:
+                twin = table.twins.pop(number)
+                rows[number] = repeat(rows[twin] if twin in rows else table.row(twin), number, job)
+        return [rows[number] for number, _ in batch]
+
     with asked_to_stop() as stopping:
         try:
             for batch, result in overlap(takewhile(lambda _: not stopping(), work), launch, fetch):
-                rows = describe(batch, result)
+                repeated += sum(number in table.twins for number, _ in batch)
+                rows = finish(batch, result)
                 table.add(rows)
                 errors += sum(row["error"] is not None for row in rows)
                 progress.update(rows)
         except BaseException:
             with contextlib.suppress(OSError):  # a full disk, which the first error tells of
-                table.flush()
+                table.stop()
             raise
         stopped = stopping()
         if stopped:
-            table.flush()
+            table.stop()
         else:
             table.finish()
     share = overlap.device_share
     progress.close(
-        "stopped" if stopped else "done", errors=errors, device_share=None if share is None else round(share, 3)
+        "stopped" if stopped else "done",
+        errors=errors,
+        repeated=repeated,
+        device_share=None if share is None else round(share, 3),
     )
     return not stopped

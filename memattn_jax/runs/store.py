@@ -89,6 +89,10 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def open(self, name: str) -> Any:
+        """A file to read from; raises FileNotFoundError where there is none."""
+        return self.filesystem.open(self._path(name), "rb")
+
     def names(self) -> list[str]:
         """Of all its files, sorted."""
         self.filesystem.invalidate_cache()

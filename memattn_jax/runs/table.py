@@ -1,7 +1,7 @@
 """A table of rows in Parquet shards, which an interrupted run goes on with, by one process or by many.
 
 00000.parquet   rows 0 to shard_rows − 1, 00001.parquet the next ones, …
-manifest.json   what all rows were made with, and which rows are where
+manifest.json   what all rows were made with, which rows are where, and whether they are all
 
 Which shard a row belongs to depends on the row alone, and shard k is the work of process k mod n. So the files are the
 same however many processes write them, no process waits for another, and a run may go on with more or fewer of them. A
@@ -13,7 +13,7 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 from memattn_jax.errors import InputError
 from memattn_jax.runs.refusal import refusal
 from memattn_jax.runs.store import Store
+from memattn_jax.text import printable
 
 MANIFEST = "manifest.json"
 FLUSH_SECONDS = 30.0  # the work that a killed process loses at most, besides the batches in flight
+QUOTED = 40  # characters of a prompt in a message
 
 
 class Job(Protocol):
@@ -92,6 +94,7 @@ class ShardedTable:
         self.schema = schema.with_metadata({"identity": digest})
         self.row_files = row_files
         self.jobs = 0  # seen by `missing`
+        self.twins: dict[int, int] = {}  # rows that repeat an earlier row of their shard
         self.about: dict[str, Any] = {}
         self.overwrite = self.begun = False
         self.growing: dict[int, list[Row]] = {}  # shards of this process that are not full
@@ -128,7 +131,7 @@ class ShardedTable:
                 shard = row // self.shard_rows
             if shard is not None and self.owns(shard):
                 self.store.remove(name)
-        self._describe({})
+        self._describe({"complete": False})
 
     def _check(self, stored: bytes) -> None:
         try:
@@ -160,8 +163,13 @@ class ShardedTable:
             return []  # left by a run that is being overwritten
         return (table if columns is None else table.select(columns)).to_pylist()
 
-    def missing(self, jobs: Iterable[J]) -> Iterator[tuple[int, J]]:
+    def missing(self, jobs: Iterable[J], same: Callable[[J], Hashable] | None = None) -> Iterator[tuple[int, J]]:
         """Number and job of each row that is this process' work and not there yet.
+
+        Args:
+          jobs: of all rows, in order.
+          same: what a row depends on besides its number. Where it was given before in the same shard, `twins` says by
+            which row, until that is asked for no more.
 
         Raises:
           InputError: a row is there that was made from another prompt.
@@ -171,16 +179,27 @@ class ShardedTable:
             rows = self.load(shard, ["prompt"]) if own and not self.overwrite else []
             if own and len(rows) < self.shard_rows:
                 self.growing[shard] = self.load(shard) if rows else []
+            first: dict[Hashable, int] = {}
             for number, job in group:
                 self.jobs = number + 1
                 position = number - shard * self.shard_rows
+                twin = number
+                if own and same is not None and job.error is None:
+                    twin = first.setdefault(same(job), number)
                 if own and position >= len(rows):
+                    if twin != number:
+                        self.twins[number] = twin
                     yield number, job
                 elif own and rows[position]["prompt"] != job.text:
+                    old, new = (printable(text, QUOTED) for text in (rows[position]["prompt"], job.text))
                     raise InputError(
-                        f"{self.store}: row {number} was made from {rows[position]['prompt']!r}, and the prompt is now "
-                        f"{job.text!r}; choose another --out, or --overwrite it"
+                        f"{self.store}: row {number} was made from '{old}', and the prompt is now '{new}'; "
+                        "choose another --out, or --overwrite it"
                     )
+
+    def row(self, number: int) -> Row:
+        """A row of a shard of this process that is not full yet."""
+        return self.growing[number // self.shard_rows][number % self.shard_rows]
 
     def add(self, rows: Iterable[Row]) -> None:
         """Takes rows in their order; writes each shard that is full, and what there is once in a while.
@@ -211,15 +230,53 @@ class ShardedTable:
         self.flushed = time.monotonic()
 
     def finish(self) -> None:
-        """Writes all rows taken, and which rows the whole table has; the same from every process."""
+        """Writes all rows taken, and in the manifest which rows the whole table has, and whether they are all.
+
+        Of several processes each says what is there when it ends, so that the last one says that all is.
+
+        Raises:
+          InputError: the table has rows that no job made.
+        """
         self.begin()
         self.flush()
         firsts = range(0, self.jobs, self.shard_rows)
-        shards = [
-            {"file": shard_name(shard), "first_row": first, "rows": min(self.shard_rows, self.jobs - first)}
-            for shard, first in enumerate(firsts)
-        ]
-        self._describe({"rows": self.jobs, "shards": shards})
+        whole = {shard_name(i): min(self.shard_rows, self.jobs - first) for i, first in enumerate(firsts)}
+        shards: list[dict[str, Any]] | None = None
+        while shards != (shards := self.shards()):  # another process may have ended in between, and said less
+            there = {shard["file"]: shard["rows"] for shard in shards}
+            rows = {"rows": sum(there.values()), "records": self.jobs}
+            self._describe({"complete": there == whole, **rows, "shards": shards})
+        if more := sorted(name for name, rows in there.items() if rows > whole.get(name, 0)):
+            raise InputError(
+                f"{self.store}: {more[0]} holds rows beyond the {self.jobs} prompts; "
+                "choose another --out, or --overwrite it"
+            )
+
+    def stop(self) -> None:
+        """Writes all rows taken, of a run that ends before all are there."""
+        if self.unwritten:
+            self.flush()
+        if self.begun:
+            self._describe({"complete": False, "shards": self.shards()})
+
+    def shards(self) -> list[dict[str, Any]]:
+        """The shards that are there, by whichever process, with their rows."""
+        found = []
+        for name in self.store.names():
+            shard = numbered(name, "parquet")
+            if shard is not None and (rows := self.count(name)):
+                found.append({"file": name, "first_row": shard * self.shard_rows, "rows": rows})
+        return found
+
+    def count(self, name: str) -> int:
+        """Rows of a shard's file; 0 where it is damaged or another run's."""
+        try:
+            with self.store.open(name) as file:
+                metadata = pq.read_metadata(file)
+        except (pa.ArrowException, FileNotFoundError):
+            return 0
+        identity = (self.schema.metadata or {})[b"identity"]
+        return metadata.num_rows if (metadata.metadata or {}).get(b"identity") == identity else 0
 
     def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
         """All rows that are there, of every process, in their order, or some of their columns."""

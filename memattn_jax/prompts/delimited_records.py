@@ -1,0 +1,157 @@
+r"""Records of CSV and its kin, each on its own: what is wrong with one does not reach the next.
+
+RFC 4180: fields in quotes may hold delimiters, line ends and doubled quotes. Besides, a record that this cannot read is
+tried with quotes escaped as \", as MySQL and Spark write them. Where both fail, the fault is the first line's, and
+reading goes on with the line after it: a quote that is never closed costs one record, not the file.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from memattn_jax.prompts.decode import LONGEST_LINE, Line
+from memattn_jax.prompts.record import LONGEST
+
+MOST_LINES = 1000  # of one record
+ESCAPED = re.compile(r'\\(["\\])')
+
+
+class Record(NamedTuple):
+    """One record.
+
+    Attributes:
+      line: where it begins.
+      last: the line where it ends.
+      fields: None where it cannot be read.
+      error: why.
+      raw: its text, without the last line's end.
+      escaped: whether its quotes are escaped with backslashes.
+    """
+
+    line: int
+    last: int
+    fields: list[str] | None
+    error: str | None
+    raw: str
+    escaped: bool = False
+
+
+class MalformedError(Exception):
+    """Text that no field may hold."""
+
+
+class OpenQuoteError(MalformedError):
+    """The text ends within quotes."""
+
+
+def split(text: str, delimiter: str, *, spaced: bool = False, escaped: bool = False) -> list[str]:
+    r"""The fields of a record.
+
+    Args:
+      text: the record, without its line end.
+      delimiter: one character.
+      spaced: spaces after a delimiter are not part of the field.
+      escaped: quotes in quotes are \" and backslashes \\.
+
+    Raises:
+      OpenQuoteError: the last quote is not closed.
+      MalformedError: a closing quote is followed by text.
+    """
+    if '"' not in text:
+        fields = text.split(delimiter)
+        return [field.lstrip(" ") for field in fields] if spaced else fields
+    fields, at = [], 0
+    while True:
+        while spaced and text.startswith(" ", at):
+            at += 1
+        if text.startswith('"', at):
+            end = closing_quote(text, at + 1, escaped)
+            field = text[at + 1 : end]
+            fields.append(ESCAPED.sub(r"\1", field) if escaped else field.replace('""', '"'))
+            at = end + 1
+            while text[at : at + 1] in (" ", "\t") and text[at] != delimiter:
+                at += 1
+            if at < len(text) and text[at] != delimiter:
+                raise MalformedError('text after a closing quote; quotes in a field are written ""')
+        else:
+            end = text.find(delimiter, at)
+            fields.append(text[at:] if end < 0 else text[at:end])
+            at = len(text) if end < 0 else end
+        if at >= len(text):
+            return fields
+        at += 1
+        if at == len(text):
+            return [*fields, ""]
+
+
+def closing_quote(text: str, at: int, escaped: bool) -> int:
+    """Position of the quote that closes the field whose content begins at `at`."""
+    while (end := text.find('"', at)) >= 0:
+        if escaped and (end - len(text[at:end].rstrip("\\")) - at) % 2:
+            at = end + 1
+        elif text.startswith('""', end):
+            at = end + 2
+        else:
+            return end
+    raise OpenQuoteError("a quote that is not closed")
+
+
+class Reader:
+    """Records of lines, one after the other."""
+
+    def __init__(self, lines: Iterator[Line], delimiter: str, *, spaced: bool = False):
+        self.lines, self.delimiter, self.spaced = lines, delimiter, spaced
+        self.waiting: deque[Line] = deque()  # read too far ahead
+
+    def __iter__(self) -> Iterator[Record]:
+        while (line := self.next_line()) is not None:
+            yield self.record(line)
+
+    def next_line(self) -> Line | None:
+        """The next line, None at the end."""
+        return self.waiting.popleft() if self.waiting else next(self.lines, None)
+
+    def record(self, first: Line) -> Record:
+        """The record that begins with a line."""
+        if not first.whole:
+            error = f"has over {LONGEST_LINE} characters; is it text?"
+            return Record(first.number, first.number, None, error, "")
+        try:
+            return self.attempt(first, escaped=False)
+        except MalformedError as error:
+            wrong = str(error)
+        if '\\"' in first.text:
+            try:
+                return self.attempt(first, escaped=True)
+            except MalformedError:
+                pass
+        return Record(first.number, first.number, None, wrong, first.content)
+
+    def attempt(self, first: Line, *, escaped: bool) -> Record:
+        """The same, in one of two dialects; raises MalformedError, with all lines but the first left to read."""
+        taken = [first]
+        try:
+            while True:
+                text = "".join(line.text for line in taken).rstrip("\r\n").removeprefix("\ufeff")
+                try:
+                    fields = split(text, self.delimiter, spaced=self.spaced, escaped=escaped)
+                except OpenQuoteError:
+                    self.take_to_a_quote(taken)
+                    continue
+                return Record(first.number, taken[-1].number, fields, None, text, escaped)
+        except MalformedError:
+            self.waiting.extendleft(reversed(taken[1:]))
+            raise
+
+    def take_to_a_quote(self, taken: list[Line]) -> None:
+        """Takes lines up to the next that holds a quote; raises OpenQuoteError where there is none near enough."""
+        size = sum(len(line.text) for line in taken)
+        while (line := self.next_line()) is not None:
+            taken.append(line)
+            size += len(line.text)
+            if size > LONGEST or len(taken) > MOST_LINES or not line.whole:
+                break
+            if '"' in line.text:
+                return
+        raise OpenQuoteError("a quote that is not closed")

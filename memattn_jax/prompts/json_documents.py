@@ -1,0 +1,125 @@
+"""JSON that is one document: an array of records, or objects spread over several lines."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from memattn_jax.prompts.decode import LONGEST_LINE, Line
+from memattn_jax.prompts.record import Number
+
+BLANK = re.compile(r"[\s,\ufeff]*")
+NEXT_OBJECT = re.compile(r"}\s*,?\s*(?={)")  # where one ends and another begins
+NEXT_LINE = re.compile(r"\n\s*(?=[\"{\[])")
+PART = 2**16  # characters read at once
+TOKEN = 16  # characters that a literal has at most, or that lie between two objects
+
+
+class Value(NamedTuple):
+    """One record.
+
+    Attributes:
+      place: "line 3" or "record 3".
+      value: None where it cannot be read.
+      error: why.
+      blank: whether it is a line without text.
+    """
+
+    place: str
+    value: Any
+    error: str | None = None
+    blank: bool = False
+
+
+class Repeated(dict[str, Any]):
+    """An object in which a key comes several times; `names` are those keys."""
+
+    names: set[str] = set()  # noqa: RUF012
+
+
+def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, or a `Repeated` one: which of the values is meant, no one knows."""
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    repeated = Repeated(content)
+    keys = [key for key, _ in pairs]
+    repeated.names = {key for key in keys if keys.count(key) > 1}
+    return repeated
+
+
+DECODER = json.JSONDecoder(
+    object_pairs_hook=make_object, parse_int=Number, parse_float=Number, parse_constant=Number
+)  # digits as they stand: ids have more than a float holds
+
+
+class Document:
+    """Records of a document, read a part at a time."""
+
+    def __init__(self, lines: Iterator[Line]):
+        self.lines = lines
+        self.text, self.at = "", 0  # what is read and not yet parsed begins there
+
+    def __iter__(self) -> Iterator[Value]:
+        record, inside = 0, False
+        while self.skip_blank():
+            if self.text[self.at] in ("]" if inside else "["):
+                inside = not inside
+                self.at += 1
+                continue
+            record += 1
+            yield self.value(f"record {record}")
+        if inside:
+            yield Value(f"record {record + 1}", None, "is missing: the array is not closed; is the file whole?")
+
+    def more(self) -> bool:
+        """Reads at least as much as is left: what is parsed several times stays in proportion."""
+        left = self.text[self.at :]
+        new, size = [], 0
+        for line in self.lines:
+            new.append(line.text)
+            size += len(line.text)
+            if size >= max(len(left), PART):
+                break
+        self.text, self.at = left + "".join(new), 0
+        return bool(new)
+
+    def skip_blank(self) -> bool:
+        """Goes on to the next record or bracket; returns whether there is one."""
+        while True:
+            self.at = BLANK.match(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.text):
+                return True
+            if not self.more():
+                return False
+
+    def value(self, place: str) -> Value:
+        """The record that begins here."""
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.text, self.at)
+            except RecursionError:
+                self.resume(self.at + 1)
+                return Value(place, None, "is nested too deep")
+            except json.JSONDecodeError as error:
+                cut = error.pos > len(self.text) - TOKEN or error.msg.startswith("Unterminated string")
+                if cut and len(self.text) - self.at < LONGEST_LINE and self.more():
+                    continue
+                self.resume(max(error.pos, self.at + 1))
+                return Value(place, None, "is not JSON")
+            if end == len(self.text) and self.more():  # a number may go on
+                continue
+            self.at = end
+            return Value(place, value)
+
+    def resume(self, after: int) -> None:
+        """Goes on to where the next record may begin."""
+        begin = self.text[self.at]
+        pattern = NEXT_OBJECT if begin == "{" else NEXT_LINE
+        self.at = after
+        while (found := pattern.search(self.text, self.at)) is None:
+            self.at = max(self.at, len(self.text) - TOKEN)
+            if not self.more():
+                self.at = len(self.text)
+                return
+        self.at = found.end()

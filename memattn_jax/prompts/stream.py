@@ -1,0 +1,119 @@
+"""The records of a whole source, in order."""
+
+import sys
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+from memattn_jax.errors import InputError
+from memattn_jax.prompts.decode import first_pieces, lines_of
+from memattn_jax.prompts.delimited import parse_delimited
+from memattn_jax.prompts.files import Source, find_files, format_of
+from memattn_jax.prompts.json_values import parse_json
+from memattn_jax.prompts.plain import parse_lines
+from memattn_jax.prompts.record import Prompt, Wanted
+from memattn_jax.runs.store import is_local
+
+AHEAD = 1000  # records among which one must be a prompt
+
+
+def silent(line: str) -> None:
+    """Keeps a note to itself."""
+
+
+def stream_prompts(
+    source: str | Path,
+    column: str = "prompt",
+    keep: tuple[str, ...] = (),
+    note: Callable[[str], object] = silent,
+) -> Iterator[Prompt]:
+    """Reads prompts as they are asked for, each record of the source as one.
+
+    What is wrong with one record is told in its `error`, and reading goes on with the next; only where all records of
+    a source are unreadable, and they are few, that is an error of the source.
+
+    Args:
+      source: a file whose suffix tells its format, a folder, read in the order of its files' paths, a URL of either, or
+        "-" for standard input.
+      column: the column of CSV and Parquet, or the key of JSON objects, that holds the prompt; `a.b` is field b of the
+        objects in a. A JSON line may also be a string.
+      keep: columns, or keys, whose values are carried through as text.
+      note: receives what a user should know about how a file was read, one line each.
+
+    Raises:
+      FileNotFoundError: no such file.
+      InputError: unknown suffix, a damaged file, no such column, or no prompt at all.
+    """
+    records = read_source(str(source), Wanted(column, keep, note))
+    head: list[Prompt] = []
+    for prompt in records:
+        head.append(prompt)
+        if prompt.error is None or len(head) == AHEAD:
+            break
+    else:
+        refuse(head, "standard input" if source == "-" else str(source))
+    yield from chain(head, records)
+
+
+def refuse(records: list[Prompt], where: str) -> None:
+    """Raises the InputError of a source that has no prompt among its records."""
+    wrong = [record.error for record in records if not record.blank]
+    if not wrong:
+        raise InputError(f"{where}: holds no prompt")
+    others = f"; nor can any other of its {len(records)} records be read" if len(records) > 1 else ""
+    raise InputError(f"{wrong[0]}{others}")
+
+
+def read_prompts(source: str | Path, column: str = "prompt") -> list[str]:
+    """The prompts of a source, without its blank records.
+
+    Arguments and errors as of `stream_prompts`; a record that cannot be read is an error too.
+    """
+    prompts = []
+    for prompt in stream_prompts(source, column):
+        if prompt.error is None:
+            prompts.append(prompt.text)
+        elif not prompt.blank:
+            raise InputError(prompt.error)
+    return prompts
+
+
+def count_prompts(source: str | Path, column: str = "prompt") -> int:
+    """How many records `stream_prompts` gives."""
+    return sum(1 for _ in stream_prompts(source, column))
+
+
+def read_source(source: str, wanted: Wanted) -> Iterator[Prompt]:
+    """The records of a file, a folder or standard input."""
+    if source == "-":
+        where = "standard input"
+        with lines_of(sys.stdin.buffer, where, wanted) as lines:
+            yield from parse_lines(first_pieces(lines), where, wanted)
+        return
+    for file in find_files(source, wanted):
+        yield from read_one(file, wanted)
+
+
+def read_one(source: Source, wanted: Wanted) -> Iterator[Prompt]:
+    """The records of one file."""
+    path, where = source.path, source.where
+    with open(path, "rb") if is_local(where) else source.filesystem.open(path, "rb") as file:
+        yield from read_file(file, where, wanted)
+
+
+def read_file(file: IO[bytes], where: str, wanted: Wanted) -> Iterator[Prompt]:
+    """The records of an open file whose name is `where`."""
+    form = format_of(where)
+    if form == "parquet":
+        from memattn_jax.prompts.parquet import parse_parquet  # whose imports take longer than --help may
+
+        yield from parse_parquet(file, where, wanted)
+        return
+    with lines_of(file, where, wanted) as lines:
+        if form == "json":
+            yield from parse_json(lines, where, wanted)
+        elif form == "txt":
+            yield from parse_lines(first_pieces(lines), where, wanted)
+        else:
+            yield from parse_delimited(first_pieces(lines), where, wanted, "\t" if form == "tsv" else ",")

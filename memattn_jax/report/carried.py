@@ -1,0 +1,79 @@
+"""What a table says of each record besides what was computed: where it stood, its kept columns, whether it was cut."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from memattn_jax.errors import InputError
+from memattn_jax.report.results import AS_JSON
+from memattn_jax.text import printable
+
+if TYPE_CHECKING:
+    from memattn_jax.tokenizer import Tokenizer
+
+PREFIX = "kept_"
+
+
+class Record(Protocol):
+    """What a row is made from; see `memattn_jax.prompts.Prompt`."""
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+
+    @property
+    def place(self) -> str:
+        """File and line."""
+
+    @property
+    def kept(self) -> tuple[str | None, ...]:
+        """Values in the kept columns; none where the record comes from the command line."""
+
+
+class Carried:
+    """The columns of a table that its records bring along.
+
+    source            file and line, or the record's number in the file; null for prompts of the command line
+    cut               whether the prompt had more tokens than the model reads, and lost those past them
+    (a kept column)   its value as text; `kept_` stands before a name that the table has already
+    """
+
+    def __init__(self, schema: pa.Schema, keep: tuple[str, ...], tokenizer: "Tokenizer"):
+        """Names the columns.
+
+        Args:
+          schema: of the table.
+          keep: columns of the prompt file.
+          tokenizer: the model's.
+
+        Raises:
+          InputError: a name is there with the prefix too.
+        """
+        self.tokenizer = tokenizer
+        taken = {*schema.names, *AS_JSON, "source", "cut"}
+        self.names: list[str] = []
+        for name in keep:
+            self.names.append(PREFIX + name if name in taken else name)
+            if self.names[-1] in taken:
+                raise InputError(f"--keep {printable(name, 80)}: the table has {printable(self.names[-1], 80)} already")
+            taken.add(self.names[-1])
+        kept = [pa.field(name, pa.string()) for name in self.names]
+        fields = [pa.field("cut", pa.bool_()), *kept, pa.field("source", pa.string())]
+        self.schema = pa.schema([*schema, *fields])
+
+    def __call__(self, row: Mapping[str, Any], record: Record) -> dict[str, Any]:
+        """The row with what its record brings."""
+        kept = record.kept or (None,) * len(self.names)
+        length = row.get("length")
+        cut = None if length is None else length == self.tokenizer.tokens and self.tokenizer.cuts(record.text)
+        return {**row, "cut": cut, **dict(zip(self.names, kept, strict=True)), "source": record.place or None}
+
+    def repeat(self, row: Mapping[str, Any], number: int, record: Record) -> dict[str, Any]:
+        """The row of a record whose prompt is an earlier row's."""
+        return self({**row, "row": number}, record)
+
+    def told(self, cut: int) -> str:
+        """What to say of the prompts that were cut."""
+        which = "1 prompt was" if cut == 1 else f"{cut} prompts were"
+        return f"{which} longer than {self.tokenizer.tokens} tokens and cut there; the column cut says which"
