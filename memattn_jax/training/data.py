@@ -1,141 +1,104 @@
-"""Training pictures and captions: a folder in the imagefolder convention, or Parquet with image bytes.
+"""Training data: pairs that were checked, as shuffled batches.
 
 A source is random access, and grain's `MapDataset` makes of it an endless shuffled sequence of batches in which batch n
-depends on the seed and n alone. Resuming is indexing.
+depends on the seed and n alone. Resuming is indexing. All pairs are read once before a run, so that none fails in it.
 """
 
-import io
-import json
+import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from memattn_jax.errors import InputError
+from memattn_jax.training.pictures import resize_and_crop
+from memattn_jax.training.skipped import Skipped, UnusableError, first_line
+from memattn_jax.training.sources import Pairs, open_pairs
 
-
-class Pairs(Protocol):
-    """Pictures with captions."""
-
-    def __len__(self) -> int:
-        """How many."""
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        """Picture and caption."""
+__all__ = ["Examples", "Pairs", "batches", "check", "open_pairs", "readable", "resize_and_crop"]
+AT_ONCE = 256  # pairs that threads read between two reports
+EXAMPLES = 2**48  # of an endless sequence; its number of batches fits into 64 bits whatever their size
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """A folder with pictures and `metadata.jsonl`, a line each: {"file_name": "a.png", "text": "a caption"}."""
+class Checked:
+    """Pairs of which all were read.
 
-    folder: Path
-    rows: tuple[tuple[str, str], ...]
+    Attributes:
+      pairs: the source.
+      indices: those that can be used.
+      skipped: the others, by reason.
+      captions: the captions that occur.
+      empty: pairs with an empty caption.
+      fingerprint: of pixels, captions and order of what can be used, 16 hexadecimal digits.
+    """
 
-    @classmethod
-    def open(cls, folder: Path) -> "ImageFolder":
-        """Reads the captions.
+    pairs: Pairs
+    indices: list[int]
+    skipped: Skipped
+    captions: frozenset[str]
+    empty: int
+    fingerprint: str
 
-        Raises:
-          FileNotFoundError: no metadata.jsonl.
-          InputError: a line that is no JSON object with file_name and text, or a picture that has no line.
-        """
-        path = folder / "metadata.jsonl"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder}: no metadata.jsonl, which holds the captions")
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                rows.append((row["file_name"], row["text"]))
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f'{path}: line {number} is not {{"file_name": …, "text": …}}') from None
-        named = {name for name, _ in rows}
-        for picture in sorted(folder.rglob("*")):
-            name = picture.relative_to(folder).as_posix()
-            if picture.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and name not in named:
-                raise InputError(f"{path}: no caption for {name}")
-        return cls(folder, tuple(rows))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        name, text = self.rows[index]
-        return Image.open(self.folder / name), text
+    @property
+    def identity(self) -> str:
+        """What a run of these pairs is known by: it cannot be resumed with others, nor in another order."""
+        return f"{len(self.indices)} pairs, {self.fingerprint}"
 
 
-class ParquetPairs:
-    """A Parquet file with columns `image` (bytes, or a struct with `bytes`) and `text`."""
+def check(pairs: Pairs, seen: Callable[[int], None] = lambda _: None) -> Checked:
+    """Reads every pair once.
 
-    def __init__(self, path: Path):
-        """Opens the file, memory-mapped.
-
-        Raises:
-          InputError: a column is missing.
-        """
-        import pyarrow.parquet as pq
-
-        self.table = pq.read_table(path, memory_map=True)
-        for column in ("image", "text"):
-            if column not in self.table.column_names:
-                raise InputError(f"{path}: no column {column!r}; it has {', '.join(self.table.column_names)}")
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        image, text = self.table["image"][index].as_py(), self.table["text"][index].as_py()
-        return Image.open(io.BytesIO(image["bytes"] if isinstance(image, dict) else image)), text
-
-
-def open_pairs(path: Path) -> Pairs:
-    """A folder or a Parquet file.
+    Args:
+      pairs: the source.
+      seen: told how many are read, from time to time.
 
     Raises:
-      FileNotFoundError: neither is there.
-      InputError: as `ImageFolder.open` and `ParquetPairs`.
+      InputError: none can be used.
     """
-    if path.is_dir():
-        return ImageFolder.open(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such training data: {path} (a folder with metadata.jsonl, or a .parquet file)")
-    return ParquetPairs(path)
+    good, skipped, captions, digest = [], Skipped(), Counter[str](), hashlib.sha256()
 
+    def read(index: int) -> tuple[bytes, str] | UnusableError:
+        try:
+            picture, caption = pairs[index]
+        except UnusableError as error:
+            return error
+        except (InputError, OSError) as error:  # of a source of the caller's own
+            return UnusableError(first_line(error), f"pair {index}")
+        return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes() + caption.encode()).digest(), caption
 
-def resize_and_crop(picture: Image.Image, height: int, width: int) -> np.ndarray:
-    """Scales to cover height × width and crops the middle: uint8 [height, width, 3]."""
-    scale = max(height / picture.height, width / picture.width)
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return np.asarray(picture.convert("RGB").crop((left, top, left + width, top + height)))
+    with warnings.catch_warnings(), ThreadPoolExecutor() as threads:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that are skipped, or fine all the same
+        for first in range(0, len(pairs), AT_ONCE):
+            some = range(first, min(first + AT_ONCE, len(pairs)))
+            for index, found in zip(some, threads.map(read, some), strict=True):
+                if isinstance(found, UnusableError):
+                    skipped.add(found)
+                    continue
+                good.append(index)
+                captions[found[1]] += 1
+                digest.update(found[0])
+            seen(some.stop)
+    if not good:
+        raise InputError(f"the training data holds no pair that can be used: {(skipped.lines() or ['it is empty'])[0]}")
+    empty = sum(count for caption, count in captions.items() if not caption.strip())
+    return Checked(pairs, good, skipped, frozenset(captions), empty, digest.hexdigest()[:16])
 
 
 def readable(pairs: Pairs) -> list[int]:
-    """Indices of pairs whose picture decodes; the others are skipped, counted and listed in one warning.
+    """Indices of pairs that can be used; for each reason why others cannot, a warning counts them and names some.
 
     Raises:
       InputError: none is left.
     """
-    good, bad = [], []
-    for index in range(len(pairs)):
-        try:
-            with pairs[index][0] as picture:
-                picture.load()
-            good.append(index)
-        except (UnidentifiedImageError, OSError) as error:
-            bad.append(f"{index} ({error})")
-    if bad:
-        listed = ", ".join(bad)
-        warnings.warn(f"{len(bad)} of {len(pairs)} pictures cannot be read and are skipped: {listed}", stacklevel=2)
-    if not good:
-        raise InputError("the training data holds no picture that can be read")
-    return good
+    found = check(pairs)
+    for line in found.skipped.lines():
+        warnings.warn(f"of {len(pairs)} pairs, {line}", stacklevel=2)
+    return found.indices
 
 
 @dataclass(frozen=True)
@@ -172,7 +135,8 @@ def batches(examples: Any, batch_size: int, seed: int, start: int) -> Iterator[d
     """
     import grain
 
-    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().batch(batch_size)
+    epochs = EXAMPLES // len(examples)
+    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat(epochs).batch(batch_size)
     iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
     iterator.set_state({"next_index": start})
     return iterator

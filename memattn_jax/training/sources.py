@@ -1,0 +1,152 @@
+"""Where training pictures and captions lie: a folder in the imagefolder convention, or Parquet with image bytes."""
+
+import os
+import posixpath
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from memattn_jax.errors import InputError
+from memattn_jax.training.captions import Entry, checked, one_a_caption, read_captions, read_table, value_of
+from memattn_jax.training.pictures import decode
+from memattn_jax.training.skipped import UnusableError
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
+
+
+class Pairs(Protocol):
+    """Pictures with captions; what cannot be used raises `UnusableError` when it is asked for."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        """Picture and caption."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder with pictures and `metadata.jsonl`, `.csv` or `.parquet`; see `memattn_jax.training.captions`.
+
+    Attributes:
+      folder: which.
+      entries: a pair each, and one for each picture that has no caption.
+    """
+
+    folder: Path
+    entries: Sequence[Entry]
+
+    @classmethod
+    def open(cls, folder: Path) -> "ImageFolder":
+        """Reads the captions.
+
+        Raises:
+          FileNotFoundError: no metadata file.
+          InputError: several of them, or one that is not what its ending says.
+        """
+        found = sorted(path for path in folder.iterdir() if path.name.lower() in METADATA)
+        if not found:
+            below = next((path for path in sorted(folder.glob("*/*")) if path.name.lower() in METADATA), None)
+            hint = "" if below is None else f"; {below.parent} has one"
+            raise FileNotFoundError(f"{folder}: no {', '.join(METADATA)}, one of which holds the captions{hint}")
+        if len(found) > 1:
+            raise InputError(f"{folder}: {' and '.join(path.name for path in found)}; keep one of them")
+        entries = read_captions(found[0])
+        named = {file_inside(folder, entry.picture) for entry in entries if isinstance(entry.picture, str)}
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.suffix.lower() in ENDINGS and name not in named and not path.name.startswith("."):
+                entries.append(Entry(name, None, None, UnusableError(f"no caption in {found[0].name}")))
+        return cls(folder, entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        return pair(self.entries[index], lambda name: read_inside(self.folder, name))
+
+
+class ParquetPairs:
+    """A Parquet file with `text` and `image`: bytes, a struct of `bytes` or `path`, or a path relative to the file."""
+
+    def __init__(self, path: Path):
+        """Reads the two columns.
+
+        Raises:
+          InputError: not a Parquet file, or a column is missing.
+        """
+        self.folder = path.parent
+        table = read_table(path, ("image", "text"))
+        self.images, texts = table["image"], table["text"]
+        self.entries: list[Entry] = []
+        for row in range(table.num_rows):
+            caption = value_of(texts[row])
+            self.entries += one_a_caption(Entry(f"row {row + 1}", row, caption))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        return pair(self.entries[index], self._image)
+
+    def _image(self, row: int) -> bytes:
+        image = value_of(self.images[row])
+        if isinstance(image, dict):
+            image = image.get("bytes") or image.get("path")
+        if image is None:
+            raise UnusableError("no image (null)")
+        return image if isinstance(image, bytes) else read_inside(self.folder, image)
+
+
+def pair(entry: Entry, read: Callable[[Any], bytes]) -> tuple[Image.Image, str]:
+    """Picture and caption of an entry; `read` is given its `picture`."""
+    try:
+        if entry.problem is not None:
+            raise entry.problem
+        caption = checked(entry.caption)
+        return decode(read(entry.picture)), caption
+    except UnusableError as error:
+        named = isinstance(entry.picture, str)
+        raise error.within(f"{entry.place}, {entry.picture}" if named else entry.place) from None
+
+
+def file_inside(folder: Path, name: str) -> str:
+    r"""A file's name relative to the folder, as "a/b.png": also from "./a/b.png" and Windows' "a\b.png"."""
+    return posixpath.normpath(name if os.path.isfile(folder / name) else name.replace("\\", "/"))
+
+
+def read_inside(folder: Path, name: Any) -> bytes:
+    """The content of a file below the folder.
+
+    Raises:
+      UnusableError: there is none, it is elsewhere, or it cannot be read.
+    """
+    if not isinstance(name, str):
+        raise UnusableError("no image file is named")
+    inside = file_inside(folder, name)
+    if inside.startswith(("/", "../")) or inside == "..":
+        raise UnusableError("an image outside the folder")
+    if not os.path.isfile(folder / inside):
+        raise UnusableError("no such image")
+    try:
+        return (folder / inside).read_bytes()
+    except OSError as error:
+        raise UnusableError(f"an image that cannot be read ({error.strerror})") from None
+
+
+def open_pairs(path: Path) -> Pairs:
+    """A folder or a Parquet file.
+
+    Raises:
+      FileNotFoundError: neither is there.
+      InputError: as `ImageFolder.open` and `ParquetPairs`.
+    """
+    if path.is_dir():
+        return ImageFolder.open(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such training data: {path} (a folder with metadata.jsonl, or a .parquet file)")
+    return ParquetPairs(path)
