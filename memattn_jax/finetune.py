@@ -1,11 +1,12 @@
 """Fine-tune a checkpoint, with or without the memorization gate: `python -m memattn_jax.finetune`.
 
 Writes into --out: settings.json, metrics.jsonl with a line a step, checkpoints/, training.png with the loss and the
-gate's scores, samples/ with a grid of pictures every so often, and in the end model/, a diffusers folder. The same
-command again goes on where it stopped.
+gate's scores, samples/ with a grid of pictures every so often, and in the end model/, a diffusers folder in float32.
+The same command again resumes where it stopped.
 """
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from memattn_jax import demo
+from memattn_jax.checkpoints import hub
+from memattn_jax.checkpoints.folder import Geometry
 from memattn_jax.commands import run_command
 from memattn_jax.errors import InputError
-from memattn_jax.options import file
+from memattn_jax.mesh import mesh_sizes
+from memattn_jax.options import at_least, file
+from memattn_jax.text import printable
 from memattn_jax.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.training.data import Checked
     from memattn_jax.training.gate import Thresholds
     from memattn_jax.training.step import Setup, TrainState
 
@@ -38,7 +44,8 @@ class Options:
     """Checkpoint to start from: a diffusers folder of Stable Diffusion 1.x or 2.x, or owner/name on the hub; by default
     the built-in demo model."""
     data: Path
-    """Folder with pictures and metadata.jsonl ({"file_name": …, "text": …} a line), or .parquet with image and text."""
+    """Folder with pictures and metadata.jsonl ({"file_name": …, "text": …} a line), metadata.csv or metadata.parquet;
+    or a .parquet file with image and text. Pairs that cannot be used are skipped, and listed before training starts."""
     gate_reference: Path | None = None
     """Held-out clean pairs, as --data, to fit the gate's thresholds on; else it runs on the scores seen last."""
     out: Path = Path("out/finetune")
@@ -57,15 +64,26 @@ class Options:
     def check(self) -> None:
         """Raises InputError or OSError for options that cannot be, without importing JAX."""
         self.settings.check()
+        at_least(self, 1, "checkpoint_every")
+        at_least(self, 0, "sample_every")
         file("--data", self.data)
         file("--gate-reference", self.gate_reference)
+        if self.mesh is not None:
+            mesh_sizes(self.mesh)
+        if self.model is None or hub.is_folder(self.model):
+            geometry = Geometry.read(Path(self.model or demo.MODEL))
+            geometry.check(steps=None, site=None, height=self.settings.height, width=self.settings.width)
+        if self.sample_every and not self.sample_prompts:
+            raise InputError("--sample-every needs --sample-prompts, the prompts of the grids")
+        if self.gate_reference is not None and self.settings.gate == "none":
+            raise InputError("--gate-reference needs a gate: add --gate entropy or --gate noise_norm")
 
 
 class Data:
-    """Readable pairs of a source as batches."""
+    """Pairs that were checked, as batches."""
 
-    def __init__(self, sd: "StableDiffusion", path: Path, settings: TrainSettings):
-        from memattn_jax.training.data import Examples, open_pairs, readable
+    def __init__(self, sd: "StableDiffusion", checked: "Checked", settings: TrainSettings):
+        from memattn_jax.training.data import Examples
 
         scale, size = sd.vae.config.scale, sd.unet.config.sample_size
         trained = size if isinstance(size, tuple) else (size or 0, size or 0)
@@ -74,12 +92,9 @@ class Data:
             raise InputError("the model names no sample_size; give --height and --width")
         if height % scale or width % scale:
             raise InputError(f"{height} x {width} pixels: multiples of {scale} are needed")
-        pairs = open_pairs(path)
-
-        def tokenize(text: str) -> "np.ndarray":
-            return sd.tokenizer([text]).input_ids[0]
-
-        self.examples = Examples(pairs, readable(pairs), tokenize, height, width)
+        captions = sorted(checked.captions)
+        ids = dict(zip(captions, sd.tokenizer(captions).input_ids, strict=True))  # warns once of those that are cut
+        self.examples = Examples(checked.pairs, checked.indices, ids.__getitem__, height, width)
         self.settings = settings
 
     def batches(self, start: int) -> Iterator[dict[str, "np.ndarray"]]:
@@ -89,15 +104,41 @@ class Data:
         return batches(self.examples, self.settings.batch_size, self.settings.seed, start)
 
 
-def fitted_gate(sd: "StableDiffusion", options: Options) -> "Thresholds | None":
+def say(line: str) -> None:
+    """Prints a line at once; a path or a name in it cannot steer the terminal."""
+    print(printable(line), flush=True)
+
+
+def read_pairs(path: Path) -> "Checked":
+    """Reads all pairs, and says what is skipped and why."""
+    from memattn_jax.training.data import check, open_pairs
+    from memattn_jax.training.progress import Counter
+
+    pairs = open_pairs(path)
+    say(f"reading the {len(pairs)} pairs of {path}")
+    counter = Counter("reading", "pair", len(pairs))
+    try:
+        checked = check(pairs, counter.at)
+    finally:
+        counter.close()
+    say(f"{len(checked.indices)} pairs can be used, {len(checked.skipped)} are skipped")
+    for line in checked.skipped.lines():
+        say(f"  {line}")
+    if checked.empty:
+        say(f"{checked.empty} pairs have an empty caption: they are trained as dropped captions are, and never gated")
+    return checked
+
+
+def fitted_gate(sd: "StableDiffusion", settings: TrainSettings, reference: "Checked | None") -> "Thresholds | None":
     """Thresholds from the held-out pairs, if there are any."""
-    if options.settings.gate == "none" or options.gate_reference is None:
+    if reference is None:
         return None
     from memattn_jax.training.start import fit_gate
 
-    held_out = Data(sd, options.gate_reference, options.settings)
-    count = -(-len(held_out.examples) * REFERENCE_PASSES // options.settings.batch_size)
-    return fit_gate(sd, options.settings, itertools.islice(held_out.batches(0), count))
+    say(f"fitting the gate on {len(reference.indices)} held-out pairs, {REFERENCE_PASSES} times each")
+    held_out = Data(sd, reference, settings)
+    count = -(-len(held_out.examples) * REFERENCE_PASSES // settings.batch_size)
+    return fit_gate(sd, settings, itertools.islice(held_out.batches(0), count))
 
 
 def training_mesh(options: Options) -> "Mesh | None":
@@ -125,37 +166,76 @@ def draw_samples(sd: "StableDiffusion", state: "TrainState", setup: "Setup", opt
     save_grid(folder / f"{int(state.step):06d}.png", rows)
 
 
-def main(options: Options) -> None:
-    """Trains, and writes the model in the end."""
+def plan(options: Options, pairs: int, mesh: "Mesh | None") -> str:
+    """What is trained, in a line."""
     settings = options.settings
-    from tqdm import tqdm
+    gate = "no gate" if settings.gate == "none" else f"the {settings.gate} gate at quantile {settings.gate_quantile:g}"
+    devices = "" if mesh is None else f" on {mesh.size} devices"
+    return (
+        f"{settings.steps} steps of batch size {settings.batch_size}{devices}, each pair about "
+        f"{settings.steps * settings.batch_size / pairs:.3g} times, learning rate {settings.learning_rate:g}, {gate}; "
+        f"computed in {settings.dtype}, parameters in float32"
+    )
 
+
+def main(options: Options) -> None:
+    """Trains, and writes the model in the end; Ctrl-C is told what is kept."""
+    from memattn_jax.training.loop import last_checkpoint
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that it reads all the same
+            run(options)
+    except KeyboardInterrupt:
+        step = last_checkpoint(options.out)
+        kept = "nothing is kept" if step is None else f"the checkpoint of step {step} is kept in {options.out}"
+        say(f"interrupted; {kept}; the same command {'starts over' if step is None else 'resumes from there'}")
+        raise
+
+
+def run(options: Options) -> None:
+    """The same, without a word about Ctrl-C."""
+    options.check()
+    settings = options.settings
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.plots import plot_training
     from memattn_jax.training.loop import check_settings, train
+    from memattn_jax.training.progress import Counter
     from memattn_jax.training.start import start, trained
 
     mesh = training_mesh(options)
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), mesh=mesh)
-    data = Data(sd, options.data, settings)
+    model = demo.locate(options.model)
+    checked = read_pairs(options.data)
+    reference = None if options.gate_reference is None else read_pairs(options.gate_reference)
+    # float32 whatever the device, and whatever training computes in: see TrainState
+    sd = StableDiffusion.from_pretrained(model, dtype="float32", mesh=mesh)
+    data = Data(sd, checked, settings)
     options.out.mkdir(parents=True, exist_ok=True)
     inputs = {
         "model": options.model or "built-in",
-        "data": str(options.data),
-        "gate_reference": str(options.gate_reference),
+        "data": checked.identity,
+        "gate_reference": "none" if reference is None else reference.identity,
     }
     check_settings(options.out, settings, inputs)
-    state, setup = start(sd, settings, fitted_gate(sd, options))
-    with tqdm(total=settings.steps, unit="step", disable=None) as bar:
+    state, setup = start(sd, settings, fitted_gate(sd, settings, reference))
+    say(plan(options, len(checked.indices), mesh))
+    counter: Counter | None = None
 
-        def on_step(step: int, metrics: dict[str, Any], state: "TrainState") -> None:
-            bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{metrics['loss']:.4f}", kept=f"{metrics['kept']:.2f}")
-            if bar.disable and (step % 100 == 0 or step == settings.steps):
-                print(f"step {step}  loss {metrics['loss']:.4f}  kept {metrics['kept']:.2f}", flush=True)
-            if options.sample_every and step % options.sample_every == 0:
-                draw_samples(sd, state, setup, options)
+    def on_start(first: int) -> None:
+        nonlocal counter
+        if first:
+            say(f"resuming after step {first} of {settings.steps}, from {options.out / 'checkpoints'}")
+        if first < settings.steps:
+            say("compiling the training step, which takes up to some minutes for a Stable Diffusion")
+        counter = Counter("training", "step", settings.steps, first)
 
+    def on_step(step: int, metrics: dict[str, Any], state: "TrainState") -> None:
+        assert counter is not None
+        counter.at(step, loss=metrics["loss"], kept=metrics["kept"])
+        if options.sample_every and step % options.sample_every == 0:
+            draw_samples(sd, state, setup, options)
+
+    try:
         state, finished = train(
             state,
             setup,
@@ -164,14 +244,19 @@ def main(options: Options) -> None:
             out=options.out,
             checkpoint_every=options.checkpoint_every,
             mesh=mesh,
+            on_start=on_start,
             on_step=on_step,
         )
+    finally:
+        if counter is not None:
+            counter.close()
     plot_training(options.out / "training.png", options.out / "metrics.jsonl")
+    say(f"checkpoints, metrics.jsonl and training.png are in {options.out}")
     if finished:
         trained(sd, state, setup).save_pretrained(options.out / "model")
-        print(f"{settings.steps} steps; the model is in {options.out / 'model'}")
+        say(f"{settings.steps} steps; the model is in {options.out / 'model'}")
     else:
-        print(f"stopped after step {int(state.step)} of {settings.steps}; the same command goes on from there")
+        say(f"stopped after step {int(state.step)} of {settings.steps}, which is saved; the same command resumes there")
 
 
 if __name__ == "__main__":

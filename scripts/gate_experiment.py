@@ -33,6 +33,7 @@ from memattn_jax.finetune import Data
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.plots import save_grid
 from memattn_jax.similarity import REPRODUCED, normalized_correlation
+from memattn_jax.training.data import check, open_pairs
 from memattn_jax.training.gate import timestep_bins, weights
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import fit_gate, score_batch, start
@@ -88,12 +89,14 @@ def shares_stopped(out: Path, run: str) -> tuple[float, float]:
     stored = json.loads((out / run / "settings.json").read_text(encoding="utf-8"))
     settings = TrainSettings(**{name: value for name, value in stored.items() if name in fields})
     before = StableDiffusion.from_pretrained(demo.MODEL)
-    gate = fit_gate(before, settings, islice(Data(before, out / "reference", settings).batches(0), FITTED))
+    gate = fit_gate(
+        before, settings, islice(Data(before, check(open_pairs(out / "reference")), settings).batches(0), FITTED)
+    )
     sd = StableDiffusion.from_pretrained(out / run / "model")
     state, setup = start(sd, settings, gate)
     duplicated = {sd.tokenizer([text]).input_ids[0].tobytes() for text in duplicates(out)}
     stopped: dict[bool, list[float]] = {True: [], False: []}
-    for step, batch in enumerate(islice(Data(sd, out / "duplicated", settings).batches(0), FITTED)):
+    for step, batch in enumerate(islice(Data(sd, check(open_pairs(out / "duplicated")), settings).batches(0), FITTED)):
         rows = Batch(batch["pictures"], batch["input_ids"])
         timesteps, scores = score_batch(setup, state.params, rows, jnp.int32(step))
         bins = timestep_bins(timesteps, len(setup.signal), settings.gate_bins)

@@ -1,5 +1,6 @@
 """A device that never waits for the host, and a process that may be asked to stop."""
 
+import os
 import signal
 import threading
 import time
@@ -66,21 +67,25 @@ class Overlap:
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came, as preempted machines send it; within, it does not end the process.
+def asked_to_stop(number: signal.Signals = signal.SIGTERM) -> Iterator[Callable[[], bool]]:
+    """Whether a signal came: SIGTERM, as preempted machines send it, or Ctrl-C's SIGINT.
 
-    Outside of the main thread, where Python takes no signals, it never comes.
+    Within, it does not end the process, but for a second SIGINT, which does what it always does. Outside of the main
+    thread, where Python takes no signals, none comes.
     """
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, previous)
+            os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")  # print is not safe in a handler
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    previous: Any = signal.signal(signal.SIGTERM, note)
+    previous: Any = signal.signal(number, note)
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(number, previous)

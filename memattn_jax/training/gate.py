@@ -74,7 +74,9 @@ class Window:
     @classmethod
     def empty(cls, bins: int, size: int, quantile: float, minimum: int = 32) -> "Window":
         """A window that has seen nothing, and gates nothing."""
-        return cls(jnp.full((bins, size), jnp.nan), jnp.zeros(bins, jnp.int32), jnp.float32(quantile), minimum)
+        return cls(
+            jnp.full((bins, size), jnp.nan, jnp.float32), jnp.zeros(bins, jnp.int32), jnp.float32(quantile), minimum
+        )
 
     def thresholds(self) -> Array:
         """γ of each bin, float32 [bins]; infinite where too little was seen."""

@@ -1,7 +1,9 @@
 """The training loop: batches in, checkpoints and metrics out, exact resumption."""
 
 import json
+import math
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +15,11 @@ import numpy as np
 from memattn_jax.errors import InputError
 from memattn_jax.parallel import replicate, spread
 from memattn_jax.runs.stream import asked_to_stop
+from memattn_jax.text import printable
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import Batch, Setup, TrainState, train_step
+
+DIFFERENCES = 120  # characters of an error that lists settings
 
 
 class Checkpoints:
@@ -58,25 +63,41 @@ class Checkpoints:
 
 
 def check_settings(out: Path, settings: TrainSettings, inputs: dict[str, str]) -> None:
-    """Writes the settings of a new run, and what it reads; refuses to go on with others.
+    """Writes the settings of a new run, and what it reads; refuses to resume with others.
+
+    Args:
+      out: the run's folder.
+      settings: all of them.
+      inputs: what else decides the numbers, as the model and the data's fingerprint.
 
     Raises:
       InputError: the folder holds a run with other settings; the message names them.
     """
     path = out / "settings.json"
     new = asdict(settings) | inputs
-    if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if differing := [f"{k} {old.get(k)!r} is now {new[k]!r}" for k in new if old.get(k) != new[k]]:
-            raise InputError(f"{out} holds a run with other settings: {'; '.join(differing)}; choose another --out")
-    path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+    if not path.exists():
+        path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+        return
+    try:
+        old = dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        raise InputError(f"{path} is damaged; choose another --out") from None
+    differing = [f"{k} {old.get(k)!r} is now {new[k]!r}" for k in new if old.get(k) != new[k]]
+    if differing:
+        listed = printable("; ".join(differing), DIFFERENCES)
+        raise InputError(f"{out} holds a run with other settings: {listed}; choose another --out")
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drops the metrics after a step, which an interrupted run wrote and a resumed one writes again."""
+    """Drops the metrics after a step, which an interrupted run wrote, the last perhaps in part; they are made again."""
     if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        lines = path.read_text(encoding="utf-8").splitlines()[:step]
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def last_checkpoint(out: Path) -> int | None:
+    """The step of the newest whole checkpoint of a run, None where there is none."""
+    return max((int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdigit()), default=None)
 
 
 def pinned_step(state: TrainState) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -94,15 +115,17 @@ def train(
     out: Path,
     checkpoint_every: int = 500,
     mesh: jax.sharding.Mesh | None = None,
+    on_start: Callable[[int], None] = lambda _: None,
     on_step: Callable[[int, dict[str, float], TrainState], None] = lambda *_: None,
 ) -> tuple[TrainState, bool]:
     """Trains to `steps`, from the newest checkpoint in `out` if there is one.
 
-    SIGTERM finishes the step in hand, saves, and returns. After SIGKILL the run goes on from the last checkpoint, with
-    the same losses as a run that was never interrupted.
+    SIGTERM finishes the step in hand, saves, and returns; Ctrl-C does the same and then raises KeyboardInterrupt, and a
+    second one raises it at once. After SIGKILL the run resumes from the last checkpoint, with the same losses as a run
+    that was never interrupted.
 
     Args:
-      state: the first state.
+      state: the first state; its arrays are donated.
       setup: what stays the same.
       batches: from the number of a batch to the batches from it on.
       steps: updates in all.
@@ -110,10 +133,14 @@ def train(
       checkpoint_every: steps between checkpoints.
       mesh: devices to spread the batch over; parameters lie as the model was loaded, and the optimizer's moments and
         the moving average beside them.
+      on_start: called before the first step, which compiles, with the number of steps made already.
       on_step: called after each step with its number, metrics and the new state.
 
     Returns:
       The last state, and whether it is the end.
+
+    Raises:
+      InputError: the loss or its gradient is not finite; the last checkpoint is from before.
     """
     checkpoints = Checkpoints(out / "checkpoints")
     state, setup = replicate((state, setup), mesh)
@@ -121,7 +148,12 @@ def train(
     first = int(state.step)
     keep_until(out / "metrics.jsonl", first)
     update = train_step if mesh is None else pinned_step(state)
-    with asked_to_stop() as stopping, (out / "metrics.jsonl").open("a", encoding="utf-8") as log:
+    on_start(first)
+    with (
+        asked_to_stop() as stopping,
+        asked_to_stop(signal.SIGINT) as interrupted,
+        (out / "metrics.jsonl").open("a", encoding="utf-8") as log,
+    ):
         for step, batch in zip(range(first + 1, steps + 1), batches(first), strict=False):
             rows = spread(Batch(batch["pictures"], batch["input_ids"]), mesh)
             state, metrics = update(state, setup, rows)
@@ -129,12 +161,19 @@ def train(
                 name: float(metrics[name]) for name in ("loss", "gradient_norm", "kept")
             }
             line["score"] = float(metrics["score"].mean())
+            if not math.isfinite(line["loss"] + line["gradient_norm"]):
+                raise InputError(
+                    f"step {step}: loss {line['loss']}, gradient norm {line['gradient_norm']}: training has diverged; "
+                    "choose a lower --learning-rate and another --out"
+                )
             log.write(json.dumps(line) + "\n")
             log.flush()
             on_step(step, line, state)
-            stopped = stopping()
+            stopped = stopping() or interrupted()
             if stopped or step == steps or step % checkpoint_every == 0:
                 checkpoints.save(step, state)
             if stopped:
                 break
+        if interrupted():
+            raise KeyboardInterrupt
     return state, int(state.step) == steps

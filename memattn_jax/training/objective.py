@@ -45,6 +45,9 @@ def squared_error(prediction: Array, target: Array) -> Array:
 
 
 def row_keys(seed: Array, step: Array, rows: int) -> Array:
-    """A key for each row of one step's batch: what is drawn does not depend on micro-batches or devices."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
+    """A key for each row of one step's batch: what is drawn does not depend on micro-batches or devices.
+
+    Nor on `jax_default_prng_impl`, by which the host program may prefer another generator.
+    """
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

@@ -1,6 +1,8 @@
 """What decides a training run, and the optimizer made of it."""
 
 import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,6 +10,22 @@ from memattn_jax.errors import InputError, check_name
 
 if TYPE_CHECKING:
     import optax
+
+SHARE = (lambda value: 0 <= value <= 1), "a number from 0 to 1 is needed"
+POSITIVE = (lambda value: 0 < value < math.inf), "a number above 0 is needed"
+# of each option, whether a value can be, and what is needed; NaN is in no range
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(
+        ("steps", "batch_size", "accumulation", "gate_bins", "gate_window", "height", "width"),
+        ((lambda value: value >= 1), "at least 1 is needed"),
+    ),
+    **dict.fromkeys(("gate_quantile", "dropout", "high_noise"), SHARE),
+    **dict.fromkeys(("learning_rate", "gradient_clip"), POSITIVE),
+    "warmup_steps": ((lambda value: value >= 0), "at least 0 is needed"),
+    "weight_decay": ((lambda value: 0 <= value < math.inf), "a number from 0 on is needed"),
+    "ema_decay": ((lambda value: 0 <= value < 1), "a number from 0 to below 1 is needed"),
+    "seed": ((lambda value: 0 <= value < 2**32), "a number in [0, 2**32) is needed"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +41,7 @@ class TrainSettings:
       schedule: "cosine" falls to 0 at the last step, "constant" stays.
       weight_decay: AdamW's.
       gradient_clip: largest global norm of the gradient.
-      ema_decay: of the moving average that is saved in the end; 0 keeps none.
+      ema_decay: of the moving average, which is saved in the end instead of the last parameters; 0 keeps none.
       dropout: probability that a caption is replaced by the empty prompt, for classifier-free guidance.
       high_noise: probability that a timestep is drawn from the noisiest two fifths instead of from all.
       train_text_encoder: whether the text encoder is trained as well.
@@ -33,7 +51,8 @@ class TrainSettings:
       gate_quantile: of clean scores, above which a sample gets weight 0.
       gate_bins: bins of timesteps with a threshold each.
       gate_window: scores that a running threshold remembers for each bin; unused where thresholds are fitted.
-      dtype: of the forward pass, "float32" or "bfloat16".
+      dtype: what is computed in, "float32" or "bfloat16"; parameters, gradients, the optimizer's state and the moving
+        average are float32 in either, and so is the model that is saved.
       remat: compute blocks again in the backward pass instead of keeping their insides.
       seed: of every draw and of the data's order.
       height: of the pictures, in pixels; None is what the model was trained on.
@@ -64,21 +83,21 @@ class TrainSettings:
     width: int | None = None
 
     def check(self) -> None:
-        """Raises InputError where a value is out of range."""
-        for name in ("steps", "batch_size", "accumulation", "gate_bins", "gate_window"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if self.batch_size % self.accumulation:
-            raise InputError(f"batch_size {self.batch_size} does not divide into {self.accumulation} micro-batches")
-        for name, low, high in (("gate_quantile", 0, 1), ("ema_decay", 0, 1), ("dropout", 0, 1), ("high_noise", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} is {getattr(self, name)}; it lies between {low} and {high}")
+        """Raises InputError where a value is out of range; the message names the command line's option."""
         for name, choices in (
             ("schedule", ("cosine", "constant")),
             ("gate", ("none", "entropy", "noise_norm")),
             ("dtype", ("float32", "bfloat16")),
         ):
             check_name(name, getattr(self, name), choices, f"--{name}")
+        for name, (fits, needed) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise InputError(f"--{name.replace('_', '-')} {value}: {needed}")
+        if self.batch_size % self.accumulation:
+            raise InputError(f"--batch-size {self.batch_size} does not divide into {self.accumulation} micro-batches")
+        if self.gate_sites and self.gate != "entropy":
+            raise InputError("--gate-sites has a meaning for --gate entropy alone")
 
     def learning_rates(self) -> "optax.Schedule":
         """The learning rate of each step."""

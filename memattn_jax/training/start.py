@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,65 +17,91 @@ from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
 from memattn_jax.training.gate import Gate, Thresholds, Window, fit_thresholds, timestep_bins
 from memattn_jax.training.objective import row_keys
 from memattn_jax.training.settings import TrainSettings
-from memattn_jax.training.step import Batch, Setup, TrainState, draw, forward
+from memattn_jax.training.step import Batch, Setup, TrainState, draw, forward, is_empty
+
+Network = TypeVar("Network", bound=nnx.Module)
 
 
 def start(sd: StableDiffusion, settings: TrainSettings, gate: Gate | None = None) -> tuple[TrainState, Setup]:
     """The state before the first update, and what stays the same.
 
+    Neither `sd` nor `gate` is changed, and training may donate the state: it holds copies.
+
     Args:
-      sd: the checkpoint to start from, float32.
+      sd: the checkpoint to start from. What is trained is float32; `settings.dtype` is the computation's.
       settings: the run.
       gate: fitted thresholds; None with a gate in the settings runs on a window of the scores seen last.
 
     Raises:
-      InputError: a setting out of range.
+      InputError: a setting out of range, or parameters to train that are not float32.
     """
+    setup, params = prepare(sd, settings)
+    params = jax.tree.map(jnp.copy, params)
+    if settings.gate != "none" and gate is None:
+        gate = Window.empty(settings.gate_bins, settings.gate_window, settings.gate_quantile)
+    gate = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), gate)
+    ema = jax.tree.map(jnp.copy, params) if settings.ema_decay else None
+    return TrainState(jnp.int32(0), params, ema, setup.optimizer.init(params), gate), setup
+
+
+def prepare(sd: StableDiffusion, settings: TrainSettings) -> tuple[Setup, dict[str, nnx.State]]:
+    """What stays the same during a run, and the parameters of the networks that it trains, which are `sd`'s own."""
     settings.check()
     sites = tuple(site for site in sd.unet.sites if site.startswith(settings.gate_sites))
     if not sites:
         raise InputError(
             f"no cross-attention layer {settings.gate_sites!r}…; this model has {', '.join(sd.unet.sites)}"
         )
-    sd.unet.remat = settings.remat
-    networks: dict[str, nnx.Module] = {"unet": sd.unet}
+    unet = nnx.merge(*nnx.split(sd.unet))  # another module with the same arrays: the caller's keeps its `remat`
+    unet.remat = settings.remat
+    networks: dict[str, nnx.Module] = {"unet": unet}
     frozen: dict[str, nnx.Module] = {}
     (networks if settings.train_text_encoder else frozen)["text_encoder"] = sd.text_encoder
     split = {name: nnx.split(network) for name, network in networks.items()}
-    params = {name: jax.tree.map(jnp.copy, state) for name, (_, state) in split.items()}
+    params = {name: state for name, (_, state) in split.items()}
+    if others := {str(leaf.dtype) for leaf in jax.tree.leaves(params)} - {"float32"}:
+        raise InputError(
+            f'the model to train holds {", ".join(sorted(others))} parameters; load it with dtype="float32", '
+            "and choose the computation's dtype in the settings"
+        )
     scheduler = SchedulerConfig.from_json(sd.scheduler_config, "ddim")
-    optimizer = settings.optimizer()
-    if settings.gate != "none" and gate is None:
-        gate = Window.empty(settings.gate_bins, settings.gate_window, settings.gate_quantile)
     setup = Setup(
-        vae=sd.vae,
-        frozen=frozen,
+        vae=in_dtype(sd.vae, settings.dtype),
+        frozen={name: in_dtype(network, settings.dtype) for name, network in frozen.items()},
         empty_ids=jnp.asarray(sd.tokenizer([""]).input_ids[0]),
-        signal=jnp.asarray(alphas_cumprod(scheduler)),
+        signal=jnp.asarray(alphas_cumprod(scheduler), jnp.float32),
         seed=jnp.uint32(settings.seed),
         dropout=jnp.float32(settings.dropout),
         high_noise=jnp.float32(settings.high_noise),
         ema_decay=jnp.float32(settings.ema_decay),
         graphs=tuple((name, graph) for name, (graph, _) in split.items()),
-        optimizer=optimizer,
+        optimizer=settings.optimizer(),
         prediction_type=scheduler.prediction_type,
         accumulation=settings.accumulation,
         score="noise_norm" if settings.gate == "noise_norm" else "entropy",
         sites=sites,
         dtype=settings.dtype,
     )
-    ema = jax.tree.map(jnp.copy, params) if settings.ema_decay else None
-    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), gate), setup
+    return setup, params
+
+
+def in_dtype(network: Network, dtype: str) -> Network:
+    """The network with its parameters in a dtype; the same arrays where they have it."""
+    return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else leaf.astype(dtype), network)
 
 
 @jax.jit
 def score_batch(setup: Setup, params: Any, batch: Batch, step: Array) -> tuple[Array, Array]:
-    """Timesteps and gate scores of a batch with no caption dropped; draws from (seed, step, row)."""
+    """Timesteps and gate scores of a batch with no caption dropped; draws from (seed, step, row).
+
+    The score of an empty caption, which is never gated, is NaN, and `fit_thresholds` leaves it out.
+    """
     scale = setup.vae.config.scale
     shape = (*(size // scale for size in batch.pictures.shape[1:3]), setup.vae.config.latent_channels)
     keys = row_keys(setup.seed, step, len(batch.pictures))
     draws = draw(keys, shape, len(setup.signal), dropout=0.0, high_noise=0.0)
-    return draws.timesteps, forward(setup, params, batch, draws, gated=True)[1]
+    scores = forward(setup, params, batch, draws, gated=True)[1]
+    return draws.timesteps, jnp.where(is_empty(setup, batch), jnp.nan, scores)
 
 
 def fit_gate(sd: StableDiffusion, settings: TrainSettings, reference: Iterable[dict[str, np.ndarray]]) -> Thresholds:
@@ -86,18 +112,23 @@ def fit_gate(sd: StableDiffusion, settings: TrainSettings, reference: Iterable[d
       settings: the run.
       reference: batches of "pictures" and "input_ids"; repeats of a pair are scored at other timesteps and noise.
     """
-    state, setup = start(sd, settings)
+    setup, params = prepare(sd, settings)
     scored = []
     for step, batch in enumerate(reference):
         rows = spread(Batch(batch["pictures"], batch["input_ids"]), sd.mesh)
         # fetched one by one: collectives of several programs at once can wait for each other on CPU devices
-        scored.append(jax.device_get(score_batch(setup, state.params, rows, jnp.int32(step))))
+        scored.append(jax.device_get(score_batch(setup, params, rows, jnp.int32(step))))
     timesteps, scores = (jnp.concatenate(parts) for parts in zip(*scored, strict=True))
     bins = timestep_bins(timesteps, len(setup.signal), settings.gate_bins)
     return fit_thresholds(bins, scores, settings.gate_bins, settings.gate_quantile)
 
 
 def trained(sd: StableDiffusion, state: TrainState, setup: Setup) -> StableDiffusion:
-    """The checkpoint with the trained networks, the moving average's if there is one."""
-    params = state.params if state.ema is None else state.ema
-    return dataclasses.replace(sd, **{name: nnx.merge(graph, params[name]) for name, graph in setup.graphs})
+    """The checkpoint with the trained networks, the moving average's if there is one, float32.
+
+    It holds copies, so that it outlives the state, which the next step donates.
+    """
+    params = jax.tree.map(jnp.copy, state.params if state.ema is None else state.ema)
+    networks = {name: nnx.merge(graph, params[name]) for name, graph in setup.graphs}
+    networks["unet"].remat = sd.unet.remat
+    return dataclasses.replace(sd, **networks)

@@ -42,7 +42,10 @@ class Trained(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that changes from step to step, float32; a checkpoint holds it and nothing else.
+    """All that changes from step to step; a checkpoint holds it and nothing else.
+
+    Floating-point numbers are float32, whatever the forward pass computes in: an update of AdamW at a learning rate of
+    1e-5 is smaller than half a unit in the last place of most bfloat16 parameters, and would be rounded away.
 
     Attributes:
       step: int32 [], updates made.
@@ -65,8 +68,8 @@ class Setup:
     """What stays the same during a run.
 
     Attributes:
-      vae: the autoencoder, frozen.
-      frozen: networks that are not trained, {"text_encoder": …} or {}.
+      vae: the autoencoder, frozen, in `dtype`.
+      frozen: networks that are not trained, {"text_encoder": …} or {}, in `dtype`.
       empty_ids: int32 [tokens], the empty prompt's.
       signal: ᾱ, float32 [train timesteps].
       seed: of every draw.
@@ -79,7 +82,7 @@ class Setup:
       accumulation: micro-batches of one update; they change memory, not the result.
       score: what the gate goes by.
       sites: the cross-attention layers whose entropy that may be; None is all of them.
-      dtype: of the forward pass and its gradients' inputs; parameters stay float32.
+      dtype: of the forward pass; parameters are cast to it inside the loss, so that gradients are float32 again.
     """
 
     vae: AutoencoderKL
@@ -112,14 +115,15 @@ def draw(
     keys: Array, shape: tuple[int, ...], train_timesteps: int, dropout: Array | float, high_noise: Array | float
 ) -> Draws:
     """Each row's draws from its own key; `shape` is that of one row's latents."""
+    dropout, high_noise = jnp.float32(dropout), jnp.float32(high_noise)
 
     def row(key: Array) -> Draws:
         time, high, noise, posterior, dropped = jax.random.split(key, 5)
         lowest = jnp.where(jax.random.bernoulli(high, high_noise), train_timesteps * 3 // 5, 0)
         return Draws(
-            jax.random.randint(time, (), lowest, train_timesteps),
-            jax.random.normal(noise, shape),
-            jax.random.normal(posterior, shape),
+            jax.random.randint(time, (), lowest, train_timesteps, jnp.int32),
+            jax.random.normal(noise, shape, jnp.float32),
+            jax.random.normal(posterior, shape, jnp.float32),
             jax.random.bernoulli(dropped, dropout),
         )
 
@@ -137,8 +141,9 @@ def forward(setup: Setup, params: Any, batch: Batch, draws: Draws, gated: bool) 
     """Squared error and gate score of each row, float32 [batch] each; scores are 0 without a gate."""
     unet, text_encoder = networks(setup, params)
     posterior = setup.vae.encode(jnp.asarray(batch.pictures, jnp.float32) / 127.5 - 1)
-    latents = posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draws.posterior
-    latents = jax.lax.stop_gradient(latents.astype(jnp.float32) * setup.vae.config.scaling_factor)
+    mean, log_variance = (x.astype(jnp.float32) for x in posterior)
+    latents = mean + jnp.exp(0.5 * log_variance) * draws.posterior
+    latents = jax.lax.stop_gradient(latents * setup.vae.config.scaling_factor)
     signal = setup.signal[draws.timesteps]
     noisy = add_noise(latents, draws.noise, signal)
     input_ids = jnp.where(draws.dropped[:, None], setup.empty_ids, batch.input_ids)
@@ -156,6 +161,11 @@ def forward(setup: Setup, params: Any, batch: Batch, draws: Draws, gated: bool) 
     else:
         scores = jnp.zeros_like(error)
     return error, jax.lax.stop_gradient(scores)
+
+
+def is_empty(setup: Setup, batch: Batch) -> Array:
+    """Which captions are the empty prompt, bool [batch]: like dropped ones, they are neither gated nor gated by."""
+    return (batch.input_ids == setup.empty_ids).all(axis=-1)
 
 
 @jax.jit(donate_argnames="state")
@@ -180,6 +190,7 @@ def train_step(state: TrainState, setup: Setup, batch: Batch) -> tuple[TrainStat
     keys = row_keys(setup.seed, state.step, rows)
     shape = (height, width, setup.vae.config.latent_channels)
     draws = draw(keys, shape, train_timesteps, setup.dropout, setup.high_noise)
+    draws = draws._replace(dropped=draws.dropped | is_empty(setup, batch))
     gate = state.gate
 
     def summed(params: Any, batch: Batch, draws: Draws) -> tuple[Array, tuple[Array, Array, Array]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,12 @@ import micro
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
-from memattn_jax import StableDiffusion
+from memattn_jax import InputError, StableDiffusion, pipeline
+from memattn_jax.finetune import Options, main
+from memattn_jax.report import plots
+from memattn_jax.training import loop
 from memattn_jax.training.loop import Checkpoints
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start
@@ -75,7 +80,10 @@ def whole(inputs) -> Path:
     out = inputs / "whole"
     done = finetune(inputs, out, "--sample-every", "6", "--sample-prompts", "the a", "b")
     assert done.returncode == 0, done.stderr
-    assert f"{STEPS} steps; the model is in {out / 'model'}" in done.stdout
+    for line in ("12 pairs can be used, 0 are skipped", f"{STEPS} steps; the model is in {out / 'model'}"):
+        assert f"{line}\n" in done.stdout
+    first = json.loads(next(line for line in done.stderr.splitlines() if line.startswith('{"time"')))
+    assert (first["event"], first["step"], first["steps"]) == ("training", 1, STEPS)  # once the step is compiled
     return out
 
 
@@ -124,7 +132,7 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(whole, inputs, killed_b
     stdout, stderr = process.communicate(timeout=120)
     if killed_by == signal.SIGTERM:
         assert process.returncode == 0, stderr
-        assert "the same command goes on from there" in stdout
+        assert "the same command resumes there" in stdout
         assert not (out / "model").exists()
     else:
         assert process.returncode == -signal.SIGKILL
@@ -132,6 +140,8 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(whole, inputs, killed_b
     assert 6 <= reached < STEPS
     done = finetune(inputs, out, "--sample-every", "6", "--sample-prompts", "the a", "b")
     assert done.returncode == 0, done.stderr
+    step = int(re.search(r"^resuming after step (\d+) of 12, from ", done.stdout, re.MULTILINE)[1])
+    assert step == (reached if killed_by == signal.SIGTERM else reached // 4 * 4)
     assert metrics(out) == metrics(whole)
     one, other = (path / "model" / "unet" / "diffusion_pytorch_model.safetensors" for path in (out, whole))
     assert one.read_bytes() == other.read_bytes()
@@ -190,11 +200,6 @@ def test_a_write_that_fails_halfway_leaves_the_last_good_checkpoint(inputs):
 BAD = {
     "model": (["--model", "nowhere"], "no such model: nowhere"),
     "data": (["--data", "nowhere"], "--data nowhere: no such file or folder"),
-    "gate": (["--gate", "hope"], "--gate: unknown gate 'hope'; expected one of none, entropy, noise_norm"),
-    "batch": (["--accumulation", "3"], "batch_size 4 does not divide into 3 micro-batches"),
-    "quantile": (["--gate-quantile", "1.5"], "gate_quantile is 1.5; it lies between 0 and 1"),
-    "steps": (["--steps", "0"], "steps is 0; at least 1 is needed"),
-    "height": (["--height", "9"], "9 x 8 pixels: multiples of 2 are needed"),
 }
 
 
@@ -206,3 +211,93 @@ def test_bad_input_is_one_line_and_exit_2(inputs, tmp_path, case):
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+WRONG = {
+    "gate": ({"gate": "hope"}, "--gate: unknown gate 'hope'; expected one of none, entropy, noise_norm"),
+    "schedule": ({"schedule": "cosin"}, "--schedule: unknown schedule 'cosin'; did you mean 'cosine'?"),
+    "dtype": ({"dtype": "float16"}, "--dtype: unknown dtype 'float16'; did you mean 'bfloat16'?"),
+    "accumulation": ({"accumulation": 3}, "--batch-size 8 does not divide into 3 micro-batches"),
+    "quantile": ({"gate_quantile": 1.5}, "--gate-quantile 1.5: a number from 0 to 1 is needed"),
+    "steps": ({"steps": 0}, "--steps 0: at least 1 is needed"),
+    "learning rate": ({"learning_rate": float("nan")}, "--learning-rate nan: a number above 0 is needed"),
+    "weight decay": ({"weight_decay": -1.0}, "--weight-decay -1.0: a number from 0 on is needed"),
+    "average": ({"ema_decay": 1.0}, "--ema-decay 1.0: a number from 0 to below 1 is needed"),
+    "seed": ({"seed": 2**32}, "--seed 4294967296: a number in [0, 2**32) is needed"),
+    "warm-up": ({"warmup_steps": -1}, "--warmup-steps -1: at least 0 is needed"),
+    "sites": ({"gate_sites": "up_blocks"}, "--gate-sites has a meaning for --gate entropy alone"),
+    "height": ({"height": 9}, "--height 9: a positive multiple of 4 pixels is needed"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_settings_are_checked_before_anything_is_read(tmp_path, case):
+    changes, message = WRONG[case]
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        main(Options(data=tmp_path, settings=TrainSettings(**changes)))
+    assert len(str(caught.value)) <= 200
+
+
+def test_options_are_checked_before_anything_is_read(tmp_path):
+    for changes, message in (
+        ({"checkpoint_every": 0}, "--checkpoint-every 0: at least 1 is needed"),
+        ({"sample_every": -1}, "--sample-every -1: at least 0 is needed"),
+        ({"sample_every": 5}, "--sample-every needs --sample-prompts"),
+        ({"gate_reference": tmp_path}, "--gate-reference needs a gate"),
+        ({"mesh": "dta=2"}, "--mesh dta=2: unknown axis 'dta'"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            main(Options(data=tmp_path, **changes))
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """`train` as a function that only notes what it was given, and makes no step."""
+    given = []
+
+    def note(state, setup, batches, **settings):
+        given.append(state)
+        settings["on_start"](0)
+        return state, True
+
+    monkeypatch.setattr(loop, "train", note)
+    monkeypatch.setattr(plots, "plot_training", lambda *_: None)
+    return given
+
+
+def kinds_of(folder: Path) -> set[str]:
+    return {str(array.dtype) for array in load_file(next(folder.glob("*.safetensors"))).values()}
+
+
+def test_weights_are_float32_where_models_are_bfloat16_by_default(inputs, tmp_path, untrained, monkeypatch, capsys):
+    """As on GPUs and TPUs."""
+    monkeypatch.setattr(pipeline, "default_dtype", lambda: "bfloat16")
+    settings = TrainSettings(batch_size=1, ema_decay=0.9, gate="entropy", dtype="bfloat16")
+    main(Options(model=str(inputs / "model"), data=inputs / "data", out=tmp_path, settings=settings))
+    leaves = jax.tree.leaves(untrained[0])
+    assert {str(leaf.dtype) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)} == {"float32"}
+    assert {kind for part in ("unet", "vae") for kind in kinds_of(tmp_path / "model" / part)} == {"float32"}
+    told = capsys.readouterr().out
+    assert "12 pairs can be used, 0 are skipped\n" in told
+    assert "1000 steps of batch size 1, each pair about 83.3 times, learning rate 1e-05, the entropy gate at " in told
+    assert "computed in bfloat16, parameters in float32\n" in told
+
+
+def test_a_run_is_not_resumed_with_other_data(inputs, tmp_path, untrained, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(inputs / "data", data)
+    rows = (data / "metadata.jsonl").read_text().splitlines(keepends=True)
+    rows[0] = rows[0].replace('"the a"', "null")
+    (data / "metadata.jsonl").write_text("".join(rows) + json.dumps({"file_name": "1.png", "text": ""}))
+    options = Options(model=str(inputs / "model"), data=data, out=out)
+    main(options)
+    told = capsys.readouterr().out
+    assert "12 pairs can be used, 1 are skipped\n  1 skipped, no caption (null): line 1, 0.png\n" in told
+    assert "1 pairs have an empty caption" in told
+    main(dataclasses.replace(options, data=Path(shutil.move(data, tmp_path / "moved"))))  # the same wherever it lies
+    (tmp_path / "moved" / "metadata.jsonl").write_text("".join(reversed(rows)))
+    with pytest.raises(InputError, match=r"holds a run with other settings: data '12 pairs, \w+' is now '11 pairs, "):
+        main(dataclasses.replace(options, data=tmp_path / "moved"))
+    (out / "settings.json").write_text("{")
+    with pytest.raises(InputError, match=r"settings\.json is damaged; choose another --out"):
+        main(dataclasses.replace(options, data=tmp_path / "moved"))

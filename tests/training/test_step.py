@@ -17,8 +17,9 @@ from quick import xla_flags
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.training.gate import Thresholds
 from memattn_jax.training.objective import add_noise, row_keys
-from memattn_jax.training.start import start
-from memattn_jax.training.step import Batch, draw, networks
+from memattn_jax.training.settings import TrainSettings
+from memattn_jax.training.start import start, trained
+from memattn_jax.training.step import Batch, draw, networks, train_step
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +165,73 @@ def test_devices_change_nothing(random_model, tmp_path):
     one, four = ([float(loss.split(": ")[1]) for loss in run] for run in losses)
     np.testing.assert_allclose(four, one, rtol=1e-4)
     assert one[0] != one[-1]
+
+
+def float_kinds(tree) -> set[str]:
+    return {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
+
+
+def half(network):
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16), network)
+
+
+@pytest.fixture(scope="module")
+def mixed(sd):
+    """Three steps in bfloat16, with everything that a state may hold, from a model and a gate of the caller's."""
+    gate = Thresholds(jnp.asarray([2.0]))
+    settings = TrainSettings(
+        batch_size=ROWS, learning_rate=1e-5, ema_decay=0.5, gate="entropy", gate_bins=1, dtype="bfloat16"
+    )
+    before = jax.tree.map(np.array, nnx.state(sd.unet))
+    state, setup = start(sd, settings, gate)
+    taken = trained(sd, state, setup)
+    for _ in range(3):
+        state, metrics = train_step(state, setup, batch(sd))
+    return before, state, setup, metrics, taken, gate
+
+
+def test_what_is_trained_is_float32_whatever_is_computed_in(sd, mixed):
+    """AdamW at 1e-5 moves nearly all parameters, as it does in float32; in bfloat16 most updates are rounded away."""
+    before, state, setup, metrics, *_ = mixed
+    assert float_kinds((state, metrics, nnx.state(trained(sd, state, setup).unet))) == {"float32"}
+    assert float_kinds((setup.vae, setup.frozen, networks(setup, state.params).unet)) == {"bfloat16"}
+    pairs = list(zip(*map(jax.tree.leaves, (before, state.params)), strict=True))
+    moved = sum(int((old != new).sum()) for old, new in pairs)
+    assert moved > 0.99 * sum(old.size for old, _ in pairs)
+    assert largest_difference(state.ema, state.params) > 0.0
+
+
+def test_a_run_leaves_the_callers_model_and_gate_alone(sd, mixed):
+    """No attribute nor array of them changes or is donated, nor of a model that was taken out before a step."""
+    before, *_, taken, gate = mixed
+    remat = dataclasses.replace(SETTINGS, remat=True)
+    assert trained(sd, *start(sd, remat)).unet.remat is sd.unet.remat is False
+    for tree in (nnx.state(sd.unet), nnx.state(taken.unet)):
+        jax.tree.map(np.testing.assert_array_equal, tree, before)
+    assert gate.values == pytest.approx([2.0])
+
+
+def test_a_model_to_train_is_float32(sd):
+    text_encoder = half(sd.text_encoder)
+    with pytest.raises(InputError, match='holds bfloat16 parameters; load it with dtype="float32"'):
+        start(dataclasses.replace(sd, unet=half(sd.unet), text_encoder=text_encoder), SETTINGS)
+    with pytest.raises(InputError, match="holds bfloat16 parameters"):
+        start(
+            dataclasses.replace(sd, text_encoder=text_encoder), dataclasses.replace(SETTINGS, train_text_encoder=True)
+        )
+    _, setup = start(dataclasses.replace(sd, text_encoder=text_encoder), SETTINGS)
+    assert float_kinds(setup.frozen) == {"float32"}  # what is not trained is cast to what is computed in
+
+
+def test_settings_of_the_host_program_change_no_draw(sd):
+    def draws():
+        return draw(row_keys(jnp.uint32(3), jnp.int32(5), 2), (2,), 1000, 0.5, 0.5)
+
+    expected = draws()
+    with jax.enable_x64(True):
+        wide = draws()
+    with jax.default_prng_impl("rbg"):
+        other = draws()
+    for ours in (wide, other):
+        jax.tree.map(np.testing.assert_array_equal, ours, expected)
+        assert [x.dtype for x in ours] == [x.dtype for x in expected]
