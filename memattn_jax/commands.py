@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -29,11 +30,16 @@ class Checked(Protocol):
 Options = TypeVar("Options", bound=Checked)
 
 
-def run_command(verb: str, options: type[Options], main: Callable[[Options], None]) -> NoReturn:
+def run_command(
+    verb: str,
+    options: type[Options],
+    main: Callable[[Options], None],
+    kept: str = "nothing is kept; the same command starts over",
+) -> NoReturn:
     """Parses the command line into a dataclass, checks it, and runs `main`.
 
-    Exit status: 0 done; 2 for what the user got wrong, after one line on standard error; 130 interrupted. Any other
-    exception is a defect and keeps its traceback.
+    Exit status: 0 done; 2 for what the user got wrong, after one line on standard error; 130 interrupted, after one
+    that says what is kept: the interrupt's own text or `kept`. Any other exception is a defect and keeps its traceback.
     """
     import tyro
 
@@ -57,7 +63,12 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
     except (InputError, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {printable(str(interrupt) or kept)}", file=sys.stderr, flush=True)
+        if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+            sys.stdout.flush()
+            os._exit(130)  # a thread waits for the device, and Python would wait for it
+        exec("")  # or Python ends by SIGINT where what was interrupted had been exec'ed, as modules do on import
         sys.exit(130)
     sys.exit(0)
 

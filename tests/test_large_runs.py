@@ -116,7 +116,7 @@ def test_sigterm_writes_and_exits_well(model, source, undisturbed, tmp_path):
     assert process.returncode == 0
     last = printed.splitlines()[-1]
     made = sum(map(len, read(tmp_path / "out").values()))
-    assert last == f"stopped after {made} prompts, all of them written; the same command goes on from there"
+    assert last == f"stopped after {made} prompts, all of them written; the same command resumes"
     assert json.loads(errors.splitlines()[-1])["event"] == "stopped"
     assert SHARD <= made < COUNT
     assert made % BATCH == 0
