@@ -11,13 +11,13 @@ The program is what `Scorer` runs. Arrays are its arguments and not constants in
 2 GB, less than Stable Diffusion in float32; arrays that no score depends on are left out.
 """
 
-import contextlib
 import importlib.util
 import inspect
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from memattn_jax.detectors.cost import flops
 from memattn_jax.detectors.registry import FIRST_STEP, check_names
 from memattn_jax.detectors.scorer import Scorer, score_first_step
 from memattn_jax.errors import InputError, check_name
+from memattn_jax.host import jax_settings
 from memattn_jax.names import PLATFORMS
 from memattn_jax.pipeline import embed
 from memattn_jax.tokenizer import Tokenizer
@@ -127,16 +128,9 @@ def in_blocks(score: Score, size: int) -> Score:
     return score_all
 
 
-@contextlib.contextmanager
-def no_locations() -> Iterator[None]:
+def no_locations() -> AbstractContextManager[None]:
     """Keeps this machine's file names out of the programs lowered meanwhile."""
-    name = "jax_traceback_in_locations_limit"
-    before = getattr(jax.config, name)
-    jax.config.update(name, 0)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
+    return jax_settings(jax_traceback_in_locations_limit=0)
 
 
 def lower(score: Score, arrays: Arrays, input_ids: Any, platforms: tuple[str, ...]) -> export.Exported:

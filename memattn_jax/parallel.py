@@ -17,6 +17,7 @@ from jax import P as Spec
 from jax.sharding import AxisType, Mesh
 
 from memattn_jax.errors import InputError
+from memattn_jax.host import jax_settings
 from memattn_jax.mesh import AXES, mesh_sizes
 
 START_SECONDS = 900  # hosts start minutes apart; each waits this long for the others
@@ -166,9 +167,9 @@ def start_processes(
             )
         if coordinator is None and not distributed:
             return process_id, num_processes
-    jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM, and outlives the meeting
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=START_SECONDS)
+        with jax_settings(jax_enable_preemption_service=False):  # it swallows SIGTERM, and outlives the meeting
+            jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=START_SECONDS)
     except ValueError:
         raise InputError("--distributed: no cluster found here; give --process-id and --num-processes") from None
     index, count = jax.process_index(), jax.process_count()  # starts the backend, which takes all processes

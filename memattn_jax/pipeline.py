@@ -29,6 +29,7 @@ from memattn_jax.parallel import replicate, rows_multiple, spread
 from memattn_jax.sampling import denoise, unit_noise
 from memattn_jax.schedulers import Schedule, as_pipeline, make_schedule
 from memattn_jax.tokenizer import Tokenizer, Tokens
+from memattn_jax.weight_cache import WeightCache
 
 if TYPE_CHECKING:
     from memattn_jax.detectors import Detection
@@ -159,7 +160,9 @@ class StableDiffusion:
     tokenizer: Tokenizer
     scheduler_config: dict
     mesh: Mesh | None = None
-    _embeddings: dict[bytes, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _embeddings: WeightCache = field(
+        default_factory=lambda: WeightCache(KEPT_EMBEDDINGS), init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheduler_config", as_pipeline(self.scheduler_config))
@@ -239,17 +242,15 @@ class StableDiffusion:
         """Text embeddings [batch, tokens, channels] of tokenized prompts.
 
         A prompt that fills its batch, as the empty one does in guidance, is encoded once. The last ones are kept, so
-        that the next batch with the same prompts, or the same negative ones, finds them here.
+        that the next batch with the same prompts, or the same negative ones, finds them here, until a weight of the
+        text encoder is replaced.
         """
-        ids, rows = tokens.input_ids, len(tokens.input_ids)
-        alike = rows > 1 and bool((ids == ids[0]).all())
-        kept, key = self._embeddings, ids[:1].tobytes() if alike else ids.tobytes()
-        kept[key] = (
-            kept.pop(key) if key in kept else embed(self.text_encoder, spread(ids[:1] if alike else ids, self.mesh))
+        rows = len(tokens.input_ids)
+        alike = rows > 1 and bool((tokens.input_ids == tokens.input_ids[0]).all())
+        ids = tokens.input_ids[:1] if alike else tokens.input_ids
+        embedding = self._embeddings.get(
+            ids.tobytes(), self.text_encoder, lambda: embed(self.text_encoder, spread(ids, self.mesh))
         )
-        embedding = kept[key]
-        while sum(len(other) for other in kept.values()) > KEPT_EMBEDDINGS:
-            del kept[next(iter(kept))]
         return spread(repeat_row(embedding, rows), self.mesh) if alike else embedding
 
     def decode(self, latents: Array) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from memattn_jax.interceptors import Interceptor
+from memattn_jax.keys import fixed_draws, seed_key
 from memattn_jax.models.attention import Taps
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.schedulers import Row, Schedule
@@ -16,10 +17,12 @@ from memattn_jax.schedulers import Row, Schedule
 def unit_noise(seeds: Array, shape: tuple[int, ...]) -> Array:
     """Starting noise of each row from its seed alone: uint32 [batch] to float32 [batch, *shape].
 
-    Row i is drawn from `fold_in(key(0), seeds[i])`, so it does not depend on the rows beside it.
+    Row i is drawn from `fold_in(key(0), seeds[i])`, so it does not depend on the rows beside it, nor on what the host
+    program sets; see `memattn_jax.keys`.
     """
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(seeds)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    with fixed_draws():
+        keys = jax.vmap(lambda seed: jax.random.fold_in(seed_key(0), seed))(seeds)
+        return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def guide(prediction: Array, guidance_scale: Array) -> Array:

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import micro
 import numpy as np
 import pytest
+from flax import nnx
 
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.detectors import DETECTORS, Scorer
@@ -105,6 +107,16 @@ def test_numbers_compile_nothing(tiny, five):
         settings = SETTINGS | {"guidance_scale": scale, "noise_norm_steps": chosen}
         tiny.detect(prompts, ALL, seeds=seed, batch_size=BATCH, **settings)
     assert (score_first_step._cache_size(), score_trajectory._cache_size()) == before
+
+
+def test_a_scorer_keeps_what_its_weights_decide_as_long_as_they_stay(tiny):
+    sd = dataclasses.replace(tiny, unet=nnx.clone(tiny.unet))
+    scorer = Scorer(sd, ("noise_norm",), seed=4, steps=10)
+    jax.eval_shape(lambda: scorer.start(PROMPTS[:1]).scores)  # what it computes while traced is not kept
+    before = scorer(PROMPTS[:1])["noise_norm"]
+    kernel = sd.unet.conv_out.kernel
+    kernel[...] = 2 * kernel[...]
+    np.testing.assert_allclose(scorer(PROMPTS[:1])["noise_norm"], 2 * before, rtol=RELATIVE)
 
 
 def test_a_nan_row_stays_alone(tiny, five):

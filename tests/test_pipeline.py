@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from memattn_jax import StableDiffusion, pipeline
 from memattn_jax.options import ModelOptions
@@ -52,13 +55,37 @@ def test_few_encodings_are_kept(small, monkeypatch, encoded):
         sd.encode([word])
     assert len(encoded) == 6  # b alone was not asked for between its leaving and the end
     sd.encode(["a", "b", "c", "d", "e"])  # more than are kept: nothing stays
-    assert sum(len(kept) for kept in sd._embeddings.values()) <= 4
+    assert sum(len(kept) for kept in sd._embeddings.values.values()) <= 4
 
 
 def test_another_text_encoder_finds_nothing(small):
     sd = dataclasses.replace(small)
     sd.encode(["a cat"])
-    assert not dataclasses.replace(sd, text_encoder=small.text_encoder)._embeddings
+    assert not dataclasses.replace(sd, text_encoder=small.text_encoder)._embeddings.values
+
+
+def test_encodings_follow_the_weights(small, encoded):
+    sd = dataclasses.replace(small, text_encoder=nnx.clone(small.text_encoder))
+    before, _ = sd.encode(["a cat"])
+    bias = sd.text_encoder.text_model.final_layer_norm.bias
+    bias[...] = bias[...] + 1
+    np.testing.assert_allclose(sd.encode(["a cat"])[0], before + 1, atol=1e-6)
+    nnx.update(sd.text_encoder, nnx.state(small.text_encoder))
+    np.testing.assert_array_equal(sd.encode(["a cat"])[0], before)
+    assert encoded == [1, 1, 1]
+
+
+def test_encodings_in_a_traced_function_are_not_kept(small):
+    sd = dataclasses.replace(small)
+    expected = small.encode(["a cat"])[0].sum()
+    for traced in (
+        jax.jit(lambda x: x + sd.encode(["a cat"])[0].sum())(0.0),
+        jax.vmap(lambda x: x + sd.encode(["a cat"])[0].sum())(jnp.zeros(2))[1],
+        jax.grad(lambda x: x * sd.encode(["a cat"])[0].sum())(1.0),
+        jax.jit(lambda text: dataclasses.replace(sd, text_encoder=text).encode(["a cat"])[0].sum())(sd.text_encoder),
+        sd.encode(["a cat"])[0].sum(),
+    ):
+        np.testing.assert_allclose(traced, expected, rtol=1e-5)
 
 
 def test_pictures_decoded_in_turn_are_the_same(small, monkeypatch):

@@ -1,5 +1,6 @@
 """What a terminal is shown of users' text."""
 
+import contextlib
 import warnings
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ def test_messages_are_printed_on_one_line(monkeypatch, capsys):
         raise InputError("c\nd\x1b]0;title\x07")
 
     monkeypatch.setattr("sys.argv", ["detect"])
-    monkeypatch.setattr(commands, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(commands, "kept_programs", contextlib.nullcontext)
     warnings.simplefilter("always")
     with pytest.raises(SystemExit):
         commands.run_command("detect", Nothing, fail)

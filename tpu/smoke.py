@@ -22,7 +22,8 @@ from jax import NamedSharding
 from jax import P as Spec
 
 from memattn_jax import StableDiffusion, demo
-from memattn_jax.commands import keep_compiled_programs, versions
+from memattn_jax.commands import versions
+from memattn_jax.host import kept_programs
 from memattn_jax.parallel import make_mesh, start_processes
 
 
@@ -81,17 +82,11 @@ def bandwidth(megabytes: int) -> dict[str, float]:
     return {"to_device": round(size / min(up), 2), "to_host": round(size / min(down), 2)}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Looks, prints, and returns the exit status."""
-    parser = argparse.ArgumentParser(description="Tries the devices of a machine.")
-    parser.add_argument("--distributed", action="store_true", help="one of several processes, as of detect")
-    parser.add_argument("--coordinator", help="HOST:PORT, as of detect")
-    parser.add_argument("--megabytes", type=int, default=64, help="of the array that travels")
-    chosen = parser.parse_args(arguments)
-    keep_compiled_programs()
+def look(chosen: argparse.Namespace) -> dict[str, Any]:
+    """All that is found out."""
     process, processes = start_processes(chosen.coordinator, distributed=chosen.distributed)
     devices = jax.local_devices()
-    report: dict[str, Any] = {
+    return {
         "versions": installed(),
         "process": process,
         "processes": processes,
@@ -100,6 +95,16 @@ def main(arguments: list[str] | None = None) -> int:
         "step": step(),
         "gigabytes_per_second": bandwidth(chosen.megabytes),
     }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Looks, prints, and returns the exit status."""
+    parser = argparse.ArgumentParser(description="Tries the devices of a machine.")
+    parser.add_argument("--distributed", action="store_true", help="one of several processes, as of detect")
+    parser.add_argument("--coordinator", help="HOST:PORT, as of detect")
+    parser.add_argument("--megabytes", type=int, default=64, help="of the array that travels")
+    with kept_programs():
+        report = look(parser.parse_args(arguments))
     print(json.dumps(report, indent=2), flush=True)
     right = set(report["sum"]["found"]) == {report["sum"]["expected"]}
     finite = all(np.isfinite(score).all() for score in report["step"]["scores"].values())

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.parallel import replicate, rows_multiple, spread
 from memattn_jax.schedulers import Schedule, make_schedule
+from memattn_jax.weight_cache import WeightCache
 
 if TYPE_CHECKING:
     from memattn_jax.pipeline import StableDiffusion
@@ -192,6 +193,7 @@ class Scorer:
     site: str | None = None
     noise_norm_steps: tuple[int, ...] | None = None
     attribute: bool = False
+    _kept: WeightCache = field(default_factory=lambda: WeightCache(1), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_names(self.detectors)
@@ -231,9 +233,10 @@ class Scorer:
 
     @cached_property
     def _levels(self) -> tuple[NoiseLevel, NoiseLevel]:
-        return replicate(noise_levels(self.sd.scheduler_config, self.steps), self.sd.mesh)
+        with jax.ensure_compile_time_eval():
+            return replicate(noise_levels(self.sd.scheduler_config, self.steps), self.sd.mesh)
 
-    @cached_property
+    @property
     def _empty(self) -> Array:
         return self.sd.encode([""])[0]
 
@@ -246,18 +249,23 @@ class Scorer:
     @cached_property
     def _shared(self) -> Array:
         """The probes that all prompts see, [1, probes, h, w, channels]."""
-        return self._noise(np.array([self.seed]))
+        with jax.ensure_compile_time_eval():
+            return self._noise(np.array([self.seed]))
 
-    @cached_property
+    @property
     def _unconditional(self) -> Unconditional | None:
         parts = frozenset[str]().union(*(DETECTORS[name].unconditional for name in self.first_step))
         if self.attribute:
             parts |= {"noise"}
         if not parts:
             return None
-        return describe_unconditional(
-            self.sd.unet, self._shared, self._empty, self._levels, parts=parts, velocity=self.sd.velocity
-        )
+
+        def compute() -> Unconditional:
+            return describe_unconditional(
+                self.sd.unet, self._shared, self._empty, self._levels, parts=parts, velocity=self.sd.velocity
+            )
+
+        return self._kept.get(parts, (self.sd.unet, self.sd.text_encoder), compute)
 
     def probes_for(self, seeds: Sequence[int] | None) -> Array:
         """The noise that prompts are seen through, [1 or batch, probes, h, w, channels]; see `__call__`."""

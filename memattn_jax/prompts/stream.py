@@ -16,7 +16,6 @@ from memattn_jax.prompts.record import Prompt, Wanted
 from memattn_jax.runs.store import is_local
 
 AHEAD = 1000  # records among which one must be a prompt
-CHECKED = 1000  # files of a folder that are looked into before the first is read
 
 
 def silent(line: str) -> None:
@@ -92,11 +91,7 @@ def read_source(source: str, wanted: Wanted) -> Iterator[Prompt]:
         with lines_of(sys.stdin.buffer, where, wanted) as lines:
             yield from parse_lines(first_pieces(lines), where, wanted)
         return
-    files = find_files(source, wanted)
-    if is_local(source):
-        for file in files[1:CHECKED]:  # a column that the last file lacks should not end the run after hours
-            next(read_one(file, wanted._replace(note=silent)), None)
-    for file in files:
+    for file in find_files(source, wanted):
         yield from read_one(file, wanted)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from memattn_jax.errors import InputError
+from memattn_jax.keys import seed_key
 
 
 def per_row(values: Array, like: Array) -> Array:
@@ -47,7 +48,7 @@ def squared_error(prediction: Array, target: Array) -> Array:
 def row_keys(seed: Array, step: Array, rows: int) -> Array:
     """A key for each row of one step's batch: what is drawn does not depend on micro-batches or devices.
 
-    Nor on `jax_default_prng_impl`, by which the host program may prefer another generator.
+    Nor on the generator that the host program prefers; see `memattn_jax.keys`.
     """
-    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+    key = jax.random.fold_in(seed_key(seed), step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from memattn_jax.interceptors import Interceptor, TokenMeans, static
+from memattn_jax.keys import fixed_draws
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
@@ -114,7 +115,7 @@ class Draws(NamedTuple):
 def draw(
     keys: Array, shape: tuple[int, ...], train_timesteps: int, dropout: Array | float, high_noise: Array | float
 ) -> Draws:
-    """Each row's draws from its own key; `shape` is that of one row's latents."""
+    """Each row's draws from its own key, of `memattn_jax.keys`; `shape` is that of one row's latents."""
     dropout, high_noise = jnp.float32(dropout), jnp.float32(high_noise)
 
     def row(key: Array) -> Draws:
@@ -127,7 +128,8 @@ def draw(
             jax.random.bernoulli(dropped, dropout),
         )
 
-    return jax.vmap(row)(keys)
+    with fixed_draws():
+        return jax.vmap(row)(keys)
 
 
 def networks(setup: Setup, params: Any) -> Trained:

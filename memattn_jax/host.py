@@ -1,0 +1,105 @@
+"""What a command sets of the process that it runs in, and puts back: that may be a host program of the user's own."""
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from memattn_jax.errors import RepeatedWarning
+from memattn_jax.text import printable
+
+WARNED = 20  # a prompt log may hold many prompts that are cut
+
+
+@contextlib.contextmanager
+def jax_settings(**values: Any) -> Iterator[None]:
+    """Settings of `jax.config` for a while, for all threads."""
+    import jax
+
+    before = {name: getattr(jax.config, name) for name in values}
+    try:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def environment_default(name: str, value: str) -> Iterator[None]:
+    """An environment variable, where it is not set, for a while."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def lenient_streams() -> Iterator[None]:
+    """Has characters that the terminal's encoding lacks replaced: a prompt may hold some."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
+
+
+@contextlib.contextmanager
+def short_warnings() -> Iterator[None]:
+    """Has warnings printed as one line each, and no more than `WARNED` from one place in the code."""
+    shown: Counter[tuple[str, int]] = Counter()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, line: int, *_: object) -> None:
+        shown[filename, line] += 1
+        if shown[filename, line] > 1 and issubclass(category, RepeatedWarning):
+            return
+        if shown[filename, line] <= WARNED:
+            print(f"warning: {printable(str(message))}", file=sys.stderr)
+        elif shown[filename, line] == WARNED + 1:
+            print("warning: more of these are not shown", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+@contextlib.contextmanager
+def kept_programs() -> Iterator[None]:
+    """Has JAX keep what it compiles in the user's cache folder, at most 1 GB, so that the next start is quick.
+
+    A folder that the host program or the environment's JAX_COMPILATION_CACHE_DIR names is left alone;
+    JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    name = "jax_compilation_cache_dir"
+    if name.upper() in os.environ or getattr(jax.config, name) is not None:
+        yield
+        return
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    settings = {
+        name: str(caches / "memattn_jax" / "xla"),
+        "jax_compilation_cache_max_size": 2**30,
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    try:
+        with jax_settings(**settings):
+            compilation_cache.reset_cache()  # JAX decides at the first program whether and where it keeps any
+            yield
+    finally:
+        compilation_cache.reset_cache()

@@ -1,0 +1,58 @@
+"""Values that are computed from a model's weights, kept while those weights stay in place."""
+
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+PRECISION = "jax_default_matmul_precision"  # of the host program; what is computed under one is not found under another
+
+
+class WeightCache:
+    """Remembers values by key until a weight of their model is replaced, whoever replaces it.
+
+    JAX's arrays never change, so a model whose leaves are the same objects as before has the same weights; they are
+    held weakly. A value that is still being traced, or whose weights are, is passed on and not remembered, and neither
+    is one of weights that can change in place, as NumPy's.
+
+    Args:
+      rows: how many rows of values, along their leading axis, to remember at most; the values used last stay.
+    """
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self.values: dict[Hashable, Any] = {}
+        self._weights: list[weakref.ref] = []
+
+    def get(self, key: Hashable, model: Any, compute: Callable[[], Any]) -> Any:
+        """The value of `compute`, made now or remembered.
+
+        Args:
+          key: of the value, for one model.
+          model: a pytree, all that the value depends on besides its key.
+          compute: makes the value, an array or a tree of them.
+        """
+        leaves = jax.tree.leaves(model)
+        if not all(map(concrete, leaves)):
+            return compute()
+        if len(leaves) != len(self._weights) or any(
+            held() is not leaf for held, leaf in zip(self._weights, leaves, strict=True)
+        ):
+            self.values.clear()
+            self._weights = [weakref.ref(leaf) for leaf in leaves]
+        key = (key, getattr(jax.config, PRECISION))
+        value = self.values.pop(key, None)
+        if value is None:
+            value = compute()
+        if all(map(concrete, jax.tree.leaves(value))):
+            self.values[key] = value
+            while sum(len(jax.tree.leaves(kept)[0]) for kept in self.values.values()) > self.rows:
+                del self.values[next(iter(self.values))]
+        return value
+
+
+def concrete(leaf: Any) -> bool:
+    """Whether it is an array whose numbers are fixed."""
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)

@@ -1,0 +1,108 @@
+"""The process that runs us may be somebody's program: its settings do not reach our numbers, nor ours its own."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memattn_jax import commands
+from memattn_jax.host import jax_settings
+from memattn_jax.sampling import unit_noise
+from memattn_jax.training.objective import row_keys
+from memattn_jax.training.step import draw
+
+SEEDS = np.array([0, 1, 2**32 - 1], np.uint32)
+SETTINGS = [
+    {"jax_default_prng_impl": "rbg"},
+    {"jax_default_prng_impl": "unsafe_rbg"},
+    {"jax_threefry_partitionable": False},
+    {"jax_random_seed_offset": 3},
+    {"jax_enable_x64": True},
+    {"jax_numpy_dtype_promotion": "strict"},
+]
+ALL = {name: value for setting in SETTINGS[1:] for name, value in setting.items()}
+
+
+def draws():
+    keys = row_keys(jnp.uint32(7), jnp.int32(2), 4)
+    return {"noise": unit_noise(jnp.asarray(SEEDS), (3, 5))} | draw(keys, (2, 3), 1000, 0.4, 0.5)._asdict()
+
+
+def test_noise_is_what_the_docstring_says():
+    keys = [jax.random.fold_in(jax.random.key(0), seed) for seed in SEEDS]
+    expected = jnp.stack([jax.random.normal(key, (3, 5)) for key in keys])
+    np.testing.assert_array_equal(unit_noise(jnp.asarray(SEEDS), (3, 5)), expected)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "=".join(map(str, *setting.items())))
+def test_settings_of_the_host_do_not_change_draws(setting):
+    expected = draws()
+    with jax_settings(**setting):
+        found = draws()
+        chosen = jax.jit(draws)()
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_array_equal(found[name], values)
+        np.testing.assert_array_equal(chosen[name], values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """No options."""
+
+    def check(self):
+        """Nothing is wrong."""
+
+
+def surroundings():
+    return {
+        "environment": dict(os.environ),
+        "settings": dict(jax.config.values),
+        "errors": (sys.stdout.errors, sys.stderr.errors),
+        "showwarning": warnings.showwarning,
+        "filters": list(warnings.filters),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "folder": os.getcwd(),
+    }
+
+
+@pytest.mark.parametrize("end", [None, KeyboardInterrupt, ZeroDivisionError])
+def test_a_command_leaves_the_process_as_it_found_it(end, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["detect"])
+    for name in ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    within = {}
+
+    def main(options):
+        within.update(surroundings())
+        jax.jit(lambda x: x + 17)(1.0)
+        if end is not None:
+            raise end
+
+    with jax_settings(jax_compilation_cache_dir=None, jax_persistent_cache_min_compile_time_secs=1.0):
+        before = surroundings()
+        with pytest.raises((SystemExit, ZeroDivisionError)):
+            commands.run_command("detect", Nothing, main)
+        after = surroundings()
+    assert after == before
+    assert {name for name in before if before[name] != within[name]} >= {"environment", "settings", "showwarning"}
+    assert within["settings"]["jax_compilation_cache_dir"] == str(tmp_path / "memattn_jax" / "xla")
+
+
+def test_a_cache_folder_of_the_host_is_left_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["detect"])
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    found = []
+    with jax_settings(jax_compilation_cache_dir=str(tmp_path)), contextlib.suppress(SystemExit):
+        commands.run_command(
+            "detect", Nothing, lambda options: found.append(jax.config.values["jax_compilation_cache_dir"])
+        )
+    assert found == [str(tmp_path)]
