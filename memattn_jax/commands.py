@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from threading import enumerate as threads
+from threading import main_thread
 from typing import NoReturn, Protocol, TypeVar
 
 from memattn_jax.errors import LIMIT, InputError
@@ -25,11 +28,17 @@ class Checked(Protocol):
 Options = TypeVar("Options", bound=Checked)
 
 
-def run_command(verb: str, options: type[Options], main: Callable[[Options], None]) -> NoReturn:
+def run_command(
+    verb: str,
+    options: type[Options],
+    main: Callable[[Options], None],
+    kept: str = "nothing is kept; the same command starts over",
+) -> NoReturn:
     """Parses the command line into a dataclass, checks it, and runs `main`.
 
-    Exit status: 0 done; 2 for what the user got wrong, after one line on standard error; 130 interrupted. Any other
-    exception is a defect and keeps its traceback. A program that calls this finds its own settings afterwards.
+    Exit status: 0 done; 2 for what the user got wrong, after one line on standard error; 130 interrupted, after one
+    that says what is kept: the interrupt's own text or `kept`. Any other exception is a defect and keeps its traceback.
+    A program that calls this finds its own settings afterwards.
     """
     with lenient_streams(), environment_default("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"):  # that PyTorch is missing
         parsed = parse(verb, options)
@@ -40,7 +49,13 @@ def run_command(verb: str, options: type[Options], main: Callable[[Options], Non
         except (InputError, OSError) as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             sys.exit(2)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            print(f"interrupted: {printable(str(interrupt) or kept)}", file=sys.stderr, flush=True)
+            alone = main.__module__ == "__main__"  # else a host program called it, which may catch the exit
+            if alone and any(not thread.daemon for thread in threads() if thread is not main_thread()):
+                sys.stdout.flush()
+                os._exit(130)  # a thread waits for the device, and Python would wait for it
+            exec("")  # or Python ends by SIGINT where what was interrupted had been exec'ed, as modules do on import
             sys.exit(130)
         sys.exit(0)
 

@@ -290,11 +290,11 @@ def main(options: Options) -> None:
 
     work = batches(table.missing(prompts, lambda job: job.text), size, options.shard_rows, twins=table.twins)
     if not run(table, work, start, describe, progress, carried.repeat):
-        print(f"stopped after {progress.rows} prompts, all of them written; the same command goes on from there")
+        print(f"stopped after {progress.rows} prompts, all of them written; the same command resumes")
         return
     judged = [name for name in scorer.detectors if calibration is not None and name in calibration.thresholds]
     summarize(table, judged, carried)
 
 
 if __name__ == "__main__":
-    run_command("detect", Options, main)
+    run_command("detect", Options, main, kept="what --out holds is kept; the same command resumes")

@@ -189,8 +189,7 @@ def main(options: Options) -> None:
     except KeyboardInterrupt:
         step = last_checkpoint(options.out)
         kept = "nothing is kept" if step is None else f"the checkpoint of step {step} is kept in {options.out}"
-        say(f"interrupted; {kept}; the same command {'starts over' if step is None else 'resumes from there'}")
-        raise
+        raise KeyboardInterrupt(f"{kept}; the same command {'starts over' if step is None else 'resumes'}") from None
 
 
 def run(options: Options) -> None:

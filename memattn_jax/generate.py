@@ -278,7 +278,7 @@ def main(options: Options) -> None:
     lacking = table.missing(pictures, lambda job: job.same)
     work = batches(lacking, size, options.shard_rows, lambda job: job.recipe, table.twins)
     if not run(table, work, gallery.start, gallery.describe, progress, gallery.repeat):
-        print(f"stopped after {progress.rows} images, all of them written; the same command goes on from there")
+        print(f"stopped after {progress.rows} images, all of them written; the same command resumes")
         return
     band = demo.clean_entropy(settings(runs[0]))
     if gallery.made:
@@ -293,4 +293,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run_command("generate", Options, main)
+    run_command("generate", Options, main, kept="what --out holds is kept; the same command resumes")

@@ -156,6 +156,49 @@ def test_own_noise_depends_on_the_prompt_alone(command, model, tmp_path):
         np.testing.assert_allclose(one["noise_norm"], other["noise_norm"], rtol=1e-5)
 
 
+def test_a_messy_log(command, model, tmp_path):
+    """Each record has its row, with what is kept; equal prompts are scored once; nothing printed steers a terminal."""
+    path = tmp_path / "log.csv"
+    long = "the cat " * 60
+    lines = [
+        "id;prompt;length",
+        "1;the cat;x",
+        "2;\x1b[2J\u202ecat\x07;y",
+        '3;"a "b" c";z',
+        "4;the hat;",
+        "5;the cat;w",
+    ]
+    path.write_text("\n".join([*lines, "6;;v", f"7;{long};u", f"8;{long}cat;t", '9;"two\nlines";s']), encoding="utf-8")
+    own = ("--model", model, "--prompts", path, "--no-explain", *FAST)
+    status, printed, errors = command("detect", *own, "--keep", "id,length", "--out", tmp_path / "out")
+    rows = read(tmp_path / "out" / "results.jsonl")
+    assert status == 0
+    assert [row["row"] for row in rows] == list(range(9))
+    assert [row["id"] for row in rows] == ["1", "2", None, "4", "5", "6", "7", "8", "9"]
+    assert [row["kept_length"] for row in rows] == ["x", "y", None, "", "w", "v", "u", "t", "s"]
+    assert [row["prompt"] for row in rows][::8] == ["the cat", "two\nlines"]
+    assert [row["source"].partition(": ")[2] for row in rows][2::6] == ["line 4", "lines 10 to 11"]
+    assert [row["cut"] for row in rows] == [False, False, None, False, False, None, True, True, False]
+    assert [row["row"] for row in rows if row["error"] is not None] == [2, 5]
+    assert rows[4] == rows[0] | {name: rows[4][name] for name in ("row", "id", "kept_length", "source")}
+    assert errors[0] == f"note: {path}: its fields are separated by semicolons"
+    assert [line.startswith("warning: prompt cut at 77 tokens") for line in errors[1:]] == [True]
+    assert "2 prompts were longer than 77 tokens and cut there; the column cut says which" in printed
+    assert all(line.isprintable() for line in (*printed, *errors))
+    assert any(r"\x1b[2J\u202ecat\x07" in line for line in printed)
+    for options, message in (
+        (("--keep", "id"), "holds a run with other settings"),
+        (("--keep", "user"), "no column 'user'; there are id, prompt, length"),
+        (("--keep", "id,id"), "--keep id,id: a column is named twice"),
+    ):
+        status, _, errors = command("detect", *own, *options, "--out", tmp_path / "out")
+        assert status == 2
+        assert message in errors[-1]
+    status, _, errors = command("detect", "a", "--model", model, "--keep", "id", "--out", tmp_path / "b")
+    assert (status, len(errors)) == (2, 1)
+    assert "--keep: carries columns of a prompt file through; give one with --prompts FILE" in errors[0]
+
+
 BAD = [
     ((), "no prompts"),
     (("a", "--detectors", "vibes"), "unknown detector 'vibes'; expected one of entropy_e"),

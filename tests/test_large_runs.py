@@ -116,7 +116,7 @@ def test_sigterm_writes_and_exits_well(model, source, undisturbed, tmp_path):
     assert process.returncode == 0
     last = printed.splitlines()[-1]
     made = sum(map(len, read(tmp_path / "out").values()))
-    assert last == f"stopped after {made} prompts, all of them written; the same command goes on from there"
+    assert last == f"stopped after {made} prompts, all of them written; the same command resumes"
     assert json.loads(errors.splitlines()[-1])["event"] == "stopped"
     assert SHARD <= made < COUNT
     assert made % BATCH == 0
@@ -214,6 +214,26 @@ def test_generate_goes_on(model, tmp_path, monkeypatch, capsys):
         assert picture.text["prompt"] == "line"
     with pytest.raises(Exception, match=r"settings\.guidance_scale 7\.5 is now 2\.0; choose another --out"):
         generate.main(generate.Options(prompts=str(path), guidance_scale=2.0, **fixed))
+
+
+def test_equal_prompts_have_pictures_of_their_own(model, tmp_path):
+    """Sampled once, and written for each row; a picture that is gone when its equal comes is made again."""
+    path, out = tmp_path / "p.jsonl", tmp_path / "out"
+    fixed = {"model": str(model), "prompts": str(path), "out": str(out), "steps": 4, "batch_size": 2}
+    path.write_text('{"prompt": "a cat", "id": 7}\n{"prompt": "a cat", "id": 8}\n')
+    generate.main(generate.Options(keep="id", **fixed))
+    before = (out / "00000.png").read_bytes()
+    assert (out / "00001.png").read_bytes() == before
+    (out / "00000.png").unlink()
+    path.write_text(path.read_text() + '{"prompt": "a cat"}\n{"prompt": "the hat"}\n')
+    generate.main(generate.Options(keep="id", **fixed))
+    rows = [row for shard in read(out).values() for row in shard]
+    assert [(row["row"], row["file"], row["id"]) for row in rows] == [
+        (number, f"{number:05d}.png", kept) for number, kept in enumerate(["7", "8", None, None])
+    ]
+    assert [(out / f"0000{number}.png").read_bytes() == before for number in (1, 2, 3)] == [True, True, False]
+    same = {name: value for name, value in rows[0].items() if name not in ("row", "file", "id", "source")}
+    assert all(rows[number] == rows[number] | same for number in (1, 2))
 
 
 def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):

@@ -10,7 +10,7 @@ import micro
 import pytest
 
 from memattn_jax import InputError, demo, detect, evaluate, finetune, generate, names
-from memattn_jax.checkpoints.folder import Geometry
+from memattn_jax.checkpoints.folder import Geometry, cross_attention_sites
 from memattn_jax.detectors import registry
 from memattn_jax.errors import LIMIT, check_name
 from memattn_jax.mitigations import MITIGATIONS
@@ -104,7 +104,7 @@ for verb, lines in {WRONG!r}.items():
 @pytest.mark.parametrize("change", [{}, {"only_cross_attention": (True, False)}, {"transformer_layers_per_block": 2}])
 def test_sites_are_known_from_the_config(change):
     config = dataclasses.replace(micro.UNET, **change)
-    assert config.sites == abstract(UNet2DConditionModel, config).sites
+    assert cross_attention_sites(config) == abstract(UNet2DConditionModel, config).sites
 
 
 def test_the_geometry_of_the_built_in_model():

@@ -288,6 +288,83 @@ def test_sigterm_keeps_what_is_made(tmp_path, undisturbed, capsys):
     assert contents(tmp_path) == undisturbed
 
 
+def test_ctrl_c_keeps_what_is_made_and_says_so(tmp_path, undisturbed, capfd):
+    calls: list[int] = []
+
+    def start(batch: list[Job]) -> Scores:
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return counting(calls)(batch)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        fill(tmp_path, 100, start=start)
+    assert str(stopped.value) == f"28 rows of this run are kept in {tmp_path}; the same command resumes"
+    assert len([row for shard in contents(tmp_path).values() for row in shard]) == 28
+    assert "Ctrl-C again stops at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    fill(tmp_path, 100, start=counting(calls))
+    assert sum(calls) == sum(job.error is None for job in jobs(100))  # nothing was made twice
+    assert contents(tmp_path) == undisturbed
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_device(tmp_path):
+    """The rows of batches that are done are kept even so."""
+    program = f"""
+import os, signal, sys, threading, time
+from dataclasses import dataclass
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_runs
+from memattn_jax import commands
+
+@dataclass
+class Options:
+    def check(self): pass
+
+class Slow(test_runs.Scores):
+    def fetch(self):
+        for _ in range(2):
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(300)
+
+def main(options):
+    calls = []
+    def start(batch):
+        calls.append(0)
+        scores = test_runs.score([job.text for job in batch])
+        return (Slow if len(calls) == 4 else test_runs.Scores)(scores)
+    test_runs.fill({str(tmp_path)!r}, 100, start=start)
+
+commands.run_command("verb", Options, main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 130, done.stderr
+    kept = len([row for shard in contents(tmp_path).values() for row in shard])
+    assert kept == 12
+    last = done.stderr.splitlines()[-1]
+    assert last == f"interrupted: 12 rows of this run are kept in {tmp_path}; the same command resumes"
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_before_the_run_says_so(tmp_path):
+    """Also in the middle of an import, where modules run code by exec and Python would end by the signal itself."""
+    (tmp_path / "verb.py").write_text("""
+from dataclasses import dataclass
+from memattn_jax.commands import run_command
+
+@dataclass
+class Options:
+    def check(self):
+        exec("raise KeyboardInterrupt")
+
+run_command("verb", Options, print, "nothing is lost")
+""")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "verb"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (130, "interrupted: nothing is lost\n")
+
+
 def test_rows_are_written_once_in_a_while(tmp_path, monkeypatch):
     """Not only when a shard is full."""
     from memattn_jax.runs import table as module

@@ -55,6 +55,24 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder}: lacks {', '.join(missing)}")
 
 
+def cross_attention_sites(config: UNetConfig) -> tuple[str, ...]:
+    """Paths of the cross-attention layers in forward order, as the model that is built from a config names them."""
+    levels = range(len(config.block_out_channels))
+    layers, cross_only = config.layers, config.cross_only
+    blocks = [(kind, f"down_blocks.{i}", i, layers[i], cross_only[i]) for i, kind in enumerate(config.down_block_types)]
+    blocks.append(("CrossAttn", "mid_block", levels[-1], 1, False))
+    for position, (i, kind) in enumerate(zip(reversed(levels), config.up_block_types, strict=True)):
+        blocks.append((kind, f"up_blocks.{position}", i, layers[i] + 1, cross_only[i]))
+    return tuple(
+        f"{path}.attentions.{attention}.transformer_blocks.{layer}.{name}"
+        for kind, path, level, attentions, both in blocks
+        if kind.startswith("CrossAttn")
+        for attention in range(attentions)
+        for layer in range(config.transformer_layers[level])
+        for name in (("attn1", "attn2") if both else ("attn2",))
+    )
+
+
 @dataclass(frozen=True)
 class Geometry:
     """What of a checkpoint decides which options it can take.
@@ -81,7 +99,7 @@ class Geometry:
         unet, vae = (folder / part / "config.json" for part in ("unet", "vae"))
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         try:
-            sites = UNetConfig.from_json(read_json(unet), str(unet)).sites
+            sites = cross_attention_sites(UNetConfig.from_json(read_json(unet), str(unet)))
             scale = VAEConfig.from_json(read_json(vae), str(vae)).scale
             return cls(sites, scale, int(scheduler.get("num_train_timesteps", 1000)))
         except InputError:

@@ -183,24 +183,6 @@ class UNetConfig(Config):
         """Whether `attn1` of each down block attends to the text."""
         return per_block(self.only_cross_attention, len(self.block_out_channels))
 
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Paths of the cross-attention layers in forward order, as the model that is built from this names them."""
-        levels = range(len(self.block_out_channels))
-        blocks = [(f"down_blocks.{level}", level, self.layers[level], self.cross_only[level]) for level in levels]
-        ways = list(zip(self.down_block_types, blocks, strict=True))
-        ways.append(("CrossAttn", ("mid_block", levels[-1], 1, False)))
-        for position, (level, kind) in enumerate(zip(reversed(levels), self.up_block_types, strict=True)):
-            ways.append((kind, (f"up_blocks.{position}", level, self.layers[level] + 1, self.cross_only[level])))
-        return tuple(
-            f"{path}.attentions.{attention}.transformer_blocks.{layer}.{name}"
-            for kind, (path, level, attentions, cross_only) in ways
-            if kind.startswith("CrossAttn")
-            for attention in range(attentions)
-            for layer in range(self.transformer_layers[level])
-            for name in (("attn1", "attn2") if cross_only else ("attn2",))
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig(Config):

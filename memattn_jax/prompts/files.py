@@ -77,7 +77,7 @@ def find_files(source: str, wanted: Wanted) -> list[Source]:
         raise InputError(f"{source}: no prompt file in this folder; {SUFFIXES} are read, and .gz after them")
     if others := [name for name in found if format_of(name) is None]:
         names = ", ".join(others[:NAMED]) + ", …" * (len(others) > NAMED)
-        wanted.note(f"{source}: {len(others)} files are not read, for their suffix: {printable(names, 100)}")
+        wanted.note(f"{source}: not read, for their suffix: {printable(names, 100)} ({len(others)} in all)")
     return files
 
 
@@ -90,7 +90,7 @@ def walk(filesystem: Any, folder: str, where: str, wanted: Wanted, entered: set[
     names = {entry["name"].rsplit("/", 1)[-1]: entry for entry in filesystem.ls(folder, detail=True)}
     ours = written_by_us(filesystem, folder, set(names))
     if ours:
-        wanted.note(f"{where}: {ours} files that this package wrote there are not read")
+        wanted.note(f"{where}: what this package wrote there is not read ({ours} files)")
     for name, entry in names.items():
         path = f"{folder}/{name}"
         if name.startswith(".") or not name:

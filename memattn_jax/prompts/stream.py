@@ -16,6 +16,7 @@ from memattn_jax.prompts.record import Prompt, Wanted
 from memattn_jax.runs.store import is_local
 
 AHEAD = 1000  # records among which one must be a prompt
+CHECKED = 1000  # files of a folder that are looked into before the first is read
 
 
 def silent(line: str) -> None:
@@ -91,7 +92,11 @@ def read_source(source: str, wanted: Wanted) -> Iterator[Prompt]:
         with lines_of(sys.stdin.buffer, where, wanted) as lines:
             yield from parse_lines(first_pieces(lines), where, wanted)
         return
-    for file in find_files(source, wanted):
+    files = find_files(source, wanted)
+    if is_local(source):
+        for file in files[1:CHECKED]:  # a column that the last file lacks should not end the run after hours
+            next(read_one(file, wanted._replace(note=silent)), None)
+    for file in files:
         yield from read_one(file, wanted)
 
 

@@ -31,7 +31,7 @@ class Progress:
           count: tells how many rows there are in all; it is asked in the background. None where no one knows.
           tell: one line about a row.
         """
-        self.tell = tell
+        self.tell, self.unit = tell, unit
         self.bar = tqdm(unit=unit, disable=None)  # None: on a terminal only
         self.terminal = not self.bar.disable  # which closing the bar changes
         self.rows = 0

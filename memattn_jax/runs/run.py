@@ -1,6 +1,7 @@
 """The loop of a long run: batches of the rows that a table lacks, through a device, into the table."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator
 from itertools import chain, islice, takewhile
 from typing import Any
@@ -77,10 +78,11 @@ def run(
       repeat: makes the row with a number and a job from the row that it is a twin of.
 
     Returns:
-      Whether all rows are there.
+      Whether all rows are there; not after SIGTERM.
 
     Raises:
       OSError: rows could not be written; those written before are whole.
+      KeyboardInterrupt: the user asked to stop; its text says what is kept.
     """
     overlap = Overlap()
     errors = repeated = 0
@@ -109,9 +111,11 @@ def run(
                 table.add(rows)
                 errors += sum(row["error"] is not None for row in rows)
                 progress.update(rows)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk, which the first error tells of
                 table.stop()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(kept(table, progress)) from None
             raise
         stopped = stopping()
         if stopped:
@@ -125,4 +129,11 @@ def run(
         repeated=repeated,
         device_share=None if share is None else round(share, 3),
     )
+    if stopped == signal.SIGINT:
+        raise KeyboardInterrupt(kept(table, progress))
     return not stopped
+
+
+def kept(table: ShardedTable, progress: Progress) -> str:
+    """What is left of a run that ends early."""
+    return f"{progress.rows} {progress.unit}s of this run are kept in {table.store}; the same command resumes"

@@ -1,4 +1,4 @@
-"""A device that never waits for the host, and a process that may be asked to stop."""
+"""Overlap host and device work; stop cleanly on SIGTERM and Ctrl-C."""
 
 import os
 import signal
@@ -46,7 +46,8 @@ class Overlap:
           fetch: waits for what `start` returned; runs in a thread of its own.
         """
         running: deque[tuple[Batch, Future[Result]]] = deque()
-        with ThreadPoolExecutor(1) as waiter:
+        waiter = ThreadPoolExecutor(1)
+        try:
             for batch in batches:
                 started = start(batch)
                 running.append((batch, waiter.submit(self._finish, fetch, started, time.perf_counter())))
@@ -55,6 +56,8 @@ class Overlap:
                     yield done, result.result()
             for done, result in running:
                 yield done, result.result()
+        finally:
+            waiter.shutdown(wait=False, cancel_futures=True)  # an error need not wait for the device
 
     def _finish(self, fetch: Callable[[Started], Result], started: Started, launched: float) -> Result:
         result = fetch(started)
@@ -66,26 +69,35 @@ class Overlap:
         return result
 
 
-@contextmanager
-def asked_to_stop(number: signal.Signals = signal.SIGTERM) -> Iterator[Callable[[], bool]]:
-    """Whether a signal came: SIGTERM, as preempted machines send it, or Ctrl-C's SIGINT.
+STOPPING = b"\ninterrupted: finishing what is in hand; Ctrl-C again stops at once\n"
 
-    Within, it does not end the process, but for a second SIGINT, which does what it always does. Outside of the main
-    thread, where Python takes no signals, none comes.
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], int | None]]:
+    """The signal that asked for a stop, None before one has; within, the first one does not end the process.
+
+    SIGTERM is what preempted machines send. SIGINT is a user's Ctrl-C; a second one raises KeyboardInterrupt, and where
+    something else than Python's default handles it, it is left alone. Outside of the main thread, where Python takes no
+    signals, none ever comes.
     """
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
         if number == signal.SIGINT:
-            signal.signal(number, previous)
-            os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")  # print is not safe in a handler
+            if signal.SIGINT in asked:
+                raise KeyboardInterrupt
+            os.write(2, STOPPING)  # print is not safe in a handler
+        asked.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: None
         return
-    previous: Any = signal.signal(number, note)
+    taken = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        taken.append(signal.SIGINT)
+    previous: dict[int, Any] = {number: signal.signal(number, note) for number in taken}
     try:
-        yield lambda: bool(asked)
+        yield lambda: next(reversed(asked), None)
     finally:
-        signal.signal(number, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

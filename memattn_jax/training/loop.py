@@ -149,11 +149,7 @@ def train(
     keep_until(out / "metrics.jsonl", first)
     update = train_step if mesh is None else pinned_step(state)
     on_start(first)
-    with (
-        asked_to_stop() as stopping,
-        asked_to_stop(signal.SIGINT) as interrupted,
-        (out / "metrics.jsonl").open("a", encoding="utf-8") as log,
-    ):
+    with asked_to_stop() as stopping, (out / "metrics.jsonl").open("a", encoding="utf-8") as log:
         for step, batch in zip(range(first + 1, steps + 1), batches(first), strict=False):
             rows = spread(Batch(batch["pictures"], batch["input_ids"]), mesh)
             state, metrics = update(state, setup, rows)
@@ -169,11 +165,11 @@ def train(
             log.write(json.dumps(line) + "\n")
             log.flush()
             on_step(step, line, state)
-            stopped = stopping() or interrupted()
+            stopped = stopping()
             if stopped or step == steps or step % checkpoint_every == 0:
                 checkpoints.save(step, state)
             if stopped:
                 break
-        if interrupted():
+        if stopping() == signal.SIGINT:
             raise KeyboardInterrupt
     return state, int(state.step) == steps
