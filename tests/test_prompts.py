@@ -366,11 +366,27 @@ def test_encodings(tmp_path, name, encoding):
     notes: list[str] = []
     assert [prompt.text for prompt in stream_prompts(path, note=notes.append)] == ["a cat", "é"]
     guessed = encoding in ("utf-16-le", "utf-16-be")
-    assert notes == [f"{path}: read as {encoding.upper()}, since every other byte is zero"] * guessed
+    assert notes == [f"{path}: read as {encoding.upper()}, since its zero bytes are where that has them"] * guessed
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_of_other_scripts(tmp_path, encoding):
+    """Only its line ends have zero bytes; bytes that are zero elsewhere do not make it UTF-16."""
+    path = tmp_path / "p.txt"
+    path.write_bytes("中天\n日本の猫\n中中\n".encode(encoding))
+    assert records(path) == ["中天", "日本の猫", "中中"]
+    for content in (b"ab\n\0cd\nef\n", b"a\0b\ncd\n", b"ab\n\0c\n"):
+        path.write_bytes(content)
+        assert [line for line in records(path) if not line.startswith("!")] == [
+            line.decode() for line in content.splitlines() if b"\0" not in line
+        ]
 
 
 def test_what_is_said_of_a_file(tmp_path):
     files = {
+        "a.txt": (b'{"prompt": "a"}\n', "read a prompt a line, though it looks like .jsonl; rename it if it is"),
+        "b.txt": (b"id,prompt\n1,a\n", "read a prompt a line, though it looks like .csv; rename it if it is"),
+        "c.txt": ("id\tprompt\n1\ta\n".encode("utf-16"), "read a prompt a line, though it looks like .tsv; rename"),
         "a.csv": (b"id;prompt\n1;a\n", "its fields are separated by semicolons"),
         "b.csv": (gzip.compress(b"prompt\na\n"), "compressed with gzip, and read so"),
         "c.csv": (b'prompt\n"a \\"b\\" c"\n', "line 2: quotes escaped with backslashes, read so"),

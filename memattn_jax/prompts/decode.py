@@ -125,11 +125,11 @@ def encoding_of(head: bytes, where: str, wanted: Wanted) -> str:
         if head.startswith(mark):
             return encoding
     zeros = [head[start::2].count(0) for start in (0, 1)]
-    few, many = min(zeros), max(zeros)
-    if many > 0.15 * len(head) and few < 0.05 * many:  # every other byte of Latin letters, and few of others
+    if max(zeros) > 20 * min(zeros):
         encoding = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
-        text = head.decode(encoding, errors="replace")
-        if text.count("\n") >= head.count(b"\n") / 2:  # not a file of single bytes with a few zeros in it
-            wanted.note(f"{where}: read as {encoding.upper()}, since every other byte is zero")
+        text, ends = head.decode(encoding, errors="replace"), head.count(b"\n")
+        # every other byte of Latin letters is zero, and in any script one of each line end
+        if text.count("\n") > 0.9 * ends if ends > 1 else max(zeros) > 0.15 * len(head):
+            wanted.note(f"{where}: read as {encoding.upper()}, since its zero bytes are where that has them")
             return encoding
     return "utf-8-sig"

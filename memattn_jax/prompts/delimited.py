@@ -17,7 +17,7 @@ from memattn_jax.prompts.record import Prompt, Wanted, judge, only_column, shown
 from memattn_jax.text import printable
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
-MANY_LINES = 20  # of one record; it may be a quote that is not closed, and one far below
+MANY_LINES = 5  # of one record; it may be a quote that is not closed, and one far below
 
 
 class Header(NamedTuple):

@@ -12,5 +12,16 @@ def parse_lines(lines: Iterator[Line], where: str, wanted: Wanted) -> Iterator[P
     if wanted.keep:
         raise InputError(f"{where}: plain lines have no columns to keep")
     for line in lines:
+        if line.number == 1 and (suffix := looks_like(line, wanted.column)) is not None:
+            wanted.note(f"{where}: read a prompt a line, though it looks like {suffix}; rename it if it is")
         place = f"{where}: line {line.number}"
         yield judge(line.content, place) if line.whole else too_long(place)
+
+
+def looks_like(line: Line, column: str) -> str | None:
+    """The suffix that a file with this first line should rather have; None for a text file."""
+    text = line.content.strip()
+    if text.startswith("{") and text.endswith("}") and f'"{column}"' in text:
+        return ".jsonl"
+    tables = {",": ".csv", "\t": ".tsv"}
+    return next((suffix for mark, suffix in tables.items() if mark in text and column in text.split(mark)), None)
