@@ -267,6 +267,7 @@ CSV = {  # what a file holds, and the records of its column "prompt"
         "id,prompt\n\n1,a\n  \n2, \n",
         ["! line 2: empty prompt", "a", "! line 4: empty prompt", "! line 5: empty prompt"],
     ),
+    "delimiters at the end": ("prompt,\na\nb,\nc,d\n", ["a", "b", f"! line 4: 2 {UNQUOTED.format(1)}"]),
     "header twice": ("id,prompt\n1,a\n\ufeffid,prompt\n2,b\n", ["a", "! line 3 repeats the header", "b"]),
 }
 
@@ -310,8 +311,18 @@ JSON = {
             "! record 2 is not JSON",
             "! record 3: a number instead of a text",
             "d",
-            "! record 5 is not JSON",
-            "! record 6 is missing: the array is not closed; is the file whole?",
+            "! record 5 is not JSON, and after it no record was found",
+        ],
+    ),
+    "i.json": ('["a", b, "c", "d\\q", "e"]', ["a", "! record 2 is not JSON", "c", "! record 4 is not JSON", "e"]),
+    "j.json": (
+        '[["a"], ["b" 1], ["c"], {"prompt": "d"}',
+        [
+            "a",
+            "! record 2 is not JSON",
+            "c",
+            "d",
+            "! record 5 is missing: the array is not closed; is the file whole?",
         ],
     ),
     "f.jsonl": (

@@ -17,7 +17,7 @@ from memattn_jax.prompts.record import Prompt, Wanted, judge, only_column, shown
 from memattn_jax.text import printable
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
-MANY_LINES = 5  # of one record; it may be a quote that is not closed, and one far below
+MANY_LINES = 2  # of one record; it may be a quote that is not closed, and one far below
 
 
 class Header(NamedTuple):
@@ -27,6 +27,7 @@ class Header(NamedTuple):
       delimiter: between fields.
       spaced: spaces follow it.
       names: of the columns, without spaces around them.
+      single: whether there is one column, and no delimiter.
       prompt: which of them holds it.
       kept: which are carried through.
     """
@@ -34,6 +35,7 @@ class Header(NamedTuple):
     delimiter: str
     spaced: bool
     names: list[str]
+    single: bool
     prompt: int = 0
     kept: tuple[int, ...] = ()
 
@@ -93,10 +95,11 @@ def read_header(first: Line, where: str, wanted: Wanted, delimiter: str) -> Head
 
 def header_of(fields: list[str], delimiter: str) -> Header:
     """The header, without the empty names that delimiters at its end make."""
+    single = len(fields) == 1
     while len(fields) > 1 and not fields[-1].strip():
         fields = fields[:-1]
     spaced = any(field.startswith(" ") for field in fields[1:])
-    return Header(delimiter, spaced, [field.strip().strip('"').strip() for field in fields])
+    return Header(delimiter, spaced, [field.strip().strip('"').strip() for field in fields], single)
 
 
 def prompt_of(record: Record, header: Header, where: str) -> Prompt:
@@ -111,7 +114,7 @@ def prompt_of(record: Record, header: Header, where: str) -> Prompt:
         return judge(record.raw if width == 1 else "", at, nothing)
     if width > 1 and [field.strip() for field in fields] == header.names:
         return Prompt("", f"{at} repeats the header", at, nothing)
-    if width == 1 and header.delimiter.join(fields) == record.raw:  # no field is quoted
+    if header.single and header.delimiter.join(fields) == record.raw:  # no field is quoted
         fields = [record.raw]
     elif len(fields) < width or any(field.strip() for field in fields[width:]):
         remedy = "quote prompts that hold a delimiter or a line end"

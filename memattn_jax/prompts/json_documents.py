@@ -9,8 +9,12 @@ from memattn_jax.prompts.decode import LONGEST_LINE, Line
 from memattn_jax.prompts.record import Number
 
 BLANK = re.compile(r"[\s,\ufeff]*")
-NEXT_OBJECT = re.compile(r"}\s*,?\s*(?={)")  # where one ends and another begins
-NEXT_LINE = re.compile(r"\n\s*(?=[\"{\[])")
+NEXT = {  # by how a record begins: where one like it ends and another begins
+    "{": re.compile(r"}\s*,?\s*(?={)"),
+    "[": re.compile(r"\]\s*,?\s*(?=\[)"),
+    '"': re.compile(r'"\s*,\s*(?=")'),
+}
+COMMA = re.compile(",")
 PART = 2**16  # characters read at once
 TOKEN = 16  # characters that a literal has at most, or that lie between two objects
 
@@ -59,6 +63,7 @@ class Document:
     def __init__(self, lines: Iterator[Line]):
         self.lines = lines
         self.text, self.at = "", 0  # what is read and not yet parsed begins there
+        self.lost = False  # the rest, after a record that is malformed
 
     def __iter__(self) -> Iterator[Value]:
         record, inside = 0, False
@@ -69,7 +74,7 @@ class Document:
                 continue
             record += 1
             yield self.value(f"record {record}")
-        if inside:
+        if inside and not self.lost:
             yield Value(f"record {record + 1}", None, "is missing: the array is not closed; is the file whole?")
 
     def more(self) -> bool:
@@ -81,7 +86,8 @@ class Document:
             size += len(line.text)
             if size >= max(len(left), PART):
                 break
-        self.text, self.at = left + "".join(new), 0
+        if new:
+            self.text, self.at = left + "".join(new), 0
         return bool(new)
 
     def skip_blank(self) -> bool:
@@ -99,27 +105,25 @@ class Document:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
             except RecursionError:
-                self.resume(self.at + 1)
-                return Value(place, None, "is nested too deep")
+                return Value(place, None, f"is nested too deep{self.resume(self.at + 1)}")
             except json.JSONDecodeError as error:
                 cut = error.pos > len(self.text) - TOKEN or error.msg.startswith("Unterminated string")
                 if cut and len(self.text) - self.at < LONGEST_LINE and self.more():
                     continue
-                self.resume(max(error.pos, self.at + 1))
-                return Value(place, None, "is not JSON")
+                return Value(place, None, f"is not JSON{self.resume(max(error.pos, self.at + 1))}")
             if end == len(self.text) and self.more():  # a number may go on
                 continue
             self.at = end
             return Value(place, value)
 
-    def resume(self, after: int) -> None:
-        """Goes on to where the next record may begin."""
-        begin = self.text[self.at]
-        pattern = NEXT_OBJECT if begin == "{" else NEXT_LINE
+    def resume(self, after: int) -> str:
+        """Goes on to where the next record may begin; returns what to say where there is none."""
+        pattern = NEXT.get(self.text[self.at], COMMA)
         self.at = after
         while (found := pattern.search(self.text, self.at)) is None:
             self.at = max(self.at, len(self.text) - TOKEN)
             if not self.more():
-                self.at = len(self.text)
-                return
+                self.at, self.lost = len(self.text), True
+                return ", and after it no record was found"
         self.at = found.end()
+        return ""
