@@ -149,11 +149,12 @@ def test_folder(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "x.TXT").write_text(f"{folder}\n")
     (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "c" / "a.txt.zst").write_bytes(b"packed")
     (tmp_path / "c" / "loop").symlink_to(tmp_path, target_is_directory=True)
     notes: list[str] = []
     found = [prompt.text for prompt in stream_prompts(tmp_path, note=notes.append)]
     assert found == ["one", "two", "three", "c", "date=2024/hour=1"]
-    assert notes == [f"{tmp_path}: not read, for their suffix: README.md, _SUCCESS (2 in all)"]
+    assert notes == [f"{tmp_path}: not read, for their suffix: README.md, c/a.txt.zst (2 in all)"]
     with pytest.raises(InputError, match=r"folder\.txt: no prompt file in this folder; \.txt, .* are read"):
         read_prompts(tmp_path / "folder.txt")
 

@@ -171,6 +171,9 @@ def test_rows_beyond_the_prompts_are_refused(tmp_path):
         with pytest.raises(InputError, match=f"holds rows beyond the {count} prompts"):
             fill(tmp_path, count)
         assert not manifest_of(tmp_path)["complete"]
+    for process in range(2):  # whose shards the first finds, the second drops
+        fill(tmp_path, 60, process=process, processes=2, overwrite=True)
+    assert manifest_of(tmp_path)["complete"]
 
 
 def repeating(count: int) -> list[Job]:

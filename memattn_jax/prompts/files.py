@@ -75,7 +75,8 @@ def find_files(source: str, wanted: Wanted) -> list[Source]:
     files = [Source(filesystem, f"{root}/{name}", f"{prefix}/{name}") for name in found if format_of(name) is not None]
     if not files:
         raise InputError(f"{source}: no prompt file in this folder; {SUFFIXES} are read, and .gz after them")
-    if others := [name for name in found if format_of(name) is None]:
+    others = [name for name in found if format_of(name) is None and not name.rsplit("/", 1)[-1].startswith("_")]
+    if others:
         names = ", ".join(others[:NAMED]) + ", …" * (len(others) > NAMED)
         wanted.note(f"{source}: not read, for their suffix: {printable(names, 100)} ({len(others)} in all)")
     return files

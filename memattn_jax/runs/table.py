@@ -246,7 +246,8 @@ class ShardedTable:
             there = {shard["file"]: shard["rows"] for shard in shards}
             rows = {"rows": sum(there.values()), "records": self.jobs}
             self._describe({"complete": there == whole, **rows, "shards": shards})
-        if more := sorted(name for name, rows in there.items() if rows > whole.get(name, 0)):
+        own = (shard["file"] for shard in shards if self.owns(shard["first_row"] // self.shard_rows))
+        if more := [name for name in own if there[name] > whole.get(name, 0)]:
             raise InputError(
                 f"{self.store}: {more[0]} holds rows beyond the {self.jobs} prompts; "
                 "choose another --out, or --overwrite it"
