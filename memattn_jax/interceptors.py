@@ -35,7 +35,7 @@ def static(default: Any) -> Any:
 
 
 class Edit(Protocol):
-    """A change to the attention, in two equal forms."""
+    """A change to the attention in two forms, the same up to rounding; see `Interceptor.form`."""
 
     @property
     def sites(self) -> Sites:
@@ -47,7 +47,8 @@ class Edit(Protocol):
     def edit_keys(self, keys: Array, kept: Array) -> tuple[Array, Array]:
         """Key form: keys [batch, tokens, heads, head_dim] and kept, bool [batch or 1, tokens], to the same.
 
-        It needs no materialised map, so fused attention kernels stay usable, and costs nothing per pixel.
+        It needs no materialised map, so fused attention kernels stay usable, and costs nothing per pixel. Keys keep
+        their dtype, and where that is half precision a scaled key is rounded.
         """
 
 
@@ -181,12 +182,14 @@ class Interceptor:
     Attributes:
       edits: applied in order.
       tap: what to return of each site it names; None returns nothing.
-      form: whether edits act on the keys (the default: cheaper) or on the logits; the results are equal.
+      form: whether edits act on the logits, which are float32 in every dtype (the default), or on the keys. In float32
+        the results are equal to 1e-5. In half precision the key form rounds the keys that it scales: measured on logits
+        of standard deviation 16, a token's attention differs by up to 0.019 in bfloat16 and 0.002 in float16.
     """
 
     edits: tuple[Edit, ...] = ()
     tap: Tap | None = None
-    form: Literal["keys", "logits"] = static("keys")
+    form: Literal["keys", "logits"] = static("logits")
 
     def check_sites(self, known: Iterable[str]) -> None:
         """Raises InputError where an edit or the tap names a site that the model lacks."""

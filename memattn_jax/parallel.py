@@ -100,6 +100,17 @@ def rows_multiple(count: int, mesh: Mesh | None) -> int:
     return -(-count // size) * size
 
 
+def take_rows(tree: Tree, count: int, rows: np.ndarray) -> Tree:
+    """Some rows of every array whose leading axis has one place a row; what all rows share stays as it is.
+
+    Args:
+      tree: any pytree, such as a mitigation with a strength for each row.
+      count: rows that it is for.
+      rows: int [rows], those to take.
+    """
+    return jax.tree.map(lambda leaf: leaf[rows] if np.shape(leaf)[:1] == (count,) else leaf, tree)
+
+
 def spread(tree: Tree, mesh: Mesh | None) -> Tree:
     """Arrays with a row a prompt, their leading axis over `data`.
 

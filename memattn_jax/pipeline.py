@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,7 +25,7 @@ from memattn_jax.mitigations import AttentionMask
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
-from memattn_jax.parallel import replicate, rows_multiple, spread
+from memattn_jax.parallel import replicate, rows_multiple, spread, take_rows
 from memattn_jax.sampling import denoise, unit_noise
 from memattn_jax.schedulers import Schedule, as_pipeline, make_schedule
 from memattn_jax.tokenizer import Tokenizer, Tokens
@@ -55,6 +55,8 @@ class Samples:
       input_ids: int32 [batch, tokens].
       lengths: int32 [batch], begin and end token counted.
       timesteps: float32 [steps].
+      finite: bool [batch], False where a row's latents or its decoded picture, before it is cut to uint8, hold NaN or
+        infinity; the other rows are unaffected.
       guard_scores: float32 [batch], what a guard's detector saw; None without one.
       mitigated: bool [batch], the rows that a guard mitigated; None without one.
     """
@@ -68,26 +70,22 @@ class Samples:
     input_ids: np.ndarray
     lengths: np.ndarray
     timesteps: np.ndarray
+    finite: Any
     guard_scores: Any = None
     mitigated: Any = None
 
     def fetch(self) -> "Samples":
         """The same with pictures and the guard's findings in the host's memory, once the device is done."""
-        images, guard_scores, mitigated = jax.device_get((self.images, self.guard_scores, self.mitigated))
-        return replace(self, images=images, guard_scores=guard_scores, mitigated=mitigated)
+        names = ("images", "finite", "guard_scores", "mitigated")
+        return replace(self, **jax.device_get({name: getattr(self, name) for name in names}))
 
     def first_rows(self, count: int) -> "Samples":
         """Without the rows from `count` on."""
-        names = ("prompts", "seeds", "images", "latents", "input_ids", "lengths", "guard_scores", "mitigated")
+        names = ("prompts", "seeds", "images", "latents", "input_ids", "lengths", "finite", "guard_scores", "mitigated")
         rows: dict[str, Any] = {name: value[:count] for name in names if (value := getattr(self, name)) is not None}
         for name in ("tokens", "maps"):
             rows[name] = {site: tap[:, :count] for site, tap in getattr(self, name).items()}
         return replace(self, **rows)
-
-    @cached_property
-    def finite(self) -> np.ndarray:
-        """bool [batch], False where a row's latents hold NaN or infinity; the other rows are unaffected."""
-        return np.isfinite(np.asarray(self.latents)).all(axis=(1, 2, 3))
 
 
 def default_dtype() -> str:
@@ -108,12 +106,16 @@ def repeat_row(embedding: Array, rows: int) -> Array:
 
 
 @partial(jax.jit, static_argnames="rows_at_once")
-def decode(vae: AutoencoderKL, latents: Array, rows_at_once: int) -> Array:
-    """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3], some rows at a time."""
+def decode(vae: AutoencoderKL, latents: Array, rows_at_once: int) -> tuple[Array, Array]:
+    """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3], some rows at a time.
 
-    def picture(latents: Array) -> Array:
+    Also whether latents and pixels of each row were finite, bool [batch]: the pictures no longer show it.
+    """
+
+    def picture(latents: Array) -> tuple[Array, Array]:
         pixels = vae.decode(latents[None] / vae.config.scaling_factor).astype(jnp.float32)[0]
-        return jnp.round(jnp.clip(pixels / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+        finite = jnp.isfinite(pixels).all() & jnp.isfinite(latents).all()
+        return jnp.round(jnp.clip(pixels / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8), finite
 
     if latents.shape[0] <= rows_at_once:
         return jax.vmap(picture)(latents)
@@ -127,12 +129,6 @@ def as_list(value: object, rows: int, what: str) -> list:
     if len(value) != rows:
         raise InputError(f"{len(value)} {what} for {rows} prompts; give one, or one for each")
     return list(value)
-
-
-def take_rows(rule: AttentionMask, rows: np.ndarray) -> AttentionMask:
-    """The mitigation for these of its rows; the same where it has one scale for all."""
-    scales = np.asarray(rule.begin_scale)
-    return replace(rule, begin_scale=scales[rows]) if scales.ndim else rule
 
 
 def check_seeds(seeds: Sequence[int], count: int = 1) -> None:
@@ -255,10 +251,10 @@ class StableDiffusion:
 
     def decode(self, latents: Array) -> np.ndarray:
         """Latents [batch, h, w, channels] to pictures, uint8 [batch, height, width, 3]."""
-        return np.asarray(self._decode(spread(latents, self.mesh)))
+        return np.asarray(self._decode(spread(latents, self.mesh))[0])
 
-    def _decode(self, latents: Array) -> Array:
-        """The same, as an array that the device may still be computing."""
+    def _decode(self, latents: Array) -> tuple[Array, Array]:
+        """The same and whether each row was finite, as arrays that the device may still be computing."""
         rows, height, width, _ = latents.shape
         pixels = height * width * self.vae.config.scale**2
         # rows of a mesh stay together: each device holds its own alone, and would exchange them in a loop
@@ -359,8 +355,8 @@ class StableDiffusion:
             rows = np.minimum(np.arange(filled), batch - 1)  # with the last one again
             prompts, seeds, negative = ([values[row] for row in rows] for values in (prompts, seeds, negative))
             scales, noise = scales[rows], noise[rows]
-            mitigation = None if mitigation is None else take_rows(mitigation, rows)
-            guard = None if guard is None else replace(guard, mitigation=take_rows(guard.mitigation, rows))
+            mitigation = None if mitigation is None else take_rows(mitigation, batch, rows)
+            guard = None if guard is None else replace(guard, mitigation=take_rows(guard.mitigation, batch, rows))
         samples = self._run(tuple(prompts), tuple(seeds), negative, scales, schedule, noise, mitigation, guard, taps)
         samples = samples.first_rows(batch) if filled > batch else samples
         return samples.fetch() if wait else samples
@@ -408,16 +404,18 @@ class StableDiffusion:
             mitigated = guard_scores > jnp.float32(guard.threshold)
         tapped = {site: tapped[site] for site in self.unet.sites} if tapped else {}  # jit sorts by name
         maps = tapped if taps == "maps" else {}
+        images, finite = self._decode(final)
         return Samples(
             prompts=prompts,
             seeds=seeds,
-            images=self._decode(final),
+            images=images,
             latents=final,
             tokens={site: tap.mean(axis=-2) for site, tap in maps.items()} if maps else tapped,
             maps=maps,
             input_ids=tokens.input_ids,
             lengths=tokens.lengths,
             timesteps=np.asarray(schedule.timesteps),
+            finite=finite,
             guard_scores=guard_scores,
             mitigated=mitigated,
         )

@@ -134,8 +134,8 @@ def test_rows_that_are_not_finite_are_reported(random_model, tmp_path, monkeypat
     assert (tmp_path / "out" / good["file"]).exists()
     assert bad["file"] is None
     assert bad["E"] is None
-    assert bad["error"] == "latents hold NaN or infinity; no picture was written"
-    assert "no picture: latents hold NaN or infinity" in capsys.readouterr().out
+    assert bad["error"] == "latents or picture hold NaN or infinity; no picture was written"
+    assert "no picture: latents or picture hold NaN or infinity" in capsys.readouterr().out
     assert (tmp_path / "out" / "entropy.png").exists()
 
 

@@ -125,3 +125,21 @@ def test_an_interceptor_is_a_pytree_whose_numbers_are_leaves():
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert jax.tree.structure(one) != jax.tree.structure(Interceptor((MASK,), TokenMeans()))
     assert jax.tree.structure(one) != jax.tree.structure(Interceptor(one.edits, TokenMeans(sites=("here",))))
+
+
+@pytest.mark.parametrize(("dtype", "keys_differ"), [(jnp.bfloat16, 0.019), (jnp.float16, 0.002)])
+def test_in_half_precision_only_the_logit_form_is_exact(dtype, keys_differ):
+    """Against float32 arithmetic on the same numbers; the key form by as much as `Interceptor` says."""
+    rng = np.random.default_rng(0)
+    query, keys = (jnp.asarray(4 * rng.normal(size=(2, length, 2, 40)), dtype) for length in (256, 77))
+    edits = (MaskTokens(jnp.asarray([9, 77])), ScaleBeginToken(1.25, jnp.asarray([False, True])))
+
+    def maps(dtype, **form):
+        interceptor = Interceptor(edits, AttentionMaps(), **form)
+        run = jax.jit(cross_attention, static_argnames="site")
+        return np.asarray(run(*(x.astype(dtype) for x in (query, keys, keys)), interceptor, site="here")[1]["here"])
+
+    exact = maps(jnp.float32)
+    np.testing.assert_allclose(maps(dtype), exact, atol=1e-5)
+    difference = np.abs(maps(dtype, form="keys") - exact).max()
+    assert keys_differ / 10 < difference < keys_differ

@@ -87,6 +87,17 @@ VAE = dataclasses.replace(
 SEED = 6  # the weights of other draws lose digits of derivatives from one batch size to another
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stronger:
+    """A stranger's mitigation, whose numbers have names of their own."""
+
+    strength: np.ndarray  # [batch]
+
+    def edits(self, *arguments, **options):
+        return AttentionMask(self.strength).edits(*arguments, **options)
+
+
 def measured(lowered: jax.stages.Lowered) -> dict:
     """Floating-point operations of one device, and how many collectives there are."""
     program = lowered.compile()
@@ -171,7 +182,7 @@ def measure_inference(folder: str, scratch: Path) -> dict:
         detection = sd.detect(PROMPTS, DETECTORS, **settings)
         scales = np.linspace(1, 1.5, len(PROMPTS))
         sample = {"seeds": range(5), "steps": 3, "guidance_scale": [7.5, 1, 3, 2, 5]}
-        run = sd.sample(PROMPTS, mitigation=AttentionMask(scales), **sample)
+        run = sd.sample(PROMPTS, mitigation=Stronger(scales), **sample)
         kernel = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.kernel[...]
         facts[str(text)] = {
             "model": fingerprint(sd),
@@ -187,7 +198,7 @@ def measure_inference(folder: str, scratch: Path) -> dict:
             "programs": {"first step": first_step.program(), "run": trajectory.program(), "sample": denoise.program()},
         }
         if text != "data=4,model=2":
-            guarded = sd.sample(PROMPTS, guard=Guard(2.0, mitigation=AttentionMask(scales)), **sample)
+            guarded = sd.sample(PROMPTS, guard=Guard(2.0, mitigation=Stronger(scales)), **sample)
             facts[str(text)] |= {
                 "guard scores": guarded.guard_scores.tolist(),
                 "mitigated": guarded.mitigated.tolist(),

@@ -10,6 +10,7 @@ from flax import nnx
 
 from memattn_jax import StableDiffusion, pipeline
 from memattn_jax.options import ModelOptions
+from memattn_jax.parallel import take_rows
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,27 @@ def test_pictures_decoded_in_turn_are_the_same(small, monkeypatch):
     in_turn = small.decode(latents)
     assert in_turn.shape == at_once.shape
     assert np.abs(in_turn.astype(int) - at_once).max() <= 1
+
+
+def test_pictures_that_are_not_finite_are_told(small):
+    """A decoder that overflows leaves a black picture, and latents that tell nothing."""
+    latents = np.array(small.noise(range(3)))
+    latents[1] = 2e38  # the decoder divides it by the scaling factor, 0.18
+    assert small._decode(latents)[1].tolist() == [True, False, True]
+    broken = dataclasses.replace(small, vae=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), small.vae))
+    run = broken.sample(["a", "b"], steps=1, taps=None)
+    assert np.isfinite(run.latents).all()
+    assert run.finite.tolist() == [False, False]
+
+
+def test_rows_of_any_mitigation():
+    """What has a place for each row is taken, however it is called; what all rows share stays."""
+    tree = {"strength": np.array([1.0, 2.0, 3.0]), "tokens": jnp.ones((3, 5)), "all": 7.0, "table": np.ones(4)}
+    taken = take_rows(tree, 3, np.array([0, 1, 2, 2]))
+    assert taken["strength"].tolist() == [1, 2, 3, 3]
+    assert taken["tokens"].shape == (4, 5)
+    assert taken["all"] == 7.0
+    assert taken["table"].shape == (4,)
 
 
 @pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])

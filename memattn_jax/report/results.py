@@ -133,7 +133,7 @@ def picture_row(
         "tokens": tokenizer.words(run.input_ids[place, :length]),
         "attention": [number(value) for value in batch.attention[place, :length]],
         "entropy": [number(value) for value in batch.entropy[:, place]],
-        "error": None if finite else "latents hold NaN or infinity; no picture was written",
+        "error": None if finite else "latents or picture hold NaN or infinity; no picture was written",
         "settings": json.dumps(settings),
         "versions": json.dumps(versions),
     }

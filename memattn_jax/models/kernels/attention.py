@@ -41,6 +41,9 @@ def plain_attention(query: Array, keys: Array, values: Array, mask: Array | None
 def blocked_attention(query: Array, keys: Array, values: Array, rows_together: bool = False) -> Array:
     """`plain_attention` that holds one block of one map at a time, head after head of row after row.
 
+    Equal to it to 1e-5 in float32. In half precision weights are rounded before they are divided by their sum, there
+    after it; both stay within 0.8 % (bfloat16) and 0.1 % (float16) of the largest number of the result in float32.
+
     Args:
       query: [batch, pixels, heads, head_dim].
       keys: likewise.
@@ -56,7 +59,7 @@ def blocked_attention(query: Array, keys: Array, values: Array, rows_together: b
         x = jnp.moveaxis(x, 2, 0)  # [heads, batch, pixels, head_dim]
         return x.reshape(-1, together, pixels, head_dim)
 
-    queries, keys, values = turns(query / math.sqrt(head_dim)), turns(keys).swapaxes(2, 3), turns(values)
+    queries, keys, values = turns(query), turns(keys).swapaxes(2, 3), turns(values)
 
     def turn(t: Array) -> Array:
         query, key, value = (lax.dynamic_index_in_dim(x, t, keepdims=False) for x in (queries, keys, values))
@@ -64,9 +67,11 @@ def blocked_attention(query: Array, keys: Array, values: Array, rows_together: b
         def attend(start: Array) -> Array:
             some = lax.dynamic_slice_in_dim(query, start, block, axis=1)  # [r, block, head_dim]
             logits = jnp.einsum("rqd,rdk->rqk", some, key, preferred_element_type=jnp.float32)
+            logits = logits / math.sqrt(head_dim)  # not the queries, which half precision would round again
             weights = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-            out = jnp.einsum("rqk,rkd->rqd", weights.astype(value.dtype), value)
-            # divided after the product: head_dim numbers a query instead of one a key
+            # summed in float32, of which half precision's largest number is soon exceeded, and divided after the
+            # product: head_dim numbers a query instead of one a key
+            out = jnp.einsum("rqk,rkd->rqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
             return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
 
         return overwrite(query, attend, block, axis=1)[None]
