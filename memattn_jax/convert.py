@@ -1,8 +1,8 @@
-"""Turn a checkpoint into what other programs run: `python -m memattn_jax.convert`.
+"""Export a checkpoint's detectors for other programs: `python -m memattn_jax.convert`.
 
---export detector writes one file, by default detector.zip: the first-step detectors from token ids to scores, lowered
-ahead of time, with their weights, tokenizer and thresholds. Python with JAX alone runs it; the README's "Serve a
-detector" has the program.
+--export detector writes one file, by default detector.zip: the first-step detectors from token ids to scores, compiled
+to StableHLO, with their weights, tokenizer and thresholds. It runs in Python with JAX and without this package; the
+README's "Serve a detector" shows how.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ ALL_FIRST = ", ".join(FIRST_STEP)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Export detectors as one file that runs without this package."""
+    """Export first-step detectors as one file that runs without this package."""
 
     export: Literal["detector"] = "detector"
     """What to export; there is one kind."""
@@ -118,7 +118,7 @@ def metadata(
     }
 
 
-def tell(options: Options, scorer: "Scorer", artifact: "Artifact", about: dict[str, Any]) -> None:
+def print_summary(options: Options, scorer: "Scorer", artifact: "Artifact", about: dict[str, Any]) -> None:
     """Prints what was written and what was left out."""
     import jax
 
@@ -155,7 +155,7 @@ def main(options: Options) -> None:
     artifact = export.export_detector(scorer, options.batch_size, platforms)
     about = metadata(scorer, artifact, calibration, options)
     export.write_artifact(options.out, artifact, about, sd.tokenizer)
-    tell(options, scorer, artifact, about)
+    print_summary(options, scorer, artifact, about)
 
 
 if __name__ == "__main__":

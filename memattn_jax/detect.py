@@ -1,10 +1,9 @@
 """Detect memorized prompts, and the tokens to blame: `python -m memattn_jax.detect`.
 
-Writes into --out a table in Parquet files, a row a prompt, in the order of the prompts: its scores, the verdict, and
-each token's attention and gradient; manifest.json says what they were made with, and results.jsonl repeats up to 10,000
-rows. The same command again goes on where it stopped, whatever ended it. Thresholds come from a calibration; the
-built-in model has one, and --calibrate fits one for another model on prompts that are known to be clean. With neither a
-model nor a prompt, the built-in model looks at a memorized and a clean prompt of its own.
+Writes to --out a table in Parquet files, one row per prompt, in the order of the prompts: scores, verdict, and each
+token's attention and gradient; manifest.json holds the settings, and results.jsonl repeats up to 10,000 rows. An
+interrupted run resumes when the same command is run again. Thresholds come from a calibration; the built-in model has
+one, and --calibrate fits one on clean prompts. Without a model and prompts, the built-in model scores two of its own.
 """
 
 import warnings
@@ -27,9 +26,11 @@ from memattn_jax.options import (
     RunOptions,
     at_least,
     chosen_steps,
-    file,
+    files,
+    fill_out,
     finite,
     names_of,
+    rates,
     seeds,
     some_of,
 )
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 class Options(PromptOptions, RunOptions, ModelOptions):
     """Score prompts for memorization, and name the tokens that stand out."""
 
-    out: str = "out/detect"
-    """Output folder: a path, or a gs:// or s3:// URL."""
+    out: Annotated[str, BY_DEFAULT] = ""
+    """Output folder: a path, or a gs:// or s3:// URL. Default: out/detect, or without prompts out/detect-demo."""
     detectors: Annotated[str, some_of("Detectors to run, separated by commas", DETECTORS)] = "entropy_e,noise_norm"
     explain: bool = True
     """Compute which tokens stand out; costs a forward and a backward pass for each prompt."""
@@ -76,23 +77,22 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     batch_size: int = 16
     """Number of prompts scored at once."""
 
+    def __post_init__(self) -> None:
+        fill_out(self, "out/detect" if self.has_prompts or self.calibrate else "out/detect-demo")
+
     def check(self) -> None:
         """Raises InputError or OSError for options that cannot be, without importing JAX."""
-        self.check_prompts()
+        self.check_prompts(needed=self.model is not None and self.calibrate is None)
         self.check_run()
         names_of(self.detectors, DETECTORS, "--detectors", "detector")
         at_least(self, 1, "batch_size", "probes", "steps")
         finite(self, "guidance_scale")
         seeds(self.seed or 0, self.probes or 1)
-        if not 0 < self.fpr < 1:
-            raise InputError(f"--fpr {self.fpr}: a rate between 0 and 1 is needed, such as 0.01")
+        rates(self, "fpr")
         chosen_steps(self.noise_norm_steps, self.steps)
         if self.calibration is not None and self.calibrate is not None:
             raise InputError("--calibration and --calibrate are mutually exclusive: use thresholds, or fit new ones")
-        file("--calibration", self.calibration)
-        file("--calibrate", self.calibrate)
-        if self.model is not None and self.prompts is None and not self.prompt and self.calibrate is None:
-            raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
+        files(self, "calibration", "calibrate")
         self.check_model(self.steps, self.site)
 
 

@@ -1,10 +1,10 @@
-"""How well detectors tell memorized prompts from clean ones, and at what cost: `python -m memattn_jax.evaluate`.
+"""Measure how well detectors separate memorized from clean prompts, and at what cost: `python -m memattn_jax.evaluate`.
 
-Writes into --out: evaluation.json, evaluation.md with the same table, roc.png, and scores.csv with each prompt's
-scores. With neither --memorized nor --clean it evaluates the built-in model on its own reported prompts: memorized
-ones against control and unseen ones, which have the same grammar, length and kind of words. `text_baseline`, which
-looks at characters alone, is always in the table: where it scores high, the prompt sets differ in kind, and no other
-row says what it seems to.
+Writes to --out: evaluation.json; evaluation.md with the same table; roc.png; and scores.csv with each prompt's scores.
+With neither --memorized nor --clean, it evaluates the built-in model on its own reported prompts: memorized ones
+against control and unseen ones, which have the same grammar, length and kind of words. `text_baseline`, which looks at
+characters alone, is always in the table: where its AUROC is high, the two sets of prompts differ in kind, and the other
+rows may measure that difference instead of memorization.
 """
 
 import csv
@@ -20,7 +20,7 @@ from memattn_jax import demo
 from memattn_jax.commands import run_command, versions
 from memattn_jax.errors import InputError
 from memattn_jax.names import DETECTORS
-from memattn_jax.options import BY_DEFAULT, ModelOptions, at_least, file, finite, flag, names_of, seeds, some_of
+from memattn_jax.options import BY_DEFAULT, ModelOptions, at_least, files, finite, names_of, seeds, some_of
 from memattn_jax.prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ BASELINE = "text_baseline"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ModelOptions):
-    """Measure how well detectors tell memorized prompts from clean ones."""
+    """Measure how well detectors separate memorized from clean prompts."""
 
     memorized: Annotated[str | None, BY_DEFAULT] = None
     """File of memorized prompts, in any format that detect reads. Default: those of the built-in model."""
@@ -62,8 +62,7 @@ class Options(ModelOptions):
         at_least(self, 1, "batch_size", "probes", "steps")
         finite(self, "guidance_scale")
         seeds(self.seed, self.probes)
-        for name in ("memorized", "clean"):
-            file(flag(name), getattr(self, name))
+        files(self, "memorized", "clean")
         if self.model is not None and self.memorized is None and self.clean is None:
             raise InputError("no prompts: give --memorized FILE and --clean FILE")
         if (self.memorized is None) != (self.clean is None):
@@ -81,13 +80,13 @@ def prompt_sets(options: Options) -> tuple[list[str], list[str]]:
 
 
 def detector_names(options: Options) -> tuple[str, ...]:
-    """Those asked for, and the baseline."""
+    """The detectors to evaluate; the baseline is always among them."""
     names = names_of(options.detectors, DETECTORS, "--detectors", "detector")
     return names if BASELINE in names else (*names, BASELINE)
 
 
 def seconds_per_prompt(scorer: "Scorer", prompts: Sequence[str]) -> float:
-    """Of one batch, the program compiled and the empty prompt's part computed before."""
+    """Seconds for each prompt of one batch, after compilation and the empty prompt's share of the work."""
     scorer(prompts)
     start = time.perf_counter()
     scorer(prompts)
@@ -95,7 +94,7 @@ def seconds_per_prompt(scorer: "Scorer", prompts: Sequence[str]) -> float:
 
 
 def write_scores(path: Path, detection: "Detection", labels: "np.ndarray") -> None:
-    """A line a prompt: what it is, and its scores."""
+    """Writes one line per prompt: its text, its label and its scores."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["prompt", "memorized", *detection.scores])

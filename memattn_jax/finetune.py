@@ -20,7 +20,7 @@ from memattn_jax.checkpoints.folder import Geometry
 from memattn_jax.commands import run_command
 from memattn_jax.errors import InputError
 from memattn_jax.mesh import mesh_sizes
-from memattn_jax.options import at_least, file
+from memattn_jax.options import at_least, files
 from memattn_jax.text import printable
 from memattn_jax.training.settings import TrainSettings
 
@@ -66,8 +66,7 @@ class Options:
         self.settings.check()
         at_least(self, 1, "checkpoint_every")
         at_least(self, 0, "sample_every")
-        file("--data", self.data)
-        file("--gate-reference", self.gate_reference)
+        files(self, "data", "gate_reference")
         if self.mesh is not None:
             mesh_sizes(self.mesh)
         if self.model is None or hub.is_folder(self.model):

@@ -1,10 +1,10 @@
-"""Generate pictures, with the attention entropy of each prompt: `python -m memattn_jax.generate`.
+"""Generate images, with the attention entropy of each prompt: `python -m memattn_jax.generate`.
 
-Writes into --out: 00000.png, 00001.png, … with their parameters in the PNG's text, a table in Parquet files with a row
-a picture, in the order of the prompts, and entropy.png; manifest.json says what they were made with, and results.jsonl
-repeats up to 10,000 rows. The same command again goes on where it stopped, whatever ended it. With neither a model nor
-a prompt it shows what memorization is: the built-in model generates a memorized and a clean prompt, without and with
-the mitigation, and showcase.png puts them beside what was trained on.
+Writes to --out: the images, 00000.png, 00001.png, …, each with its parameters in the PNG's text; a table in Parquet
+files with one row per image, in the order of the prompts; entropy.png; and manifest.json with the settings.
+results.jsonl repeats up to 10,000 rows. An interrupted run resumes when the same command is run again. With neither a
+model nor a prompt, the command shows what memorization is: the built-in model generates a memorized and a clean prompt,
+without and with the mitigation, and showcase.png puts them beside the training images.
 """
 
 import io
@@ -23,7 +23,8 @@ from memattn_jax.options import (
     PromptOptions,
     RunOptions,
     at_least,
-    file,
+    files,
+    fill_out,
     finite,
     flag,
     one_of,
@@ -48,8 +49,8 @@ DEFAULT_SCALE, DEFAULT_MASK = 1.25, "padding"  # the reference's command line
 class Options(PromptOptions, RunOptions, ModelOptions):
     """Generate images with Stable Diffusion, and measure how each prompt's attention spreads over its tokens."""
 
-    out: str = "out/generate"
-    """Output folder: a path, or a gs:// or s3:// URL."""
+    out: Annotated[str, BY_DEFAULT] = ""
+    """Output folder: a path, or a gs:// or s3:// URL. Default: out/generate, or without prompts out/generate-demo."""
     negative_prompt: str = ""
     """What the images should not show."""
     steps: int = 50
@@ -81,9 +82,12 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     calibration: Annotated[Path | None, BY_DEFAULT] = None
     """--guard: calibration file from `detect --calibrate`. Default: the built-in model's own."""
 
+    def __post_init__(self) -> None:
+        fill_out(self, "out/generate-demo" if self.showcase else "out/generate")
+
     def check(self) -> None:
         """Raises InputError or OSError for options that cannot be, without importing JAX."""
-        self.check_prompts()
+        self.check_prompts(needed=self.model is not None)
         self.check_run()
         at_least(self, 1, "steps", "images_per_prompt", "batch_size")
         finite(self, "guidance_scale", "begin_scale")
@@ -93,8 +97,6 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         check_name("mask", self.mask, (*MASKS, "none"), "--mask")
         check_name("first-step detector", self.guard, ("none", *FIRST_STEP), "--guard")
         self.check_mitigation()
-        if self.model is not None and self.prompts is None and not self.prompt:
-            raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
         self.check_model(self.steps, height=self.height, width=self.width)
 
     def check_mitigation(self) -> None:
@@ -103,7 +105,7 @@ class Options(PromptOptions, RunOptions, ModelOptions):
             raise InputError("--guard and --mitigation are mutually exclusive: a guard brings its own mitigation")
         if self.guard != "none" and self.calibration is None and self.model is not None:
             raise InputError("--guard needs --calibration FILE; create one with `detect --calibrate CLEAN_PROMPTS`")
-        file("--calibration", self.calibration)
+        files(self, "calibration")
         if self.calibration is not None and self.guard == "none":
             raise InputError("--calibration: has no effect without --guard")
         if self.guard == self.mitigation == "none":
@@ -114,11 +116,11 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     @property
     def showcase(self) -> bool:
         """Whether nothing is asked for: then the command shows what memorization is."""
-        return self.model is None and self.prompts is None and not self.prompt
+        return self.model is None and not self.has_prompts
 
 
 def pictures_of(options: Options) -> tuple[Iterator["Picture"], Callable[[], int] | None]:
-    """The pictures to make, and how to count them."""
+    """The images to make, and how to count them."""
     from memattn_jax.report.gallery import Picture
 
     prompts: Iterator[Prompt]
@@ -170,7 +172,7 @@ def guard(options: Options, calibration: "Calibration | None", sd: "StableDiffus
 
 
 def settings(options: Options) -> dict[str, Any]:
-    """The options that decide a picture besides its prompt and seed."""
+    """The options that decide an image besides its prompt and seed."""
     names = ["negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "dtype"]
     names += ["mitigation", "guard"]
     if options.mitigation != "none" or options.guard != "none":
@@ -179,7 +181,7 @@ def settings(options: Options) -> dict[str, Any]:
 
 
 def recipe(options: Options, watch: "Guard | None") -> "Recipe":
-    """How the options have pictures made."""
+    """How the options say that images are made."""
     from memattn_jax.report.gallery import Recipe
 
     names = ("steps", "guidance_scale", "scheduler", "height", "width")
@@ -189,7 +191,7 @@ def recipe(options: Options, watch: "Guard | None") -> "Recipe":
 
 
 def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") -> dict[str, Any]:
-    """All that the pictures depend on besides their prompts."""
+    """Everything that the images depend on besides their prompts."""
     from memattn_jax.calibration import fingerprint
 
     limit = None if watch is None else watch.threshold
@@ -210,7 +212,7 @@ def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") 
 def show_memorization(
     sd: "StableDiffusion", made: list[tuple[int, "Samples", int]], store: "Store", band: "np.ndarray | None"
 ) -> None:
-    """Draws the pictures of the built-in model's own prompts, without and with the mitigation."""
+    """Draws showcase.png: the built-in model's own prompts, without and with the mitigation."""
     from memattn_jax.report.showcase import WHICH_WAY_IS_BAD, make_story, plot_showcase
 
     memorized = demo.memorized_pictures()

@@ -53,16 +53,32 @@ def finite(options: "DataclassInstance", *names: str) -> None:
             raise InputError(f"{flag(name)} {value}: a finite number is needed")
 
 
+def rates(options: "DataclassInstance", *names: str) -> None:
+    """Raises InputError where one of these fields does not lie between 0 and 1; None is left to its default."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not 0 < value < 1:
+            raise InputError(f"{flag(name)} {value}: a rate between 0 and 1 is needed, such as 0.01")
+
+
 def seeds(first: int, count: int) -> None:
     """Raises InputError unless this seed and those after it are 32-bit numbers."""
     if not 0 <= first <= 2**32 - count:
         raise InputError(f"--seed {first}: seeds {first} to {first + count - 1} must lie in [0, 2**32)")
 
 
-def file(option: str, path: str | Path | None) -> None:
-    """Raises InputError where a file on this machine is not there; standard input and URLs are asked later."""
-    if path is not None and str(path) != "-" and is_local(str(path)) and not Path(path).exists():
-        raise InputError(f"{option} {printable(str(path), 80)}: no such file or folder")
+def fill_out(options: "DataclassInstance", folder: str) -> None:
+    """Sets `out` of options that name no output folder; for a frozen class' `__post_init__`."""
+    if not options.out:  # type: ignore[attr-defined]
+        object.__setattr__(options, "out", folder)
+
+
+def files(options: "DataclassInstance", *names: str) -> None:
+    """Raises InputError where a local file or folder is not there; standard input and URLs are asked later."""
+    for name in names:
+        path = getattr(options, name)
+        if path is not None and str(path) != "-" and is_local(str(path)) and not Path(path).exists():
+            raise InputError(f"{flag(name)} {printable(str(path), 80)}: no such file or folder")
 
 
 def names_of(text: str, known: tuple[str, ...], option: str, kind: str) -> tuple[str, ...]:
@@ -116,11 +132,18 @@ class PromptOptions:
         """The columns that `keep` names."""
         return tuple(name.strip() for name in (self.keep or "").split(",") if name.strip())
 
-    def check_prompts(self) -> None:
-        """Raises InputError for prompts given twice, a file that is not there, or columns of no file."""
+    @property
+    def has_prompts(self) -> bool:
+        """Whether prompts are given, as arguments or in a file."""
+        return self.prompts is not None or bool(self.prompt)
+
+    def check_prompts(self, needed: bool) -> None:
+        """Raises InputError for prompts that are missing or given twice, or a file or columns that are not there."""
+        if needed and not self.has_prompts:
+            raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
         if self.prompts is not None and self.prompt:
             raise InputError("--prompts: give prompts either as arguments or in a file, not both")
-        file("--prompts", self.prompts)
+        files(self, "prompts")
         if len(set(self.kept)) < len(self.kept):
             raise InputError(f"--keep {printable(self.keep or '', 80)}: a column is named twice")
         if self.kept and self.prompts is None:

@@ -116,9 +116,13 @@ def test_the_geometry_of_the_built_in_model():
 def test_each_verb_has_an_output_folder_of_its_own():
     """So that one command's results are not in another's way."""
     folders = {
-        "generate": generate.Options().out,
-        "detect": detect.Options().out,
+        "generate": generate.Options(prompt=("a",)).out,
+        "detect": detect.Options(prompt=("a",)).out,
         "evaluate": evaluate.Options().out,
         "finetune": finetune.Options(data=Path("data")).out,
     }
+    for module in (generate, detect):  # the built-in model's own prompts are in nobody's way either
+        assert module.Options().out == f"{module.Options(prompts='p.txt').out}-demo"
+        assert module.Options(out="mine").out == "mine"
+    assert detect.Options(calibrate=Path("c")).out == "out/detect"
     assert {verb: str(folder) for verb, folder in folders.items()} == {verb: f"out/{verb}" for verb in folders}

@@ -1,4 +1,4 @@
-"""How well each detector tells memorized prompts from clean ones: the table, the ROC plot and evaluation.json."""
+"""How well each detector separates memorized from clean prompts: the table, the ROC plot and evaluation.json."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Batches of pictures: sampled by the device, written as files, told as rows of a table."""
+"""Batches of images: sampled on the device, written as files and as rows of a table."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,11 +40,11 @@ class Picture(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How pictures are made.
+    """How images are made.
 
     Attributes:
       arguments: of `StableDiffusion.sample`, besides prompts and seeds.
-      settings: what to tell of them, for JSON.
+      settings: the same for the table, as JSON.
     """
 
     arguments: dict[str, Any]
@@ -53,13 +53,13 @@ class Recipe(NamedTuple):
 
 @dataclass
 class Gallery:
-    """Makes pictures and writes them.
+    """Samples images and writes them.
 
     Attributes:
       sd: the model.
-      recipes: a batch's pictures share one.
-      size: pictures a batch.
-      table: receives a row a picture.
+      recipes: all images of a batch share one.
+      size: images per batch.
+      table: receives one row per image.
       carried: columns that prompts bring along.
       keep: whether to keep what was sampled.
       made: what was: recipe, batch, and place in it.
@@ -80,7 +80,7 @@ class Gallery:
         return measure(self.sd.sample(texts, seeds=seeds, wait=False, **self.recipes[jobs[0].recipe].arguments))
 
     def describe(self, batch: list[tuple[int, Picture]], measured: Measured | None) -> list[dict[str, Any]]:
-        """Writes the pictures of a batch; returns the table's rows."""
+        """Writes the images of a batch; returns the table's rows."""
         self.table.begin()  # earlier pictures go before new ones come
         rows: list[dict[str, Any]] = []
         place = 0
