@@ -1,5 +1,6 @@
 """Prompt files, good and bad."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -7,25 +8,17 @@ import random
 import sys
 import tracemalloc
 import uuid
-from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prompt_records import records
 
 from memattn_jax import InputError
 from memattn_jax.prompts import Prompt, count_prompts, read_prompts, stream_prompts
 
 LINES = ["a cat, “quoted”", "日本の猫", "  spaced  out  "]
-
-
-def records(path: Path, column: str = "prompt", keep: tuple[str, ...] = ()) -> list[str]:
-    """Texts, and what follows the file's name in an error."""
-    shown = []
-    for prompt in stream_prompts(path, column, keep):
-        shown.append(prompt.text if prompt.error is None else "! " + prompt.error.replace(f"{path}: ", ""))
-    return shown
 
 
 def test_text(tmp_path):
@@ -42,22 +35,6 @@ def test_text(tmp_path):
     assert records(path) == ["one", "two", "! line 3: empty prompt"]
 
 
-def test_jsonl(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "one", "seed": 3}\n\n"two"\n{"prompt": "three"}\n', encoding="utf-8")
-    assert read_prompts(path) == ["one", "two", "three"]
-    assert records(path) == ["one", "! line 2 is empty", "two", "three"]
-    path.write_text('{"caption": "one"}\n', encoding="utf-8")
-    assert read_prompts(path, column="caption") == ["one"]
-
-
-def test_csv(tmp_path):
-    path = tmp_path / "prompts.csv"
-    path.write_text('id,prompt\n1,"a, b"\n2,"c ""d"""\n3,\n', encoding="utf-8")
-    assert read_prompts(path) == ["a, b", 'c "d"']
-    assert records(path)[2] == "! line 4: empty prompt"
-
-
 def test_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\n")))
     assert read_prompts("-") == ["one", "two"]
@@ -72,70 +49,6 @@ def test_gzip(tmp_path, suffix):
     path.write_bytes(gzip.compress(content.encode())[:-9])
     with pytest.raises(InputError, match="damaged gzip file"):
         read_prompts(path)
-
-
-def test_parquet(tmp_path):
-    path = tmp_path / "prompts.parquet"
-    pq.write_table(pa.table({"id": [1, 2, 3, 4], "caption": [" one", None, "", "two"]}), path)
-    wrong = ["! record 2: null instead of a prompt", "! record 3: empty prompt"]
-    assert records(path, "caption") == [" one", *wrong, "two"]
-    with pytest.raises(InputError, match=r"prompts\.parquet: no column 'prompt'; there are id, caption"):
-        read_prompts(path)
-    with pytest.raises(InputError, match=r"prompts\.parquet: column 'id' holds int64, not text"):
-        read_prompts(path, column="id")
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(InputError, match="damaged Parquet file"):
-        read_prompts(path)
-
-
-def test_parquet_damaged_past_its_beginning(tmp_path):
-    path = tmp_path / "p.parquet"
-    pq.write_table(pa.table({"prompt": [str(i**3) for i in range(20_000)]}), path, row_group_size=5000)
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 2000] = b"\xff" * 2000
-    path.write_bytes(content)
-    prompts = stream_prompts(path)
-    assert next(prompts).text == "0"
-    with pytest.raises(InputError, match=r"p\.parquet: damaged Parquet file"):
-        list(prompts)
-
-
-def test_parquet_text_of_every_kind(tmp_path):
-    path = tmp_path / "p.parquet"
-    for kind in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.binary()):
-        pq.write_table(pa.table({"prompt": pa.array(["one", None, "one"], pa.string()).cast(kind)}), path)
-        assert records(path) == ["one", "! record 2: null instead of a prompt", "one"]
-    lists = pa.array([["one"], ["two", "three"], [], None])
-    pq.write_table(pa.table({"prompt": lists, "row": pa.array([{"prompt": "in", "n": 1}] * 4)}), path)
-    assert records(path) == [
-        "one",
-        "! record 2: a list of 2 instead of a text",
-        "! record 3: a list of 0 instead of a text",
-        "! record 4: null instead of a prompt",
-    ]
-    assert read_prompts(path, "row.prompt") == ["in"] * 4
-    with pytest.raises(InputError, match=r"column 'row' holds struct<.*>, not text; one of its fields\? row\.NAME"):
-        read_prompts(path, "row")
-    with pytest.raises(InputError, match=r"no column 'row\.caption'; there are prompt, row"):
-        read_prompts(path, "row.caption")
-    pq.write_table(pa.table({"a.b": ["dot"], "prompt": pa.nulls(1)}), path)
-    assert read_prompts(path, "a.b") == ["dot"]
-    with pytest.raises(InputError, match=r"p\.parquet: holds no prompt"):
-        read_prompts(path)
-    pq.write_table(pa.Table.from_arrays([pa.array(["one"])] * 2, ["prompt", "prompt"]), path)
-    with pytest.raises(InputError, match="2 columns 'prompt'; rename all but one"):
-        read_prompts(path)
-
-
-def test_text_of_parquet_that_is_not_utf8(tmp_path):
-    raw = pa.array([b"fine", b"caf\xe9", b"also fine"])
-    text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
-    path = tmp_path / "p.parquet"
-    wrong = "! record 2 is not UTF-8; save the file as UTF-8"
-    for column in (raw, text, pa.ListArray.from_arrays([0, 1, 2, 3], text)):
-        pq.write_table(pa.table({"prompt": column}), path)
-        assert records(path) == ["fine", wrong, "also fine"]
 
 
 def test_folder(tmp_path):
@@ -225,148 +138,37 @@ def test_a_folder_is_read_past_what_is_wrong_in_its_second_file(tmp_path):
         next(stream_prompts(tmp_path))
 
 
-UNQUOTED = "fields, and the header has {}; quote prompts that hold a delimiter or a line end"
-STRAY = 'text after a closing quote; quotes in a field are written ""'
-OPEN = "a quote that is not closed"
-CSV = {  # what a file holds, and the records of its column "prompt"
-    "unquoted commas, one column": (
-        'prompt\na red boat, sunset, 4k\n5" board, b\n',
-        ["a red boat, sunset, 4k", '5" board, b'],
-    ),
-    "unquoted commas, two columns": (
-        "id,prompt\n1,a red boat, sunset\n2,plain\n3\n4,fine,\n",
-        [f"! line 2: 3 {UNQUOTED.format(2)}", "plain", f"! line 4: 1 {UNQUOTED.format(2)}", "fine"],
-    ),
-    "too long": (
-        "prompt\nok\n" + "x" * 140_000 + "\nlater\n",
-        ["ok", "! line 3: 140000 characters; a prompt has at most 131072", "later"],
-    ),
-    "a stray quote": ('prompt\nfirst\n"a "big" cat",\nlater\n', ["first", f"! line 3: {STRAY}", "later"]),
-    "a stray quote first": ('prompt\n"a "big" cat",\nlater\n', [f"! line 2: {STRAY}", "later"]),
-    "an open quote": ('prompt\nfirst\n"unfinished\nlater\nlast', ["first", f"! line 3: {OPEN}", "later", "last"]),
-    "an open quote, closed ones after it": (
-        'id,prompt\n1,"unfinished\n2,"a, b"\n3,"c\nd"\n',
-        [f"! line 2: {STRAY}", "a, b", "c\nd"],
-    ),
-    "a line end without quotes": (
-        "id,prompt,url\n1,a cat\non a mat,http\n2,fine,u\n",
-        [f"! line 2: 2 {UNQUOTED.format(3)}", f"! line 3: 2 {UNQUOTED.format(3)}", "fine"],
-    ),
-    "backslashes": (
-        'prompt,n\n"a \\"big\\" cat, \\\\",1\n"say \\"",2\n"C:\\",3\n',
-        ['a "big" cat, \\', 'say "', "C:\\"],
-    ),
-    "null of databases": ('n,prompt\n1,\\N\n2,"\\N"\n', ["! line 2: null instead of a prompt", "\\N"]),
-    "semicolons": ("\ufeff;prompt;URL\n0;a blue, dark boat;http://x\n", ["a blue, dark boat"]),
-    "pipes": ("id|prompt\n0|a;b,c\n", ["a;b,c"]),
-    "tabs": ('id\tprompt\n0\t"a\tb"\n', ["a\tb"]),
-    "Excel's first line": ("sep=;\r\nid;prompt\r\n1;a, b\r\n", ["a, b"]),
-    "carriage returns": ("prompt\rfirst\rsecond\r", ["first", "second"]),
-    "header with spaces": ('id, prompt\n1, "a, b"\n2, c\n', ["a, b", "c"]),
-    "NUL": ("prompt\na\0b\nlater\n", ["! line 2 holds NUL characters; is it text?", "later"]),
-    "blank lines": (
-        "id,prompt\n\n1,a\n  \n2, \n",
-        ["! line 2: empty prompt", "a", "! line 4: empty prompt", "! line 5: empty prompt"],
-    ),
-    "delimiters at the end": ("prompt,\na\nb,\nc,d\n", ["a", "b", f"! line 4: 2 {UNQUOTED.format(1)}"]),
-    "header twice": ("id,prompt\n1,a\n\ufeffid,prompt\n2,b\n", ["a", "! line 3 repeats the header", "b"]),
-}
-
-
-@pytest.mark.parametrize("name", CSV)
-def test_every_record_of_a_csv_file_is_there(tmp_path, name):
-    content, expected = CSV[name]
-    path = tmp_path / "p.csv"
-    path.write_text(content, encoding="utf-8", newline="")
-    assert records(path) == expected
-
-
-def test_random_damage_costs_its_own_records(tmp_path):
-    """Good records are read, in order, whatever lies between them."""
-    draw = random.Random(0)
-    path = tmp_path / "p.csv"
-    damage = ['"open', 'x,"a "b" c"', "1,2,3", "only", '"a""', 'x,"', "", '"', "\0", 'y,"""']
-    alphabet = ['"', '""', ",", "\n", "\r\n", "cat", " ", "é", "\\"]
-    for _ in range(300):
-        lines, expected = ["id,prompt"], []
-        for number in range(draw.randint(1, 8)):
-            if draw.random() < 0.4:
-                lines.append(draw.choice(damage))
-            text = "a" + "".join(draw.choices(alphabet, k=draw.randint(0, 6))) + "z"
-            expected.append((str(number), text))
-            lines.append(f"{number}," + '"' + text.replace('"', '""') + '"')
-        path.write_text("\n".join(lines), encoding="utf-8", newline="")
-        found = [(prompt.kept[0], prompt.text) for prompt in stream_prompts(path, keep=("id",)) if prompt.error is None]
-        assert found == expected, lines
-
-
-JSON = {
-    "a.json": ('[\n {"prompt": "a"},\n {"prompt": "b"}\n]\n', ["a", "b"]),
-    "b.json": ('["a", "b", "c"]', ["a", "b", "c"]),
-    "c.json": ('{\n  "prompt": "a"\n}\n{\n  "prompt": "b"\n}', ["a", "b"]),
-    "d.json": ('{"prompt": "a"}', ["a"]),
-    "e.json": (
-        '[{"prompt": "a"}, {"prompt": "b" "c"}, {"prompt": 12}, {"prompt": "d"}, {"prompt": ',
-        [
-            "a",
-            "! record 2 is not JSON",
-            "! record 3: a number instead of a text",
-            "d",
-            "! record 5 is not JSON, and after it no record was found",
-        ],
-    ),
-    "i.json": ('["a", b, "c", "d\\q", "e"]', ["a", "! record 2 is not JSON", "c", "! record 4 is not JSON", "e"]),
-    "j.json": (
-        '[["a"], ["b" 1], ["c"], {"prompt": "d"}',
-        [
-            "a",
-            "! record 2 is not JSON",
-            "c",
-            "d",
-            "! record 5 is missing: the array is not closed; is the file whole?",
-        ],
-    ),
-    "f.jsonl": (
-        '{"prompt":null}\n{"x":1}\n{"prompt":5}\n{"prompt":["a"]}\n{"prompt":["a","b"]}\n{"prompt":{"a":1}}\n'
-        '{"prompt":"a","prompt":"b"}\n{"prompt":"a\\u0000b"}\n"ok" x\n' + "[" * 100_000 + "\n"
-        '{"prompt":"b","n":' + "9" * 5000 + ', "s":NaN}\n{"prompt": true}',
-        [
-            "! line 1: null instead of a prompt",
-            "! line 2: no column 'prompt'; there are x",
-            "! line 3: a number instead of a text",
-            "a",
-            "! line 5: a list of 2 instead of a text",
-            "! line 6: an object of a instead of a text",
-            "! line 7: several 'prompt'",
-            "! line 8 holds NUL characters; is it text?",
-            "! line 9 is not JSON",
-            "! line 10 is nested too deep",
-            "b",
-            "! line 12: true or false instead of a text",
-        ],
-    ),
-    "g.ndjson": ('{"prompt":"a"}\n{"prompt":""}\n', ["a", "! line 2: empty prompt"]),
-    "h.jsonl": ('["a"]\n["b", "c"]\n', ["a", "! line 2: a list of 2 instead of a text"]),
-}
-
-
-@pytest.mark.parametrize("name", JSON)
-def test_every_record_of_a_json_file_is_there(tmp_path, name):
-    content, expected = JSON[name]
-    path = tmp_path / name
-    path.write_text(content, encoding="utf-8")
-    assert records(path) == expected
-
-
-def test_json_documents_of_any_length(tmp_path):
-    """Read in parts, wherever a part ends."""
-    draw = random.Random(0)
-    values = [{"prompt": '\\"é' * draw.randint(1, 4000), "n": draw.randint(0, 10**20)} for _ in range(200)]
-    path = tmp_path / "p.json"
-    for indent in (None, 1):
-        path.write_text(json.dumps(values, indent=indent), encoding="utf-8")
-        found = list(stream_prompts(path, keep=("n",)))
-        assert [(prompt.text, prompt.kept) for prompt in found] == [(v["prompt"], (str(v["n"]),)) for v in values]
+@pytest.mark.parametrize("suffix", ["txt", "csv", "tsv", "jsonl", "json", "parquet", "csv.gz"])
+def test_whatever_bytes_a_file_has(tmp_path, suffix):
+    """Records that are text or say why not, or one line about the file."""
+    draw, path = random.Random(suffix), tmp_path / f"p.{suffix}"
+    values = [
+        {"id": i, "prompt": text} for i, text in enumerate(["a cat", "dog, big", 'x "y"', "日本", "two\nlines", ""])
+    ]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(values), path)
+    else:
+        table = "id,prompt\n" + "".join(f"{row['id']},{json.dumps(row['prompt'])}\n" for row in values)
+        lines = "\n".join(map(json.dumps, values))
+        text = {"json": json.dumps(values, indent=1), "jsonl": lines, "tsv": table.replace(",", "\t")}.get(
+            suffix, table
+        )
+        path.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
+    whole, bits = (
+        path.read_bytes(),
+        (b'"', b'""', b"\n", b"\r", b",", b"{", b"]", b"\\", b"\xff\xfe", b"\0", b"\xef\xbb\xbf"),
+    )
+    for _ in range(100):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 5)):
+            at = draw.randrange(len(content) + 1)
+            content[at : at + draw.choice([0, 0, 1, 5])] = draw.choice(bits)
+        path.write_bytes(content[: draw.choice([len(content), draw.randrange(len(content))])])
+        with contextlib.suppress(InputError):
+            for prompt in stream_prompts(path, keep=() if suffix == "txt" else ("id",)):
+                assert prompt.error is None or "\n" not in prompt.error
+                assert prompt.text.encode().strip() or prompt.error
+                assert "".join(kept or "" for kept in prompt.kept).encode() is not None
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
@@ -410,55 +212,6 @@ def test_what_is_said_of_a_file(tmp_path):
         list(stream_prompts(tmp_path / name, note=notes.append))
         assert len(notes) == 1
         assert notes[0].startswith(f"{tmp_path / name}: {said}")
-
-
-def test_kept_columns(tmp_path):
-    """As text, whatever the format; null where a record has none."""
-    texts = {"p.csv": 'id,prompt,user.name\n007,a,é\n1.0,"",\nbad\n', "p.tsv": "id\tprompt\tuser.name\n007\ta\té\n"}
-    expected = [("007", "é"), ("1.0", ""), (None, None)]
-    for name, content in texts.items():
-        (tmp_path / name).write_text(content, encoding="utf-8")
-        found = [prompt.kept for prompt in stream_prompts(tmp_path / name, keep=("id", "user.name"))]
-        assert found == expected[: len(found)]
-    path = tmp_path / "p.jsonl"
-    user = '{"name": "é", "x": [1.50, null]}'
-    path.write_text(f'{{"id": 12345678901234567890, "prompt": "a", "user": {user}}}\n{{"prompt": "b"}}\n{{')
-    found = [prompt.kept for prompt in stream_prompts(path, keep=("id", "user.name", "user"))]
-    assert found == [("12345678901234567890", "é", user), (None,) * 3, (None,) * 3]
-    path = tmp_path / "p.parquet"
-    columns = {
-        "prompt": ["a", "b"],
-        "id": [1, None],
-        "time": pa.array([1_700_000_000_000_000_001, None], pa.timestamp("ns", "UTC")),
-        "tags": [["x"], []],
-        "user": [{"name": "é"}, None],
-        "raw": [b"caf\xe9", b"tea"],
-    }
-    pq.write_table(pa.table(columns), path)
-    found = [prompt.kept for prompt in stream_prompts(path, keep=("id", "time", "tags", "user.name", "raw"))]
-    assert found == [
-        ("1", "2023-11-14 22:13:20.000000001Z", '["x"]', "é", "caf\ufffd"),
-        (None, None, "[]", None, "tea"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("p.csv", r"p\.csv: no column 'usr'; there are id, prompt"),
-        ("p.jsonl", r"p\.jsonl: no column 'usr'; there are id, prompt"),
-        ("p.parquet", r"p\.parquet: no column 'usr'; there are id, prompt"),
-        ("p.txt", r"p\.txt: plain lines have no columns to keep"),
-    ],
-)
-def test_a_column_to_keep_that_is_not_there(tmp_path, name, message):
-    path = tmp_path / name
-    if name == "p.parquet":
-        pq.write_table(pa.table({"id": [1], "prompt": ["a"]}), path)
-    else:
-        path.write_text({"p.csv": "id,prompt\n1,a\n", "p.jsonl": '{"id":1,"prompt":"a"}\n', "p.txt": "a\n"}[name])
-    with pytest.raises(InputError, match=message):
-        next(stream_prompts(path, keep=("usr",)))
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "json", "parquet"])
