@@ -32,6 +32,7 @@ from make_demo_data import write_memorized, write_prompts
 from small_checkpoint import SCHEDULER, write_tokenizer
 
 from memattn_jax.errors import InputError
+from memattn_jax.keys import seed_key
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
@@ -74,7 +75,7 @@ def train_autoencoder(out: Path, examples: Examples, steps: int) -> AutoencoderK
     """The first stage."""
 
     def loss(vae: AutoencoderKL, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(1), number)
+        key = jax.random.fold_in(seed_key(1), number)
         return autoencoder.reconstruction_loss(vae, batch["pictures"], key)
 
     vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))

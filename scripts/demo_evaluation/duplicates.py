@@ -12,6 +12,7 @@ from demo_evaluation.separation import auroc
 from demo_evaluation.tables import percent, table
 from memattn_jax.entropy import token_entropy
 from memattn_jax.interceptors import Interceptor, TokenMeans
+from memattn_jax.keys import seed_key
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
@@ -73,7 +74,7 @@ def score_pairs(sd: StableDiffusion, pairs: Pairs) -> Scores:
     encode = jax.jit(lambda vae, pixels: vae.encode(pixels).mean * vae.config.scaling_factor)
     latents = encode(sd.vae, np.stack(pictures) / np.float32(127.5) - 1)
     texts = sd.text_encoder(jnp.asarray(sd.tokenizer(list(captions)).input_ids)), empty
-    keys = jax.random.split(jax.random.key(0), NOISES)
+    keys = jax.random.split(seed_key(0), NOISES)
     scored = [
         score_rows(sd.unet, latents, jax.random.normal(key, latents.shape), jnp.int32(timestep), signal, texts)
         for timestep in TIMESTEPS
