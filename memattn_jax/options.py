@@ -117,7 +117,9 @@ def chosen_steps(text: str | None, steps: int | None) -> tuple[int, ...] | None:
 class PromptOptions:
     """Where prompts come from."""
 
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]")] = ()
+    prompt: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]", help_behavior_hint="")
+    ] = ()
     """Prompts, each quoted."""
     prompts: Annotated[str | None, BY_DEFAULT] = None
     """Read prompts from this instead, each record as a row of the table: a .txt (one per line), .csv, .tsv, .jsonl,
