@@ -81,6 +81,8 @@ def note(line: str) -> None:
 
 NOT_A_NUMBER = re.compile(r"Error parsing (--\S+): (invalid literal for int|could not convert string to float).*: (.*)")
 
+MISSING = re.compile(r"Missing from .*?: (--\S+).*")
+
 
 def parse_error(box: str) -> str:
     """The message in the box that tyro draws around an error, as one line, with the option that was likely meant."""
@@ -92,6 +94,8 @@ def parse_error(box: str) -> str:
     if wrong := NOT_A_NUMBER.fullmatch(message):
         option, kind, value = wrong.groups()
         return f"{option} {value}: a {'whole ' * kind.endswith('int')}number is needed"
+    if missing := MISSING.fullmatch(message):
+        return f"{missing[1]}: is required; see --help"
     near = next((line.split()[0] for line in lines[end:] if re.match("--[a-z]", line)), None)
     meant = f"did you mean {near}? " if near is not None and message.startswith("Unrecognized") else ""
     return f"{message}; {meant}see --help"

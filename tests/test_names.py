@@ -67,7 +67,7 @@ WRONG = {
     "detect": [["--detectors", "entropyE"], ["--fpr", "2"], ["--calibration", "gone.json"], ["--site", "attic"]],
     "evaluate": [["--detectors", "vibes"], ["--probes", "0"], ["--clean", "gone.txt"]],
     "convert": [["--platforms", "gpu"], ["--detectors", "entropy_d"], ["--steps", "5000"], ["--out", "."]],
-    "finetune": [["--data", "gone"], ["--data", ".", "--gate", "hope"]],
+    "finetune": [[], ["--data", "gone"], ["--data", ".", "--gate", "hope"]],
 }
 
 
@@ -93,7 +93,8 @@ for verb, lines in {WRONG!r}.items():
     assert len(errors) == len(lines)
     for error, line in zip(errors, lines, strict=True):
         assert error.startswith("error: ")
-        assert any(word in error for word in line if word.startswith("--")) or "no such model: gone" in error
+        options = [word for word in line if word.startswith("--")] or ["--data: is required"]
+        assert any(option in error for option in options) or "no such model: gone" in error
         assert len(error) <= LIMIT + len("error: ")
     shown = " ".join(done.stdout.replace("│", " ").split())
     for name in (*names.DETECTORS, *names.SCHEDULERS, *names.MITIGATIONS):
