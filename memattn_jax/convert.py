@@ -55,7 +55,7 @@ class Options:
     steps: Annotated[int | None, BY_DEFAULT] = None
     """Number of sampling steps, of which the first is looked at. Default: the calibration's, or 50."""
     site: Annotated[str | None, BY_DEFAULT] = None
-    """Cross-attention layer that entropy_e reads. Default: the calibration's, or the paper's, the fourth."""
+    """Cross-attention layer that entropy_e reads. Default: the model's own, for most the paper's, the fourth."""
 
     def check(self) -> None:
         """Raises InputError or OSError for options that cannot be, without importing JAX."""
@@ -94,12 +94,12 @@ def metadata(
 ) -> dict[str, Any]:
     """What the archive's metadata.json says."""
     from memattn_jax.calibration import fingerprint
-    from memattn_jax.detectors.scorer import entropy_site
 
-    limits = {} if calibration is None else calibration.thresholds
+    joint = None if calibration is None else calibration.joint(scorer.detectors)
+    limits = {} if calibration is None or joint is None else joint.thresholds(calibration.fpr)
     return {
         "detectors": list(scorer.detectors),
-        "thresholds": {name: limits[name].value for name in scorer.detectors if name in limits},
+        "thresholds": limits,
         "fpr": None if calibration is None else calibration.fpr,
         "tokens": scorer.sd.tokenizer.tokens,
         "batch_size": options.batch_size,
@@ -108,7 +108,7 @@ def metadata(
             "seed": scorer.seed,
             "probes": scorer.probes,
             "steps": scorer.steps,
-            "site": entropy_site(scorer.sd.unet.sites, scorer.site),
+            "site": scorer.read_site,
             "dtype": scorer.sd.dtype,
         },
         "flops_per_prompt": artifact.flops,
@@ -152,6 +152,12 @@ def main(options: Options) -> None:
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=asked.model_dtype)
     scorer = detect.make_scorer(sd, asked, given)
     calibration = detect.checked(scorer, asked, given)
+    joint = None if calibration is None else calibration.joint(names)
+    if calibration is not None and joint is not None and not joint.resolves(calibration.fpr):
+        raise InputError(
+            f"the calibration has too few clean prompts for thresholds at a rate of {calibration.fpr:g}; "
+            "make one with more, or with a larger --fpr"
+        )
     artifact = export.export_detector(scorer, options.batch_size, platforms)
     about = metadata(scorer, artifact, calibration, options)
     export.write_artifact(options.out, artifact, about, sd.tokenizer)

@@ -1,14 +1,14 @@
 """Detect memorized prompts, and the tokens to blame: `python -m memattn_jax.detect`.
 
-Writes to --out a table in Parquet files, one row per prompt, in the order of the prompts: scores, verdict, and each
-token's attention and gradient; manifest.json holds the settings, and results.jsonl repeats up to 10,000 rows. An
-interrupted run resumes when the same command is run again. Thresholds come from a calibration; the built-in model has
-one, and --calibrate fits one on clean prompts. Without a model and prompts, the built-in model scores two of its own.
+Writes to --out a table in Parquet files, one row per prompt, in the order of the prompts: scores, joint p-value,
+verdict, and each token's attention and gradient; manifest.json holds the settings, and results.jsonl repeats up to
+10,000 rows. An interrupted run resumes when the same command is run again. Verdicts come from a calibration, the scores
+of clean prompts; the built-in model has one, and --calibrate makes one. Without a model and prompts, the built-in model
+scores two of its own.
 """
 
+import hashlib
 import warnings
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from memattn_jax import demo
+from memattn_jax.calibrating import checked, fit, noise_seed, rule_of, tell_thresholds
 from memattn_jax.commands import FORMAT, note, run_command, versions
 from memattn_jax.errors import InputError
 from memattn_jax.names import DETECTORS
@@ -34,15 +35,13 @@ from memattn_jax.options import (
     seeds,
     some_of,
 )
-from memattn_jax.prompts import Prompt, as_text, count_prompts, read_prompts, stream_prompts
+from memattn_jax.prompts import Prompt, as_text, count_prompts, stream_prompts
 
 if TYPE_CHECKING:
     from memattn_jax.calibration import Calibration
     from memattn_jax.detectors import Detection, Scorer
     from memattn_jax.pipeline import StableDiffusion
-    from memattn_jax.report.carried import Carried
-    from memattn_jax.runs.store import Store
-    from memattn_jax.runs.table import ShardedTable
+    from memattn_jax.verdicts import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +54,15 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     explain: bool = True
     """Compute which tokens stand out; costs a forward and a backward pass for each prompt."""
     calibration: Annotated[Path | None, BY_DEFAULT] = None
-    """Calibration file to take thresholds from. Default: the built-in model's own."""
+    """Calibration file, with what clean prompts score, that verdicts come from. Default: the built-in model's own."""
     calibrate: Annotated[Path | None, BY_DEFAULT] = None
-    """File of clean prompts to fit thresholds on. They are used at once, and written to calibration.json in --out."""
-    fpr: float = 0.01
-    """--calibrate: share of clean prompts that may be over a threshold."""
+    """File of clean prompts to calibrate on. What they score is used at once, and written to calibration.json in
+    --out."""
+    fpr: Annotated[float | None, BY_DEFAULT] = None
+    """False-positive rate of the verdict, which all detectors share. Default: the calibration's, or 0.01."""
+    fdr: Annotated[float | None, BY_DEFAULT] = None
+    """False discovery rate among the prompts called memorized, in place of --fpr. Verdicts then follow from all prompts
+    together (Benjamini-Hochberg)."""
     seed: Annotated[int | None, BY_DEFAULT] = None
     """Random seed for the probe noise. Default: the calibration's, or 0."""
     per_prompt_noise: bool = False
@@ -71,7 +74,7 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     guidance_scale: Annotated[float | None, BY_DEFAULT] = None
     """Guidance scale for trajectory detectors. Default: the calibration's, or 7.5."""
     site: Annotated[str | None, BY_DEFAULT] = None
-    """Cross-attention layer that entropy_e reads. Default: the calibration's, or the paper's, the fourth."""
+    """Cross-attention layer that entropy_e reads. Default: the model's own, for most the paper's, the fourth."""
     noise_norm_steps: Annotated[str | None, BY_DEFAULT] = None
     """Steps that noise_norm_steps averages over, counted from 0 and separated by commas. Default: all."""
     batch_size: int = 16
@@ -88,7 +91,9 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         at_least(self, 1, "batch_size", "probes", "steps")
         finite(self, "guidance_scale")
         seeds(self.seed or 0, self.probes or 1)
-        rates(self, "fpr")
+        rates(self, "fpr", "fdr")
+        if self.fpr is not None and self.fdr is not None:
+            raise InputError("--fpr and --fdr are mutually exclusive: two rules for one verdict")
         chosen_steps(self.noise_norm_steps, self.steps)
         if self.calibration is not None and self.calibrate is not None:
             raise InputError("--calibration and --calibrate are mutually exclusive: use thresholds, or fit new ones")
@@ -108,7 +113,7 @@ def prompts_of(options: Options) -> tuple[Iterator[Prompt], Callable[[], int] | 
 
 
 def given_calibration(options: Options) -> "Calibration | None":
-    """The thresholds to use, before any are fitted."""
+    """The calibration to use, before any is made."""
     from memattn_jax.calibration import Calibration
 
     if options.calibrate is not None:
@@ -122,8 +127,14 @@ def given_calibration(options: Options) -> "Calibration | None":
 def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibration | None") -> "Scorer":
     """The detectors, with what the options say, else the calibration, else the papers."""
     from memattn_jax.detectors import Scorer
+    from memattn_jax.detectors.registry import DEVIATION
 
+    calibrating = options.calibrate is not None
+    moves = None if calibration is None else calibration.moves
     names = names_of(options.detectors, DETECTORS, "--detectors", "detector")
+    if "all" in options.detectors.split(",") and moves is None and not calibrating:
+        names = tuple(name for name in names if name != DEVIATION)
+        warnings.warn(f"{DEVIATION} is left out: it compares to a calibration's sampling runs", stacklevel=1)
     settings: dict[str, Any] = dict(calibration.settings) if calibration is not None else {}
     for name in ("seed", "probes", "steps", "guidance_scale", "site"):
         if getattr(options, name) is not None:
@@ -134,72 +145,17 @@ def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibrati
         settings["noise_norm_steps"] = tuple(settings["noise_norm_steps"])
     if options.per_prompt_noise:
         settings["seed"] = None
-    attribute = options.explain or options.calibrate is not None
-    return Scorer(sd, names, **settings | {"attribute": attribute})
+    attribute = options.explain or calibrating
+    return Scorer(sd, names, **settings, attribute=attribute, clean_moves=moves, calibrating=calibrating)
 
 
-def noise_seed(prompt: str, scorer: "Scorer", options: Options) -> int:
-    """Seed of the first probe where each prompt has its own."""
-    return (zlib.crc32(prompt.encode()) + (options.seed or 0)) % (2**32 - scorer.probes)
-
-
-def fit(scorer: "Scorer", options: Options, store: "Store") -> "Calibration":
-    """Fits thresholds, writes them and tells them."""
-    from tqdm import tqdm
-
-    from memattn_jax.calibration import calibrate
-    from memattn_jax.detectors.scorer import score_batches
-    from memattn_jax.metrics import negatives_needed
-    from memattn_jax.parallel import rows_multiple
-
-    clean = read_prompts(str(options.calibrate), options.column)
-    needed = negatives_needed(options.fpr)
-    if len(clean) < needed:
-        warnings.warn(
-            f"{len(clean)} clean prompts cannot resolve a false-positive rate of {options.fpr:g}; "
-            f"at least {needed} are needed",
-            stacklevel=1,
-        )
-    rows = ((as_text(prompt), noise_seed(prompt, scorer, options)) for prompt in clean)
-    size = rows_multiple(min(options.batch_size, len(clean)), scorer.sd.mesh)
-    with tqdm(total=len(clean), unit="prompt", desc="calibrating", disable=None) as bar:
-        detections = []
-        for detection in score_batches(scorer, rows, size):
-            detections.append(detection)
-            bar.update(len(detection.prompts))
-    calibration = calibrate(scorer, detections, options.fpr)
-    store.write("calibration.json", calibration.to_json().encode())
-    for name, threshold in calibration.thresholds.items():
-        print(
-            f"{name}: threshold {threshold.value:.4f}, 95 % interval {threshold.low:.4f} to {threshold.high:.4f}, "
-            f"{threshold.negatives} clean prompts"
-        )
-    return calibration
-
-
-def checked(scorer: "Scorer", options: Options, given: "Calibration | None") -> "Calibration | None":
-    """The given calibration if it fits the scorer; InputError where the command line named one that does not."""
-    if given is not None:
-        try:
-            given.check(scorer)
-        except InputError as error:
-            if options.calibration is not None:
-                raise
-            warnings.warn(f"no verdicts: {error}", stacklevel=1)
-            return None
-    return given
-
-
-def thresholds(scorer: "Scorer", options: Options, given: "Calibration | None", store: "Store") -> "Calibration | None":
-    """The calibration that verdicts come from: fitted now, or the given one."""
-    return checked(scorer, options, given) if options.calibrate is None else fit(scorer, options, store)
-
-
-def identity(scorer: "Scorer", options: Options, calibration: "Calibration | None") -> dict[str, Any]:
+def identity(
+    scorer: "Scorer", options: Options, calibration: "Calibration | None", rule: "Rule | None"
+) -> dict[str, Any]:
     """All that a row depends on besides its prompt."""
     from memattn_jax.calibration import fingerprint, settings_of
 
-    limits = {} if calibration is None else {name: limit.value for name, limit in calibration.thresholds.items()}
+    text = "" if calibration is None else calibration.to_json()
     return {
         "command": "detect",
         "format": FORMAT,
@@ -211,32 +167,11 @@ def identity(scorer: "Scorer", options: Options, calibration: "Calibration | Non
             "dtype": scorer.sd.dtype,
             **settings_of(scorer),
             "own_noise_from": (options.seed or 0) if options.per_prompt_noise else None,
-            "thresholds": {name: limits[name] for name in scorer.detectors if name in limits},
+            "calibration": text and hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+            "fpr": None if rule is None else rule.fpr,
+            "thresholds": {} if rule is None or rule.fpr is None else rule.joint.thresholds(rule.fpr),
         },
     }
-
-
-def summarize(table: "ShardedTable", judged: list[str], carried: "Carried") -> None:
-    """Tells of all rows, and repeats them in results.jsonl where they are few and no other process adds to them."""
-    from memattn_jax.report.results import write_json_lines
-
-    over: Counter[str] = Counter()
-    rows = failed = cut = 0
-    for row in table.rows(["over", "error", "cut"]):
-        rows += 1
-        cut += row["cut"] is True
-        failed += row["error"] is not None
-        over.update(row["over"] or ())
-    for name in judged:
-        print(f"{name}: {over[name]} of {rows} prompts over the threshold (*)")
-    if failed:
-        print(f"{failed} prompts lack a score; the column error says why")
-    if cut:
-        print(carried.told(cut))
-    alone = table.processes == 1
-    repeated = " and results.jsonl" if alone and write_json_lines(table, rows) else ""
-    whole = "" if alone else f" of {table.jobs}, by all {table.processes} processes so far"
-    print(f"{rows} prompts{whole} in {table.store}, as Parquet files{repeated}")
 
 
 def main(options: Options) -> None:
@@ -255,14 +190,20 @@ def main(options: Options) -> None:
     store = Store(options.out, process)
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.carried import Carried
-    from memattn_jax.report.detection import detection_rows, detection_schema, tell
+    from memattn_jax.report.detection import Ground, detection_rows, detection_schema
+    from memattn_jax.report.findings import VERDICTS, summarize
     from memattn_jax.runs.table import ShardedTable
 
     mesh = make_mesh(options.mesh)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.model_dtype, mesh=mesh)
     scorer = make_scorer(sd, options, given)
-    calibration = thresholds(scorer, options, given, store)
+    calibration = checked(scorer, options, given) if options.calibrate is None else fit(scorer, options, store)
+    rule = rule_of(scorer, options, calibration)
+    if "entropy_e" in scorer.detectors:
+        print(f"entropy_e reads {scorer.read_site}")
     if options.calibrate is not None:
+        if rule is not None:
+            tell_thresholds(rule)
         print(f"calibration.json in {store}")
         if options.prompts is None and not options.prompt:
             return
@@ -270,14 +211,17 @@ def main(options: Options) -> None:
     table = ShardedTable(
         store,
         carried.schema,
-        identity(scorer, options, calibration),
+        identity(scorer, options, calibration, rule),
         shard_rows=options.shard_rows,
         process=process,
         processes=processes,
     )
     source = {"model": options.model or "built-in", "prompts": options.prompts}
     table.claim(source | {"versions": versions()}, overwrite=options.overwrite)
-    progress = Progress("prompt", count, partial(tell, detectors=scorer.detectors))
+    if options.overwrite and VERDICTS in store.names():
+        store.remove(VERDICTS)
+    progress = Progress("prompt", count)
+    ground = Ground(rule, None if calibration is None else calibration.attention, sd.tokenizer, scorer.read_site)
     padded = rows_multiple(size, mesh)
 
     def start(jobs: list[Prompt]) -> "Detection":
@@ -285,15 +229,14 @@ def main(options: Options) -> None:
         return scorer.start(texts, [noise_seed(text, scorer, options) for text in texts])
 
     def describe(batch: list[tuple[int, Prompt]], detection: "Detection | None") -> list[dict[str, Any]]:
-        rows = detection_rows(batch, detection, calibration, sd.tokenizer)
+        rows = detection_rows(batch, detection, ground)
         return [carried(row, prompt) for row, (_, prompt) in zip(rows, batch, strict=True)]
 
     work = batches(table.missing(prompts, lambda job: job.text), size, options.shard_rows, twins=table.twins)
     if not run(table, work, start, describe, progress, carried.repeat):
         print(f"stopped after {progress.rows} prompts, all of them written; the same command resumes")
         return
-    judged = [name for name in scorer.detectors if calibration is not None and name in calibration.thresholds]
-    summarize(table, judged, carried)
+    summarize(table, scorer.detectors, rule, None if calibration is None else calibration.kind, carried)
 
 
 if __name__ == "__main__":

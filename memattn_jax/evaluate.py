@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from memattn_jax.detectors import Detection, Scorer
+    from memattn_jax.detectors.latent_step_deviation import CleanMoves
 
 BASELINE = "text_baseline"
+DEVIATION = "latent_step_deviation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,10 @@ class Options(ModelOptions):
     guidance_scale: float = 7.5
     """Guidance scale for trajectory detectors."""
     site: Annotated[str | None, BY_DEFAULT] = None
-    """Cross-attention layer that entropy_e reads. Default: the paper's, the fourth, or for the built-in model the one
-    that its calibration names."""
+    """Cross-attention layer that entropy_e reads. Default: the model's own, for most the paper's, the fourth."""
+    calibration: Annotated[Path | None, BY_DEFAULT] = None
+    """Calibration file with the clean runs that latent_step_deviation compares to, of other prompts than these.
+    Default: the built-in model's own."""
     batch_size: int = 16
     """Number of prompts scored at once, rounded up to a multiple of the devices."""
     out: Path = Path("out/evaluate")
@@ -62,7 +66,7 @@ class Options(ModelOptions):
         at_least(self, 1, "batch_size", "probes", "steps")
         finite(self, "guidance_scale")
         seeds(self.seed, self.probes)
-        files(self, "memorized", "clean")
+        files(self, "memorized", "clean", "calibration")
         if self.model is not None and self.memorized is None and self.clean is None:
             raise InputError("no prompts: give --memorized FILE and --clean FILE")
         if (self.memorized is None) != (self.clean is None):
@@ -83,6 +87,30 @@ def detector_names(options: Options) -> tuple[str, ...]:
     """The detectors to evaluate; the baseline is always among them."""
     names = names_of(options.detectors, DETECTORS, "--detectors", "detector")
     return names if BASELINE in names else (*names, BASELINE)
+
+
+def clean_moves(options: Options, scorer: "Scorer") -> "CleanMoves | None":
+    """The sampling runs that `latent_step_deviation` compares to; None, after a warning, where "all" asked for it.
+
+    Raises:
+      InputError: it was asked for by name, or --calibration given, and there are none with these settings.
+    """
+    from memattn_jax.calibration import Calibration
+
+    path = options.calibration or (demo.CALIBRATION if options.model is None else None)
+    try:
+        if path is None:
+            raise InputError(f"{DEVIATION} compares to clean runs; give --calibration FILE, from detect --calibrate")
+        calibration = Calibration.load(path)
+        calibration.check(scorer)
+        if calibration.moves is None:
+            raise InputError(f"{path}: holds no clean runs; make it with `detect --calibrate` and {DEVIATION}")
+        return calibration.moves
+    except InputError as error:
+        if options.calibration is not None or options.detectors != "all":
+            raise
+        warnings.warn(f"{DEVIATION} is left out: {error}", stacklevel=1)
+        return None
 
 
 def seconds_per_prompt(scorer: "Scorer", prompts: Sequence[str]) -> float:
@@ -109,22 +137,23 @@ def main(options: Options) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from memattn_jax.calibration import Calibration, fingerprint, settings_of
+    from memattn_jax.calibration import fingerprint, settings_of
     from memattn_jax.detectors import Scorer
     from memattn_jax.detectors.cost import forwards_per_prompt
     from memattn_jax.detectors.scorer import concatenate, score_batches
+    from memattn_jax.metrics import negatives_needed
     from memattn_jax.parallel import make_mesh, rows_multiple
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.evaluation import Evaluated, unresolved, write_evaluation
 
-    site = options.site
-    if site is None and options.model is None:
-        site = Calibration.load(demo.CALIBRATION).settings["site"]
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, make_mesh(options.mesh))
-    scorer = Scorer(sd, names, options.seed, options.probes, options.steps, options.guidance_scale, site)
+    others = tuple(name for name in names if name != DEVIATION)
+    scorer = Scorer(sd, others, options.seed, options.probes, options.steps, options.guidance_scale, options.site)
+    if DEVIATION in names and (moves := clean_moves(options, scorer)) is not None:
+        scorer = replace(scorer, detectors=names, clean_moves=moves)
     if rates := unresolved(len(clean)):
         percent = ", ".join(f"{100 * rate:g} %" for rate in rates)
-        needed = max(1, round(1 / min(rates)))
+        needed = negatives_needed(min(rates))
         warnings.warn(
             f"{len(clean)} clean prompts cannot resolve a false-positive rate of {percent}; {needed} can", stacklevel=1
         )
@@ -158,8 +187,7 @@ def main(options: Options) -> None:
         "versions": versions(),
     }
     print(write_evaluation(options.out, evaluated, len(memorized), len(clean), about), end="")
-    if site is not None:
-        print(f"entropy_e reads {site}")
+    print(f"entropy_e reads {scorer.read_site}")
     print(f"evaluation.json, evaluation.md, roc.png and scores.csv in {options.out}")
 
 

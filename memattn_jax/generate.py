@@ -180,14 +180,21 @@ def settings(options: Options) -> dict[str, Any]:
     return {"model": options.model or "built-in"} | {name: getattr(options, name) for name in names}
 
 
-def recipe(options: Options, watch: "Guard | None") -> "Recipe":
+def site_of(sd: "StableDiffusion") -> dict[str, str]:
+    """The layer that metric E reads, which is recorded with the settings."""
+    from memattn_jax.detectors.scorer import entropy_site
+
+    return {"entropy_site": entropy_site(sd.unet.sites, sd.entropy_site)}
+
+
+def recipe(options: Options, watch: "Guard | None", sd: "StableDiffusion") -> "Recipe":
     """How the options say that images are made."""
     from memattn_jax.report.gallery import Recipe
 
     names = ("steps", "guidance_scale", "scheduler", "height", "width")
     arguments = {name: getattr(options, name) for name in names}
     arguments |= {"negative_prompts": options.negative_prompt, "mitigation": mitigation(options), "guard": watch}
-    return Recipe(arguments, settings(options))
+    return Recipe(arguments, settings(options) | site_of(sd))
 
 
 def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") -> dict[str, Any]:
@@ -196,7 +203,7 @@ def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") 
 
     limit = None if watch is None else watch.threshold
     same = {"seed": runs[0].seed, "images_per_prompt": runs[0].images_per_prompt, "guard_threshold": limit}
-    made_with = {"mitigated " * (i > 0) + "settings": settings(run) for i, run in enumerate(runs)}
+    made_with = {"mitigated " * (i > 0) + "settings": settings(run) | site_of(sd) for i, run in enumerate(runs)}
     for part in made_with.values():
         del part["model"]  # the fingerprint tells, wherever it lies
     return {
@@ -276,7 +283,8 @@ def main(options: Options) -> None:
     if showcase:
         table.claim(source, overwrite=True)  # the story needs all of its pictures at hand
     progress = Progress("image", count, tell)
-    gallery = Gallery(sd, [recipe(each, watch) for each in runs], rows_multiple(size, mesh), table, carried, showcase)
+    recipes = [recipe(each, watch, sd) for each in runs]
+    gallery = Gallery(sd, recipes, rows_multiple(size, mesh), table, carried, showcase)
     lacking = table.missing(pictures, lambda job: job.same)
     work = batches(lacking, size, options.shard_rows, lambda job: job.recipe, table.twins)
     if not run(table, work, gallery.start, gallery.describe, progress, gallery.repeat):
@@ -290,6 +298,7 @@ def main(options: Options) -> None:
     total = len(cuts)
     if cut := cuts.count(True):
         print(carried.told(cut))
+    print(f"E reads {site_of(sd)['entropy_site']}")
     repeated = ", results.jsonl" if processes == 1 and write_json_lines(table, total) else ""
     print(f"{total} images, Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png in {store}")
 

@@ -1,13 +1,16 @@
 """Guarded generation: a detector looks at each row's first step, and only rows over its threshold are mitigated."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from memattn_jax import conformal
 from memattn_jax.detectors.first_step import FirstStep, NoiseLevel
 from memattn_jax.detectors.registry import DETECTORS, FIRST_STEP
 from memattn_jax.errors import InputError, check_name
@@ -27,9 +30,9 @@ class Guard:
     """When to mitigate, and how.
 
     Attributes:
-      threshold: scores above it are mitigated.
+      threshold: scores above it are mitigated; and so are scores that are not finite, and all where it is not.
       detector: a first-step detector; it looks through the noise that the row is sampled from.
-      site: where `entropy_e` reads; None is the paper's, the fourth cross-attention layer.
+      site: where `entropy_e` reads; None is the model's own, see `StableDiffusion`.
       mitigation: for rows over the threshold.
       steps: of the schedule whose first timestep the threshold was fitted at.
 
@@ -48,19 +51,38 @@ class Guard:
 
     @classmethod
     def from_calibration(
-        cls, calibration: "Calibration", detector: str = "noise_norm", mitigation: AttentionMask | None = None
+        cls,
+        calibration: "Calibration",
+        detector: str = "noise_norm",
+        mitigation: AttentionMask | None = None,
+        fpr: float | None = None,
     ) -> "Guard":
-        """A guard with a fitted threshold.
+        """A guard that mitigates at most a share `fpr` of clean prompts; by default the calibration's.
+
+        A guard looks through one noise, the row's own, and so its threshold comes from the scores that clean prompts
+        had through one noise of their own each, whatever noises the calibration's other scores were seen through.
 
         Raises:
-          InputError: the calibration has none for this detector.
+          InputError: the calibration has no such scores of this detector, or too few for the rate.
         """
-        if detector not in calibration.thresholds:
-            known = ", ".join(name for name in calibration.thresholds if name in FIRST_STEP)
-            raise InputError(f"the calibration has no threshold for {detector!r}, only for {known}")
-        threshold = calibration.thresholds[detector].value
+        if detector not in calibration.own_noise:
+            known = ", ".join(calibration.own_noise) or "no detector"
+            raise InputError(f"the calibration has no guard's scores of {detector!r}, only of {known}")
+        level = calibration.fpr if fpr is None else fpr
+        clean = np.sort(calibration.own_noise[detector])
+        threshold = conformal.threshold(clean, level)
+        if not math.isfinite(threshold):
+            raise InputError(
+                f"a guard at a rate of {level:g} needs {conformal.clean_needed(level)} clean prompts, and the "
+                f"calibration has {len(clean)}; calibrate on more, or at a larger --fpr"
+            )
         settings = calibration.settings
         return cls(threshold, detector, settings["site"], mitigation or AttentionMask(), settings["steps"])
+
+
+def is_memorized(scores: Array, threshold: Array) -> Array:
+    """Which scores a guard takes for memorized, bool [batch]: what it cannot tell is not clean."""
+    return ~((scores <= threshold) & jnp.isfinite(scores) & jnp.isfinite(threshold))
 
 
 @partial(jax.jit, static_argnames=("detector", "site", "velocity"))
@@ -94,7 +116,7 @@ def guarded_denoise(
       lengths: int [batch], begin and end token counted.
       levels: of `noise_levels`.
       threshold: float32 [].
-      mitigation: of rows whose score lies above it.
+      mitigation: of the rows that `is_memorized` names.
       detector: name of a first-step detector.
       site: where `entropy_e` reads.
       velocity: whether the model predicts velocity.
@@ -116,7 +138,7 @@ def guarded_denoise(
     scores = DETECTORS[detector].score(step, site)  # type: ignore[misc]
     halves = len(context) // batch
     conditional = jnp.arange(len(context)) >= len(context) - batch
-    active = jnp.tile(scores > threshold, halves)
+    active = jnp.tile(is_memorized(scores, threshold), halves)
     edits = mitigation.edits(jnp.tile(lengths, halves), conditional, tokens, active)
     latents, taps = denoise(unet, schedule, noise, context, guidance_scale, Interceptor(edits=edits, tap=tap))
     return latents, taps, scores

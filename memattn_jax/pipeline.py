@@ -19,7 +19,7 @@ from memattn_jax.checkpoints.hub import locate
 from memattn_jax.detectors.first_step import noise_levels
 from memattn_jax.detectors.scorer import entropy_site
 from memattn_jax.errors import InputError, check_name
-from memattn_jax.guard import Guard, guarded_denoise
+from memattn_jax.guard import Guard, guarded_denoise, is_memorized
 from memattn_jax.interceptors import AttentionMaps, Interceptor, TokenMeans
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.models.clip_text import CLIPTextModel
@@ -34,6 +34,7 @@ from memattn_jax.weight_cache import WeightCache
 if TYPE_CHECKING:
     from memattn_jax.detectors import Detection
 
+OWN = "memattn_jax.json"  # in a checkpoint's folder: what its detectors need to know and diffusers does not
 KEPT_EMBEDDINGS = 256  # rows; 60 MB for Stable Diffusion 1 in float32
 DECODED_PIXELS = 2**18  # decoded at once: one picture of 512 × 512, whose feature maps take 1.2 GB in float32
 Taps = Literal["tokens", "maps"]
@@ -57,8 +58,10 @@ class Samples:
       timesteps: float32 [steps].
       finite: bool [batch], False where a row's latents or its decoded picture, before it is cut to uint8, hold NaN or
         infinity; the other rows are unaffected.
+      entropy_site: where metric E is read, of `tokens`.
       guard_scores: float32 [batch], what a guard's detector saw; None without one.
-      mitigated: bool [batch], the rows that a guard mitigated; None without one.
+      mitigated: bool [batch], the rows that a guard mitigated, those whose score is not finite among them; None
+        without one.
     """
 
     prompts: tuple[str, ...]
@@ -71,6 +74,7 @@ class Samples:
     lengths: np.ndarray
     timesteps: np.ndarray
     finite: Any
+    entropy_site: str
     guard_scores: Any = None
     mitigated: Any = None
 
@@ -148,6 +152,8 @@ class StableDiffusion:
       scheduler_config: the checkpoint's scheduler_config.json in the form of `schedulers.as_pipeline`, which is what
         becomes of the one given; every scheduler is built from it.
       mesh: the devices that the weights lie on and batches are spread over, see `memattn_jax.parallel`; None is one.
+      entropy_site: the cross-attention layer that metric E is read at wherever none is named, as memattn_jax.json in
+        the checkpoint's folder names it; None is the paper's, the fourth.
     """
 
     unet: UNet2DConditionModel
@@ -156,6 +162,7 @@ class StableDiffusion:
     tokenizer: Tokenizer
     scheduler_config: dict
     mesh: Mesh | None = None
+    entropy_site: str | None = None
     _embeddings: WeightCache = field(
         default_factory=lambda: WeightCache(KEPT_EMBEDDINGS), init=False, repr=False, compare=False
     )
@@ -200,7 +207,9 @@ class StableDiffusion:
             if have > want or (have < want and what != "tokens"):
                 raise InputError(f"{folder}: parts of different models, {have} {what} meet {want}")
         scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
-        return cls(unet, vae, text_encoder, tokenizer, scheduler_config, mesh)
+        site = read_json(folder / OWN).get("entropy_site") if (folder / OWN).is_file() else None
+        entropy_site(unet.sites, site)
+        return cls(unet, vae, text_encoder, tokenizer, scheduler_config, mesh, site)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a diffusers folder that PyTorch's StableDiffusionPipeline loads, with the same bits.
@@ -216,7 +225,10 @@ class StableDiffusion:
         class_name = str(self.scheduler_config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
         scheduler = self.scheduler_config | {"_class_name": class_name}
         index = MODEL_INDEX | {"scheduler": ["diffusers", class_name]}
-        for path, content in (("scheduler/scheduler_config.json", scheduler), ("model_index.json", index)):
+        files = {"scheduler/scheduler_config.json": scheduler, "model_index.json": index}
+        if self.entropy_site is not None:
+            files[OWN] = {"entropy_site": self.entropy_site}
+        for path, content in files.items():
             (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @property
@@ -398,10 +410,10 @@ class StableDiffusion:
                 jnp.float32(guard.threshold),
                 spread(guard.mitigation, mesh),
                 detector=guard.detector,
-                site=entropy_site(self.unet.sites, guard.site),
+                site=entropy_site(self.unet.sites, guard.site or self.entropy_site),
                 velocity=self.velocity,
             )
-            mitigated = guard_scores > jnp.float32(guard.threshold)
+            mitigated = is_memorized(guard_scores, jnp.float32(guard.threshold))
         tapped = {site: tapped[site] for site in self.unet.sites} if tapped else {}  # jit sorts by name
         maps = tapped if taps == "maps" else {}
         images, finite = self._decode(final)
@@ -416,6 +428,7 @@ class StableDiffusion:
             lengths=tokens.lengths,
             timesteps=np.asarray(schedule.timesteps),
             finite=finite,
+            entropy_site=entropy_site(self.unet.sites, self.entropy_site),
             guard_scores=guard_scores,
             mitigated=mitigated,
         )
@@ -440,7 +453,7 @@ class StableDiffusion:
             one a prompt.
           batch_size: prompts scored at once; fewer prompts than this are one batch.
           settings: see `memattn_jax.detectors.Scorer`: probes, steps, guidance_scale, site, noise_norm_steps,
-            attribute.
+            attribute, clean_moves.
 
         Returns:
           A `Detection`; `detection["noise_norm"]` is float32 [prompts].

@@ -296,22 +296,27 @@ def test_thresholds_come_along_if_they_fit(command, model, tiny, tmp_path):
     scorer = Scorer(tiny, ("noise_norm",), seed=5, steps=4, attribute=True)
     calibration = calibrate(scorer, [scorer(PROMPTS)], 0.5)
     (tmp_path / "c.json").write_text(calibration.to_json())
-    use = ("--model", model, "--detectors", "all", "--site", tiny.unet.sites[-1], "--calibration", tmp_path / "c.json")
+    use = ("--model", model, "--detectors", "all", "--site", tiny.unet.sites[0], "--calibration", tmp_path / "c.json")
     status, _, errors = command(*use, "--out", tmp_path / "refused.zip")
     assert (status, len(errors)) == (2, 1)
-    assert "fitted with site None" in errors[0]
+    assert f"fitted with site {tiny.unet.sites[3]}, not {tiny.unet.sites[0]}" in errors[0]
     use = ("--model", model, "--detectors", "noise_norm", "--calibration", tmp_path / "c.json")
     for overwrite in ((), ("--overwrite",)):
         status, printed, errors = command(*use, "--out", tmp_path / "d.zip", *overwrite)
         assert (status, errors) == (0, [])
     about = metadata(tmp_path / "d.zip")
-    assert about["thresholds"] == {"noise_norm": calibration.thresholds["noise_norm"].value}
+    limits = calibration.joint(("noise_norm",)).thresholds(0.5)
+    assert about["thresholds"] == limits
     assert about["fpr"] == 0.5
-    assert about["settings"] | {"seed": 5, "steps": 4, "probes": 1, "site": tiny.unet.sites[-1]} == about["settings"]
-    assert f"thresholds: noise_norm {calibration.thresholds['noise_norm'].value:.4f}" in printed
+    assert about["settings"] | {"seed": 5, "steps": 4, "probes": 1, "site": tiny.unet.sites[3]} == about["settings"]
+    assert f"thresholds: noise_norm {limits['noise_norm']:.4f}" in printed
     status, _, errors = command(*use, "--out", tmp_path / "e.zip", "--steps", 5)
     assert (status, len(errors)) == (2, 1)
     assert "fitted with steps 4, not 5" in errors[0]
+    (tmp_path / "c.json").write_text(dataclasses.replace(calibration, fpr=0.05).to_json())
+    status, _, errors = command(*use, "--out", tmp_path / "e.zip")
+    assert (status, len(errors)) == (2, 1)
+    assert "too few clean prompts for thresholds at a rate of 0.05" in errors[0]
     own = dataclasses.replace(calibration, settings=calibration.settings | {"seed": None})
     (tmp_path / "c.json").write_text(own.to_json())
     status, _, errors = command(*use, "--out", tmp_path / "e.zip")

@@ -6,19 +6,26 @@ import json
 import math
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from scipy import stats
 
 from memattn_jax import Calibration, Guard, InputError, StableDiffusion, commands, demo, detect, evaluate, generate
-from memattn_jax.calibration import calibrate, clean_attention, fingerprint
-from memattn_jax.detectors import Scorer
-from memattn_jax.detectors.attribution import attention_excess
-from memattn_jax.metrics import auroc, threshold_at_fpr
+from memattn_jax.calibration import calibrate, fingerprint
+from memattn_jax.conformal import threshold
+from memattn_jax.detectors import Detection, Scorer
+from memattn_jax.detectors.attention_excess import KINDS, CleanAttention, kinds, labels, listed
+from memattn_jax.detectors.latent_step_deviation import CleanMoves
+from memattn_jax.metrics import auroc
 from memattn_jax.mitigations import AttentionMask
+from memattn_jax.report.results import GUARD_BLIND, measure, picture_row, tell
+from memattn_jax.verdicts import Joint, Rule, fitting_rows
 
 VERBS = {"detect": detect, "evaluate": evaluate, "generate": generate}
 CLEAN = tuple(f"the {letter} and {other}" for letter in "abcdef" for other in ("hat", "o", "x y z"))
@@ -63,13 +70,14 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def calibrated(command, model, files, tmp_path) -> Path:
-    """A folder with calibration.json, thresholds at 10 %, and results of the new prompts."""
+    """A folder with calibration.json, at 10 %, and results of the new prompts."""
     out = tmp_path / "calibrated"
     status, _, errors = command(
         "detect", "--model", model, "--calibrate", files / "clean.txt", "--fpr", 0.1, "--prompts", files / "new.txt",
         "--out", out, *FAST,
     )  # fmt: skip
-    assert (status, errors) == (0, [])
+    assert status == 0
+    assert all(error.startswith("warning: these prompts are unlike the calibration's") for error in errors)
     return out
 
 
@@ -81,26 +89,37 @@ def test_calibration_and_results(calibrated, tiny):
     assert calibration.fpr == 0.1
     assert calibration.model == fingerprint(tiny)
     rows = read(calibrated / "results.jsonl")
+    assert sorted(row["row"] for row in rows) == [0, 1, 2]
     assert [row["prompt"] for row in rows] == list(NEW)
+    joint = Joint.fit(calibration.scores)
+    judged = Rule(joint, 0.1).judge({name: np.array([row[name] for row in rows]) for name in new.scores})
+    own = tiny.detect(CLEAN, "noise_norm", seeds=[zlib.crc32(text.encode()) for text in CLEAN], batch_size=4, steps=4)
+    np.testing.assert_allclose(calibration.own_noise["noise_norm"], own["noise_norm"], rtol=1e-5)
     for name in ("entropy_e", "noise_norm"):
-        expected = threshold_at_fpr(scores[name], 0.1)
-        assert calibration.thresholds[name].negatives == len(CLEAN)
-        np.testing.assert_allclose(calibration.thresholds[name].value, expected.value, rtol=1e-5)
+        np.testing.assert_allclose(calibration.scores[name], scores[name], rtol=1e-5)
         np.testing.assert_allclose([row[name] for row in rows], new[name], rtol=1e-5)
-        over = new[name] > expected.value
-        assert [name in row["over"] for row in rows] == over.tolist()
     for row, length, attention, gradient in zip(rows, new.lengths, new.attention, new.gradients, strict=True):
-        assert len(row["tokens"]) == length
-        np.testing.assert_allclose(row["attention"], attention[:length], rtol=1e-4)
-        np.testing.assert_allclose(row["gradient"], gradient[:length], rtol=1e-3, atol=1e-6)
-        excess = attention_excess(attention[None], calibration.attention, np.array([length]))[0, :length]
+        assert row | judged[row["row"]] == row
+        assert row["verdict"] == ("memorized" if row["over"] else "clean")
+        assert len(row["tokens"]) == length + 1
+        assert row["tokens"][0] == "<begin>"
+        assert row["tokens"][-2:] == ["<end>", f"<padding ×{77 - length}>"]
+        assert sum(row["attention"]) == pytest.approx(1, abs=1e-3)
+        np.testing.assert_allclose(row["attention"], [*attention[:length], attention[length:].sum()], rtol=1e-4)
+        np.testing.assert_allclose(row["gradient"][:-1], gradient[:length], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(row["gradient"][-1], np.linalg.norm(gradient[length:]), rtol=1e-3, atol=1e-6)
+        excess = calibration.attention.excess(listed(attention, length), length)
         np.testing.assert_allclose(row["attention_excess"], excess, rtol=1e-4)
-        assert row["attention_excess"][0] == row["attention_excess"][-1] == 0
+        blamed = [row["tokens"][entry] for entry in calibration.attention.stand_out(excess, length)]
+        assert row["blamed"] == blamed
         assert row["error"] is None
         assert row["length"] == length
-        assert row["verdict"] == ("memorized" if row["over"] else "clean")
+        assert row["site"] == tiny.unet.sites[3]
     manifest = json.loads((calibrated / "manifest.json").read_text())
     assert manifest["identity"]["settings"]["steps"] == 4
+    assert manifest["identity"]["settings"]["site"] == calibration.settings["site"] == tiny.unet.sites[3]
+    assert manifest["identity"]["settings"]["fpr"] == 0.1
+    assert manifest["identity"]["settings"]["thresholds"] == joint.thresholds(0.1)
     assert manifest["identity"]["model"] == fingerprint(tiny)
     assert manifest["rows"] == len(NEW)
     assert pq.read_table(calibrated / "00000.parquet").to_pylist() == rows
@@ -113,7 +132,7 @@ def test_a_calibration_is_used_and_guarded(command, calibrated, model, files, tm
     assert status == 0
     (row,) = read(tmp_path / "a" / "results.jsonl")
     first = read(calibrated / "results.jsonl")[0]
-    assert row["over"] == first["over"]
+    assert row["verdict"] == first["verdict"]
     np.testing.assert_allclose(row["noise_norm"], first["noise_norm"], rtol=1e-5)
     assert "attention" not in row
     assert printed[-1] == f"1 prompts in {tmp_path / 'a'}, as Parquet files and results.jsonl"
@@ -122,6 +141,9 @@ def test_a_calibration_is_used_and_guarded(command, calibrated, model, files, tm
         (("--per-prompt-noise",), "fitted with seed 0, not None"),
         (("--dtype", "bfloat16"), "fitted on another model"),
         (("--calibrate", files / "clean.txt"), "mutually exclusive"),
+        (("--fpr", 0.1, "--fdr", 0.1), "--fpr and --fdr are mutually exclusive"),
+        (("--fdr", 1), "--fdr 1.0: a rate between 0 and 1"),
+        (("--detectors", "latent_step_deviation"), "needs 4 steps of clean runs, and there are 0"),
     ):
         status, _, errors = command("detect", "the cat", *use, "--out", tmp_path / "b", *options)
         assert status == 2
@@ -129,22 +151,84 @@ def test_a_calibration_is_used_and_guarded(command, calibrated, model, files, tm
         assert message in errors[0]
 
 
-def test_verdicts_ignore_scores_that_are_not_finite(tiny):
-    scorer = Scorer(tiny, ("noise_norm",), steps=4, attribute=True)
+def test_clean_prompts_without_a_finite_score_are_left_out(tiny):
+    """With all their scores, so that the detectors' rows still belong together."""
+    scorer = Scorer(tiny, ("noise_norm", "text_baseline"), steps=4, attribute=True)
     clean = scorer(CLEAN[:4])
-    broken = dataclasses.replace(clean, scores={"noise_norm": np.array([1, math.nan, 3, 2], np.float32)})
-    calibration = calibrate(scorer, [broken], 0.5)
-    assert calibration.thresholds["noise_norm"].negatives == 3
-    assert calibration.memorized(broken)["noise_norm"].tolist() == [False, False, True, False]
+    broken = {"noise_norm": np.array([1, math.nan, 3, 2], np.float32), "text_baseline": np.arange(4, dtype=np.float32)}
+    calibration = calibrate(scorer, [dataclasses.replace(clean, scores=broken)], 0.5)
+    assert calibration.scores["noise_norm"].tolist() == [1, 3, 2]
+    assert calibration.scores["text_baseline"].tolist() == [0, 2, 3]
+    assert calibration.judged(broken) == ("noise_norm",)
+    assert list(calibration.memorized(clean)) == ["noise_norm"]
+    none = {name: np.full(4, math.nan, np.float32) for name in broken}
+    with pytest.raises(InputError, match="0 of 4 clean prompts have finite scores; at least 2 are needed"):
+        calibrate(scorer, [dataclasses.replace(clean, scores=none)], 0.5)
 
 
-def test_mean_attention_of_clean_prompts():
-    attention = np.array([[0.5, 0.2, 0.3, 0.0], [0.5, 0.4, 0.06, 0.04]], np.float32)
-    shares = clean_attention(attention, np.array([3, 4]))  # prompt tokens: 1 of the first row, 1 and 2 of the second
-    overall = (0.2 + 0.4 + 0.06) / 3
-    np.testing.assert_allclose(shares, [overall, 0.3, 0.06, overall], rtol=1e-6)
-    excess = attention_excess(attention, shares, np.array([3, 4]))
-    np.testing.assert_allclose(excess, [[0, 0.2 / 0.3, 0, 0], [0, 0.4 / 0.3, 1, 0]], rtol=1e-6)
+def test_a_score_that_is_not_finite_is_an_unknown_row(command, calibrated, model, tmp_path, monkeypatch):
+    """Of two detectors, one with a NaN for the second prompt, and for the third, which the other calls memorized."""
+    fetch = Detection.fetch
+
+    def broken(self: Detection) -> Detection:
+        found = fetch(self)
+        scores = {name: np.array(score) for name, score in found.scores.items()}
+        scores["entropy_e"][1:3] = math.nan, math.inf
+        scores["noise_norm"][:3] = 0, 0, 1e6
+        return dataclasses.replace(found, scores=scores)
+
+    monkeypatch.setattr(Detection, "fetch", broken)
+    use = ("--model", model, "--calibration", calibrated / "calibration.json", "--batch-size", 4)
+    status, printed, _ = command("detect", *NEW, *use, "--out", tmp_path / "a", "--no-explain")
+    assert status == 0
+    rows = read(tmp_path / "a" / "results.jsonl")
+    assert [row["verdict"] for row in rows][1:] == ["unknown", "memorized"]
+    assert [row["error"] for row in rows] == [None, "not finite: entropy_e", "not finite: entropy_e"]
+    assert [row["entropy_e"] is None for row in rows] == [False, True, True]
+    assert "unknown: 1 of 3 prompts, which are not told to be clean" in printed
+    assert "2 prompts lack a score; the column error says why" in printed
+    (told,) = [line for line in printed if NEW[1] in line]
+    assert told.endswith("[unknown]  not finite: entropy_e")
+
+
+def test_attention_of_clean_prompts():
+    """Two clean prompts of one and two words; the padding is one entry, and shorter prompts have more of it."""
+    attention = np.array([[0.5, 0.2, 0.1, 0.15, 0.05], [0.4, 0.3, 0.06, 0.2, 0.04]], np.float32)
+    lengths = np.array([3, 4])
+    clean = CleanAttention.fit(attention, lengths)
+    means = {"begin": 0.45, "prompt": (0.2 + 0.3 + 0.06) / 3, "end": 0.15, "padding": (0.2 + 0.04) / 2}
+    assert clean.means == pytest.approx(means)
+    np.testing.assert_allclose(clean.positions, [means["prompt"], 0.25, 0.06, means["prompt"], means["prompt"]])
+    rows = [listed(row, length) for row, length in zip(attention, lengths, strict=True)]
+    np.testing.assert_allclose(rows[0], [0.5, 0.2, 0.1, 0.2])
+    expected = [[0.5 / 0.45, 0.8, 0.1 / 0.15, 0.2 / 0.12], [0.4 / 0.45, 1.2, 1, 0.2 / 0.15, 0.04 / 0.12]]
+    for row, length, ratios in zip(rows, lengths, expected, strict=True):
+        np.testing.assert_allclose(clean.excess(row, length), ratios, rtol=1e-5)
+        assert clean.stand_out(clean.excess(row, length), length).tolist() == []
+    largest = {"begin": 0.5 / 0.45, "prompt": 1.2, "end": 0.2 / 0.15, "padding": 0.2 / 0.12}
+    assert clean.margins == pytest.approx(largest)
+    other = np.array([0.2, 0.31, 0.02, 0.47], np.float32)
+    assert clean.stand_out(clean.excess(other, 3), 3).tolist() == [3, 1]
+    assert [KINDS[kind] for kind in kinds(3, 4)] == ["begin", "prompt", "end", "padding"]
+    assert labels(["<s>", "cat", "</s>"], 2) == ["<begin>", "cat", "<end>", "<padding ×2>"]
+    full = np.array([0.4, 0.1, 0.1, 0.2, 0.2], np.float32)
+    np.testing.assert_array_equal(listed(full, 5), full)
+    assert len(clean.excess(full, 5)) == 5
+
+
+def test_only_an_excess_stands_out():
+    """Neither less attention than in clean prompts, nor as much more as one in twenty clean prompts has."""
+    rng = np.random.default_rng(0)
+    attention = rng.dirichlet([40, 5, 5, 5, 10, 10], 400).astype(np.float32)
+    clean = CleanAttention.fit(attention, np.full(400, 5))
+    assert min(clean.margins.values()) >= 1
+    new = rng.dirichlet([40, 5, 5, 5, 10, 10], 400).astype(np.float32)
+    found = [clean.stand_out(clean.excess(row, 5), 5) for row in new]
+    for kind in range(4):
+        share = np.mean([np.isin(kinds(5, 6)[entries], kind).any() for entries in found])
+        assert 0.02 < share < 0.09, KINDS[kind]
+    assert clean.stand_out(np.full(6, 0.9, np.float32), 5).tolist() == []
+    assert clean.stand_out(np.full(6, 1.0, np.float32), 5).tolist() == []
 
 
 def test_own_noise_depends_on_the_prompt_alone(command, model, tmp_path):
@@ -201,7 +285,7 @@ def test_a_messy_log(command, model, tmp_path):
 
 BAD = [
     ((), "no prompts"),
-    (("a", "--detectors", "vibes"), "unknown detector 'vibes'; expected one of entropy_e"),
+    (("a", "--detectors", "vibes"), "unknown detector 'vibes'; expected one of "),
     (("a", "--batch-size", 0), "--batch-size 0"),
     (("a", "--noise-norm-steps", "one"), "--noise-norm-steps one: whole numbers"),
     (("a", "--calibration", "none.json"), "--calibration none.json: no such file"),
@@ -223,33 +307,98 @@ def test_bad_input(command, model, tmp_path, arguments, message):
 
 
 def test_files_that_hold_no_calibration(tmp_path):
-    for content in ("{", "[]", '{"model": "x"}'):
+    for content in ("{", "[]", "{}", '{"format": 2, "model": "x"}'):
         (tmp_path / "c.json").write_text(content)
-        with pytest.raises(InputError, match="no calibration; detect --calibrate writes one"):
+        with pytest.raises(InputError, match="not a calibration file; create one with `detect --calibrate`"):
             Calibration.load(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text('{"model": "x", "settings": {}, "fpr": 0.01, "thresholds": {}, "attention": []}')
+    with pytest.raises(InputError, match="a calibration of another version; create the file anew"):
+        Calibration.load(tmp_path / "c.json")
 
 
-def test_infinite_bounds_survive_a_file(tiny, tmp_path):
-    """Four clean prompts determine no threshold."""
-    scorer = Scorer(tiny, ("text_baseline",), steps=4, attribute=True)
-    calibration = calibrate(scorer, [scorer(CLEAN[:4])], 0.01)
+@pytest.fixture(scope="module")
+def plain(tiny) -> Calibration:
+    scorer = Scorer(tiny, ("entropy_e", "noise_norm"), steps=4, attribute=True)
+    clean = scorer(CLEAN)
+    return calibrate(scorer, [clean], 0.1, [clean])
+
+
+def test_a_calibration_survives_its_file(plain, tmp_path):
+    moves = CleanMoves(np.float32([1 / 3, 2]), np.float32([0.1, 1e-9]))
+    calibration = dataclasses.replace(plain, moves=moves)
     (tmp_path / "c.json").write_text(calibration.to_json())
-    assert "Infinity" not in (tmp_path / "c.json").read_text()
     loaded = Calibration.load(tmp_path / "c.json")
-    assert loaded.thresholds == calibration.thresholds
-    assert loaded.thresholds["text_baseline"].high == math.inf
-    np.testing.assert_array_equal(loaded.attention, calibration.attention)
+    assert loaded.to_json() == calibration.to_json()
+    for part in ("scores", "own_noise"):
+        for name, row in getattr(calibration, part).items():
+            np.testing.assert_array_equal(getattr(loaded, part)[name], row)
+    np.testing.assert_array_equal(loaded.moves, moves)
+    np.testing.assert_array_equal(loaded.attention.positions, calibration.attention.positions)
+    assert loaded.kind.pairs == calibration.kind.pairs
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "null", "1e999"])
+@pytest.mark.parametrize("part", ["scores", "own_noise", "attention", "statistics", "moves"])
+def test_a_number_that_is_not_finite_is_refused(plain, tmp_path, bad, part):
+    moves = CleanMoves(np.ones(4, np.float32), np.ones(4, np.float32))
+    content = json.loads(dataclasses.replace(plain, moves=moves).to_json())
+
+    def spoil(value):
+        if isinstance(value, dict):
+            key = next(iter(value))
+            return value | {key: spoil(value[key])}
+        return [*value[:-1], "BAD"] if isinstance(value, list) else "BAD"
+
+    content[part] = spoil(content[part])
+    (tmp_path / "c.json").write_text(json.dumps(content).replace('"BAD"', bad))
+    with pytest.raises(InputError, match=r"c.json: .* is not finite, and no verdict can come from it"):
+        Calibration.load(tmp_path / "c.json")
 
 
 def test_too_few_clean_prompts_warn(command, model, files, tmp_path):
+    """And no prompt is called clean at that rate."""
     status, _, errors = command(
-        "detect", "--model", model, "--calibrate", files / "clean.txt", "--out", tmp_path, "--detectors",
-        "text_baseline", *FAST,
+        "detect", "a", "--model", model, "--calibrate", files / "clean.txt", "--out", tmp_path, "--detectors",
+        "noise_norm", "--no-explain", *FAST,
     )  # fmt: skip
     assert status == 0
+    kept = len(CLEAN) - fitting_rows(len(CLEAN)).sum()
     assert errors == [
-        f"warning: {len(CLEAN)} clean prompts cannot resolve a false-positive rate of 0.01; at least 100 are needed"
+        f"warning: {kept} clean prompts cannot resolve a rate of 0.01, and no verdict is clean; 99 are needed, besides "
+        "those that scales are fitted on"
     ]
+    assert [row["verdict"] for row in read(tmp_path / "results.jsonl")] == ["unknown"]
+
+
+def test_false_discovery_rate_of_a_log(command, calibrated, model, files, tmp_path):
+    """Verdicts follow from all p-values, in a file beside the rows; another rate computes no row anew."""
+    calibration = Calibration.load(calibrated / "calibration.json")
+    use = ("--model", model, "--calibration", calibrated / "calibration.json", "--batch-size", 4)
+    for fdr in (0.3, 0.8):
+        status, printed, errors = command(
+            "detect", "--prompts", files / "new.txt", *use, "--out", tmp_path / "a", "--no-explain", "--fdr", fdr
+        )
+        assert status == 0
+        p = np.array([row["p"] for row in pq.read_table(tmp_path / "a" / "00000.parquet").to_pylist()])
+        found = stats.false_discovery_control(p) <= fdr + 1e-9
+        rows = pq.read_table(tmp_path / "a" / "_verdicts.parquet").to_pylist()
+        assert [row["p"] for row in rows] == p.tolist()
+        assert [row["verdict"] for row in rows] == ["memorized" if one else "clean" for one in found]
+        repeated = read(tmp_path / "a" / "results.jsonl")
+        assert [row["verdict"] for row in repeated] == [row["verdict"] for row in rows]
+        assert [row["over"] for row in repeated] == [row["over"] for row in rows]
+        number = found.sum()
+        total = f"memorized: {number} of 3 prompts, at --fdr {fdr:g}: at most {fdr * number:.1f} of them expected to be"
+        assert any(line.startswith(total) for line in printed)
+    scores = np.array([row["noise_norm"] for row in repeated])
+    np.testing.assert_array_equal(p, calibration.joint(("entropy_e", "noise_norm")).p_values(
+        {"noise_norm": scores, "entropy_e": np.array([row["entropy_e"] for row in repeated])}
+    ))  # fmt: skip
+    whole = pyarrow.dataset.dataset(tmp_path / "a", exclude_invalid_files=True).to_table()
+    assert whole.num_rows == len(NEW)
+    status, _, errors = command("detect", "the cat", "--model", model, "--fdr", 0.1, "--out", tmp_path / "b")
+    assert status == 2
+    assert errors == ["error: --fdr needs clean prompts: --calibration FILE"]
 
 
 def test_a_guard_mitigates_whom_its_detector_finds(tiny):
@@ -269,6 +418,22 @@ def test_a_guard_mitigates_whom_its_detector_finds(tiny):
         np.testing.assert_array_equal(guarded.images[row], same.images[row])
     own = tiny.detect(NEW, ["noise_norm"], seeds=[1, 2, 3])["noise_norm"]
     np.testing.assert_allclose(guarded.guard_scores, own, rtol=1e-5)
+    for limit in (math.nan, math.inf, -math.inf):  # what tells nothing calls no row clean
+        assert tiny.sample(NEW, steps=4, seeds=[1, 2, 3], guard=Guard(limit, mitigation=mitigation)).mitigated.all()
+
+
+def test_a_guard_mitigates_what_it_cannot_score(tiny):
+    """A row whose score is NaN, since its latents are, beside two that are clean; the table says so."""
+    noise = np.array(tiny.noise((1, 2, 3)))
+    noise[1] = math.nan
+    run = tiny.sample(NEW, steps=4, latents=noise, guard=Guard(1e6))
+    assert run.mitigated.tolist() == [False, True, False]
+    assert np.isnan(run.guard_scores).tolist() == [False, True, False]
+    blind = dataclasses.replace(run, finite=np.ones(3, bool))
+    rows = [picture_row(i, measure(blind), i, tiny.tokenizer, {}, {}) for i in range(3)]
+    assert [row["error"] for row in rows] == [None, GUARD_BLIND, None]
+    assert [row["mitigated"] for row in rows] == [False, True, False]
+    assert tell(rows[1] | {"E": 1.0, "D": 2.0}) == f"00001.png  E 1.0000  D 2.0000  {NEW[1]}  ({GUARD_BLIND})"
 
 
 def test_guard_refusals(tiny):
@@ -283,16 +448,21 @@ def test_generate_with_a_guard(command, calibrated, model, tmp_path):
     path = calibrated / "calibration.json"
     status, _, errors = command("generate", *NEW, *use, "--calibration", path, "--out", tmp_path / "a")
     assert (status, errors) == (0, [])
-    threshold = Calibration.load(path).thresholds["noise_norm"].value
+    calibration = Calibration.load(path)
+    limit = threshold(np.sort(calibration.own_noise["noise_norm"]), 0.1)
     for row in read(tmp_path / "a" / "results.jsonl"):
-        assert row["mitigated"] == (row["guard_score"] > threshold)
+        assert row["mitigated"] == (row["guard_score"] > limit)
         assert row["settings"]["guard"] == "noise_norm"
+    with pytest.raises(InputError, match=r"at a rate of 0\.01 needs 99 clean prompts, and the calibration has 18"):
+        Guard.from_calibration(calibration, fpr=0.01)
+    many = dataclasses.replace(calibration, settings=calibration.settings | {"probes": 4, "seed": 7})
+    assert Guard.from_calibration(many).threshold == limit  # clean prompts seen as a guard sees: one noise, their own
     for options, message in (
         ((), "--guard needs --calibration FILE"),
         (("--calibration", path, "--mitigation", "attention_mask"), "mutually exclusive"),
         (
             ("--calibration", path, "--guard", "sharpness"),
-            "no threshold for 'sharpness', only for entropy_e, noise_norm",
+            "no guard's scores of 'sharpness', only of entropy_e, noise_norm",
         ),
         (("--calibration", path, "--dtype", "bfloat16"), "fitted on another model"),
     ):
@@ -302,10 +472,20 @@ def test_generate_with_a_guard(command, calibrated, model, tmp_path):
 
 
 def test_evaluate(command, model, files, tiny, tmp_path):
-    names = ["entropy_e", "noise_norm", "latent_step_norm", "text_baseline"]
+    names = ["entropy_e", "noise_norm", "latent_step_deviation", "text_baseline"]
+    status, _, _ = command(
+        "detect", "--model", model, "--calibrate", files / "clean.txt", "--detectors", ",".join(names[:3]),
+        "--fpr", 0.1, "--out", tmp_path / "c", *FAST,
+    )  # fmt: skip
+    assert status == 0
+    moves = Calibration.load(tmp_path / "c" / "calibration.json").moves
+    runs = tiny.detect(CLEAN, names[2], steps=4, calibrating=True, batch_size=4).moves[fitting_rows(len(CLEAN))]
+    np.testing.assert_allclose(moves.mean, runs.mean(axis=(0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(moves.deviation, runs.std(axis=(0, 1)), rtol=1e-3)
     status, printed, errors = command(
         "evaluate", "--model", model, "--memorized", files / "new.txt", "--clean", files / "clean.txt",
         "--detectors", ",".join(names[:3]), "--out", tmp_path / "e", *FAST,
+        "--calibration", tmp_path / "c" / "calibration.json",
     )  # fmt: skip
     assert status == 0
     assert errors == [
@@ -314,7 +494,7 @@ def test_evaluate(command, model, files, tiny, tmp_path):
     result = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert (result["memorized"], result["clean"], result["nan"]) == (len(NEW), len(CLEAN), 0)
     assert list(result["detectors"]) == names
-    scores = tiny.detect(NEW + CLEAN, names, steps=4)
+    scores = tiny.detect(NEW + CLEAN, names, steps=4, clean_moves=moves)
     for name in names:
         found = result["detectors"][name]
         assert found["auroc"] == pytest.approx(auroc(scores[name][:3], scores[name][3:]))
@@ -322,7 +502,7 @@ def test_evaluate(command, model, files, tiny, tmp_path):
         assert list(found["tpr"]) == list(found["tpr_nearest"]) == ["0.01", "0.03", "0.05", "0.1"]
     forwards = {name: found["forwards_per_prompt"] for name, found in result["detectors"].items()}
     assert forwards["entropy_e"] < forwards["noise_norm"] == pytest.approx(1, rel=0.01)
-    assert forwards["latent_step_norm"] == 8
+    assert forwards["latent_step_deviation"] == 8
     assert forwards["text_baseline"] == 0
     assert all(found["seconds_per_prompt"] > 0 for found in result["detectors"].values())
     assert (tmp_path / "e" / "evaluation.md").read_text().splitlines() == printed[:6]
@@ -376,3 +556,5 @@ def test_the_built_in_model_has_thresholds(command, tmp_path):
     assert (memorized["verdict"], clean["verdict"]) == ("memorized", "clean")
     assert "noise_norm" in memorized["over"]
     assert "noise_norm: 1 of 2 prompts over the threshold (*)" in printed
+    assert "memorized: 1 of 2 prompts, at --fpr 0.01: clean prompts alone would make 0.0" in printed
+    assert "[<" in printed[3] or "no token stands out" in printed[3]

@@ -12,6 +12,7 @@ from flax import nnx
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.detectors import DETECTORS, Scorer
 from memattn_jax.detectors.first_step import noise_levels
+from memattn_jax.detectors.latent_step_deviation import CleanMoves, latent_step_deviation
 from memattn_jax.detectors.registry import FIRST_STEP, TRAJECTORY
 from memattn_jax.detectors.scorer import describe_unconditional, score_first_step, score_trajectory
 from memattn_jax.detectors.text_baseline import text_baseline
@@ -19,7 +20,13 @@ from memattn_jax.schedulers import make_schedule
 
 PROMPTS = ("the cat", "an odd and long line on the hill in the land", "Zebra 7", "", "in the and on")
 ALL = tuple(DETECTORS)
-SETTINGS = {"probes": 2, "steps": 10, "guidance_scale": 3.0}  # as in parity, whose programs the cache holds
+CLEAN = CleanMoves(np.linspace(1, 2, 10, dtype=np.float32), np.linspace(0.1, 0.3, 10, dtype=np.float32))
+SETTINGS = {
+    "probes": 2,
+    "steps": 10,
+    "guidance_scale": 3.0,
+    "clean_moves": CLEAN,
+}  # as in parity, whose programs the cache holds
 BATCH = 3
 EMPTY = PROMPTS.index("")
 OF_DIFFERENCES = (
@@ -140,7 +147,7 @@ def test_a_nan_row_stays_alone(tiny, five):
         velocity=False,
         attribute=False,
     )
-    scores |= score_trajectory(
+    followed, moves = score_trajectory(
         tiny.unet,
         make_schedule(tiny.scheduler_config, "ddim", SETTINGS["steps"]),
         probes,
@@ -149,8 +156,11 @@ def test_a_nan_row_stays_alone(tiny, five):
         jnp.float32(SETTINGS["guidance_scale"]),
         jnp.asarray(tokens.lengths),
         jnp.ones(SETTINGS["steps"], bool),
+        CLEAN,
         names=TRAJECTORY,
     )
+    scores |= followed
+    assert np.isnan(moves[1]).all()
     assert scores.keys() == set(ALL) - {"text_baseline"}
     for name, score in scores.items():
         assert np.isnan(score[1]), name
@@ -159,7 +169,7 @@ def test_a_nan_row_stays_alone(tiny, five):
 
 
 BAD = [
-    ({"detectors": ("noise_norm", "vibes")}, "unknown detector 'vibes'; expected one of entropy_e"),
+    ({"detectors": ("noise_norm", "vibes")}, "unknown detector 'vibes'; expected one of "),
     ({"detectors": "vibes"}, "unknown detector 'vibes'"),
     ({"detectors": ()}, "no detectors; name at least one of entropy_e"),
     ({"prompts": []}, "no prompts: at least one is needed"),
@@ -175,6 +185,11 @@ BAD = [
     ({"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
     ({"detectors": "noise_norm_steps", "noise_norm_steps": ()}, "noise_norm_steps: no steps"),
     ({"detectors": "entropy_d", "guidance_scale": float("nan")}, "guidance_scale is nan"),
+    (
+        {"detectors": "latent_step_deviation"},
+        "latent_step_deviation needs 50 steps of clean runs, and there are 0; a cal",
+    ),
+    ({"detectors": "latent_step_deviation", "clean_moves": CLEAN}, "needs 50 steps of clean runs, and there are 10"),
 ]
 
 
@@ -209,12 +224,25 @@ def test_layers_that_a_detector_needs(tiny):
     class Stub:
         def __init__(self, *sites: str):
             self.unet = dataclasses.make_dataclass("UNet", ["sites"])(sites)
+            self.entropy_site = None
 
     with pytest.raises(InputError, match="fourth cross-attention layer; this model has 3; name a site"):
         Scorer(Stub("down_blocks.0.a", "b", "c"), ("entropy_e",))
     Scorer(Stub("down_blocks.0.a", "b", "c"), ("entropy_e",), site="b")
     with pytest.raises(InputError, match=r"reads the cross-attention of down_blocks\.0, and this model has none"):
         Scorer(Stub("down_blocks.1.a", "b", "c", "d"), ("bright_ending",))
+
+
+def test_latent_step_deviation_is_the_largest_deviation_of_a_step(five):
+    """Of a run's own moves, on both sides of the mean; clean prompts' mean and deviation are theirs at each step."""
+    score = np.max(np.abs(five.moves - CLEAN.mean) / CLEAN.deviation, axis=-1).mean(axis=1)
+    np.testing.assert_allclose(five["latent_step_deviation"], score, rtol=1e-5)
+    fitted = CleanMoves.fit(five.moves.reshape(-1, 10))
+    np.testing.assert_allclose(fitted.mean, five.moves.mean(axis=(0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(fitted.deviation, five.moves.reshape(-1, 10).std(axis=0), rtol=1e-4)
+    clean = CleanMoves(np.array([3.0, 5.0, 2.0]), np.array([1.0, 2.0, 0.0]))
+    moves = jnp.array([[4.0, 5.0, 9.0], [3.0, -1.0, 2.0], [1.0, 6.0, 2.0], [jnp.nan, 5.0, 2.0]])
+    np.testing.assert_allclose(latent_step_deviation(moves, clean), [1, 3, 2, np.nan])
 
 
 def test_text_baseline():

@@ -185,8 +185,11 @@ def test_ten_thousand_prompts(model, tmp_path, monkeypatch, capsys):
     found = [row for shard in read(tmp_path / "out").values() for row in shard]
     assert len(found) == 10_000
     assert all(np.isfinite(row["entropy_e"]) for row in found)
-    captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 51  # the first fifty prompts, and the last line
+    header, *listed, last = capsys.readouterr().out.splitlines()[-52:]
+    assert header == "the 50 of 10000 prompts with the highest entropy_e:"
+    assert last.startswith("10000 prompts in ")
+    highest = sorted((row["entropy_e"] for row in found), reverse=True)[:50]
+    np.testing.assert_allclose([float(line.split()[1]) for line in listed], highest, atol=1e-4)
     assert (tmp_path / "out" / "results.jsonl").exists()
 
 

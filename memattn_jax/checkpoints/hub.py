@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-PATTERNS = ["model_index.json", "scheduler/*.json", "tokenizer/*"]
+PATTERNS = ["model_index.json", "memattn_jax.json", "scheduler/*.json", "tokenizer/*"]
 PATTERNS += [f"{part}/*" for part in ("unet", "vae", "text_encoder")]
 NOT_READ = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.xml", "*.non_ema.*"]
 HALF = "*.fp16.*"  # a second copy of the weights, read only where there is no other

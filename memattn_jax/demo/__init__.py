@@ -2,11 +2,13 @@
 
 `scripts/train_demo.py` made it. Beside this file lie
 
-    model/        a diffusers folder, 64 × 64 pictures, half precision
+    model/        a diffusers folder, 64 × 64 pictures, half precision; memattn_jax.json names the layer that metric E
+                  is read at, chosen on one half of the prompts
     memorized/    the pictures it has memorized, and metadata.jsonl with their captions
     prompts/      {memorized,control,unseen,decoys}_{choose,report}.txt, 24 prompts each; clean.txt, 400 more of the
                   same grammar
-    calibration.json    thresholds that 1 % of clean.txt lie over
+    calibration.json    what clean.txt scores, from python -m memattn_jax.detect --calibrate clean.txt --detectors
+                        entropy_e,noise_norm,sharpness,anisotropy,hessian_difference
     clean_entropy.json  the attention entropy that clean.txt has at each sampling step, from
                         scripts/measure_clean_entropy.py
     NOTICE.md     whose art the pictures hold, and its licence
@@ -24,7 +26,7 @@ import numpy as np
 
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
-CALIBRATION = FOLDER / "calibration.json"  # thresholds of its detectors
+CALIBRATION = FOLDER / "calibration.json"  # what its clean prompts score
 CLEAN_ENTROPY = FOLDER / "clean_entropy.json"  # of clean prompts, by sampling step
 GROUPS = ("memorized", "control", "unseen", "decoys")
 HALVES = ("choose", "report")

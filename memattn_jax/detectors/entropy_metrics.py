@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def entropy_e(run: "Samples", site: str | None = None) -> Array:
-    """Metric E of every row, float32 [batch]; see `memattn_jax.entropy.metric_e`."""
-    return metric_e(run.tokens, site)
+    """Metric E of every row, float32 [batch], by default at the model's site; see `memattn_jax.entropy.metric_e`."""
+    return metric_e(run.tokens, site or run.entropy_site)
 
 
 def entropy_d(run: "Samples", variant: Literal["code", "paper"] = "code") -> Array:

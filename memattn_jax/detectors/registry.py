@@ -10,7 +10,7 @@ from memattn_jax.detectors.anisotropy import anisotropy
 from memattn_jax.detectors.bright_ending import bright_ending
 from memattn_jax.detectors.first_step import FirstStep
 from memattn_jax.detectors.hessian_difference import hessian_difference
-from memattn_jax.detectors.latent_step_norm import latent_step_norm
+from memattn_jax.detectors.latent_step_deviation import CleanMoves, latent_step_deviation
 from memattn_jax.detectors.noise_norm import noise_norm, noise_norm_over_steps
 from memattn_jax.detectors.sharpness import sharpness
 from memattn_jax.detectors.trajectory import Trajectory
@@ -46,10 +46,12 @@ class Choices:
     Attributes:
       lengths: int [batch], tokens of each prompt with its begin and end token.
       steps: bool [steps], those the noise norm is averaged over.
+      clean: how far each step moves the latents of clean prompts.
     """
 
     lengths: Any
     steps: Any
+    clean: CleanMoves
 
 
 def _entropy_e(step: FirstStep, site: str) -> Array:
@@ -73,6 +75,8 @@ def _hessian_difference(step: FirstStep, site: str) -> Array:
 def _entropy_d(variant: Literal["code", "paper"]) -> Callable[[Trajectory, Choices], Array]:
     return lambda run, choices: entropy_and_movement(run.tokens, choices.lengths, variant)
 
+
+DEVIATION = "latent_step_deviation"  # needs clean runs, which a calibration holds
 
 DETECTORS: dict[str, Detector] = {
     "entropy_e": Detector("first step", "Ren et al., ECCV 2024", "a fraction of 1", _entropy_e),
@@ -117,16 +121,17 @@ DETECTORS: dict[str, Detector] = {
     "bright_ending": Detector(
         "trajectory", "Chen et al., ICLR 2025", "2 a step", lambda run, choices: bright_ending(run.energy, run.ending)
     ),
-    "latent_step_norm": Detector(
+    DEVIATION: Detector(
         "trajectory",
-        "an inference from Broken Memories, KDD 2026",
+        "Broken Memories, KDD 2026",
         "2 a step",
-        lambda run, choices: latent_step_norm(run.moves),
+        lambda run, choices: latent_step_deviation(run.moves.T, choices.clean),
     ),
     "text_baseline": Detector("prompt", "characters only", "0"),
 }
 
 FIRST_STEP = tuple(name for name, detector in DETECTORS.items() if detector.sees == "first step")
+PROMPT = tuple(name for name, detector in DETECTORS.items() if detector.sees == "prompt")  # these decide no verdict
 TRAJECTORY = tuple(name for name, detector in DETECTORS.items() if detector.sees == "trajectory")
 
 

@@ -14,7 +14,8 @@ from jax import Array
 
 from memattn_jax.detectors.attribution import token_gradients
 from memattn_jax.detectors.first_step import FirstStep, NoiseLevel, Unconditional, noise_levels
-from memattn_jax.detectors.registry import DETECTORS, FIRST_STEP, TRAJECTORY, Choices, check_names
+from memattn_jax.detectors.latent_step_deviation import CleanMoves
+from memattn_jax.detectors.registry import DETECTORS, DEVIATION, FIRST_STEP, TRAJECTORY, Choices, check_names
 from memattn_jax.detectors.text_baseline import text_baseline
 from memattn_jax.detectors.trajectory import follow
 from memattn_jax.entropy import METRIC_E_SITE, mean_over_sites
@@ -43,6 +44,7 @@ class Detection:
       attention: float32 [batch, tokens], share of the first step's attention, mean over pixels, heads and sites; None
         unless asked for.
       gradients: float32 [batch, tokens], ‖∂‖ε_c − ε_u‖₂ / ∂eᵢ‖₂ of each token's embedding eᵢ; None unless asked for.
+      moves: float32 [batch, probes, steps], how far each step of a sampling run moved the latents; None without one.
     """
 
     prompts: tuple[str, ...]
@@ -51,6 +53,7 @@ class Detection:
     lengths: np.ndarray
     attention: Any = None
     gradients: Any = None
+    moves: Any = None
 
     def __getitem__(self, detector: str) -> np.ndarray:
         """Scores of one detector, float32 [batch]."""
@@ -58,10 +61,10 @@ class Detection:
 
     def fetch(self) -> "Detection":
         """The same in the host's memory, once the device is done."""
-        arrays = jax.device_get((self.scores, self.attention, self.gradients))
-        scores, attention, gradients = arrays
+        arrays = jax.device_get((self.scores, self.attention, self.gradients, self.moves))
+        scores, attention, gradients, moves = arrays
         ordered = {name: scores[name] for name in self.scores}  # device_get sorts by name
-        return replace(self, scores=ordered, attention=attention, gradients=gradients)
+        return replace(self, scores=ordered, attention=attention, gradients=gradients, moves=moves)
 
 
 @partial(jax.jit, static_argnames=("parts", "velocity"))
@@ -127,10 +130,11 @@ def score_trajectory(
     guidance_scale: Array,
     lengths: Array,
     steps: Array,
+    clean: CleanMoves,
     *,
     names: tuple[str, ...],
-) -> dict[str, Array]:
-    """Scores of the named trajectory detectors, float32 [batch] each, in one sampling run.
+) -> tuple[dict[str, Array], Array]:
+    """Scores of the named trajectory detectors, float32 [batch] each, in one sampling run, and its `Detection.moves`.
 
     Args:
       unet: the model.
@@ -141,6 +145,7 @@ def score_trajectory(
       guidance_scale: [].
       lengths: int [batch].
       steps: bool [steps], see `Choices`.
+      clean: likewise.
       names: the detectors.
     """
     batch, count = len(context), probes.shape[1]
@@ -148,9 +153,10 @@ def score_trajectory(
     context, lengths = (jnp.repeat(x, count, axis=0) for x in (context, lengths))
     pair = jnp.concatenate([jnp.broadcast_to(empty, context.shape), context])
     run = follow(unet, schedule, noise, pair, guidance_scale, lengths)
-    choices = Choices(lengths, steps)
+    choices = Choices(lengths, steps, clean)
     scores = {name: DETECTORS[name].score(run, choices) for name in names}  # type: ignore[misc]
-    return {name: score.reshape(batch, count).mean(axis=1) for name, score in scores.items()}
+    means = {name: score.reshape(batch, count).mean(axis=1) for name, score in scores.items()}
+    return means, run.moves.T.reshape(batch, count, -1)
 
 
 def entropy_site(sites: tuple[str, ...], site: str | None) -> str:
@@ -176,9 +182,12 @@ class Scorer:
       probes: noises a prompt is seen through, with consecutive seeds; scores are averaged over them.
       steps: of the DDIM schedule whose first timestep, or whole run, is looked at.
       guidance_scale: of the run.
-      site: where `entropy_e` reads; by default the fourth cross-attention layer, the paper's.
+      site: where `entropy_e` reads; by default the model's own, see `StableDiffusion`.
       noise_norm_steps: steps that `noise_norm_steps` averages over, counted from 0; None is all.
       attribute: whether to say which tokens are to blame.
+      clean_moves: what `latent_step_deviation` compares to, from a calibration with the same steps.
+      calibrating: whether detections are for a calibration, whose clean moves are not known yet:
+        `latent_step_deviation` is NaN.
 
     Raises:
       InputError: see the message.
@@ -193,6 +202,8 @@ class Scorer:
     site: str | None = None
     noise_norm_steps: tuple[int, ...] | None = None
     attribute: bool = False
+    clean_moves: CleanMoves | None = None
+    calibrating: bool = False
     _kept: WeightCache = field(default_factory=lambda: WeightCache(1), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -202,8 +213,9 @@ class Scorer:
         if self.seed is not None and not 0 <= self.seed <= 2**32 - self.probes:
             raise InputError(f"seeds must lie in [0, 2**32), not {self.seed} to {self.seed + self.probes - 1}")
         sites = self.sd.unet.sites
-        entropy_site(sites, self.site)
-        if self.site is None and "entropy_e" in self.detectors and len(sites) <= METRIC_E_SITE:
+        named = self.site or self.sd.entropy_site
+        entropy_site(sites, named)
+        if named is None and "entropy_e" in self.detectors and len(sites) <= METRIC_E_SITE:
             raise InputError(
                 f"entropy_e reads the fourth cross-attention layer; this model has {len(sites)}; name a site"
             )
@@ -216,6 +228,13 @@ class Scorer:
         for step in self.noise_norm_steps or ():
             if not 0 <= step < self.steps:
                 raise InputError(f"noise_norm_steps: no step {step} among {self.steps}, counted from 0")
+        if DEVIATION in self.detectors and not self.calibrating:
+            known = 0 if self.clean_moves is None else len(self.clean_moves.mean)
+            if known != self.steps:
+                raise InputError(
+                    f"{DEVIATION} needs {self.steps} steps of clean runs, and there are {known}; a calibration that "
+                    f"`detect --calibrate` makes with it has them"
+                )
 
     @cached_property
     def first_step(self) -> tuple[str, ...]:
@@ -228,8 +247,9 @@ class Scorer:
         return tuple(name for name in TRAJECTORY if name in self.detectors)
 
     @cached_property
-    def _site(self) -> str:
-        return entropy_site(self.sd.unet.sites, self.site)
+    def read_site(self) -> str:
+        """The cross-attention layer that `entropy_e` reads."""
+        return entropy_site(self.sd.unet.sites, self.site or self.sd.entropy_site)
 
     @cached_property
     def _levels(self) -> tuple[NoiseLevel, NoiseLevel]:
@@ -275,7 +295,7 @@ class Scorer:
         """What `score_first_step` is called with for a batch of text embeddings: arrays, and what is static."""
         unconditional = self._unconditional if self.seed is not None else None
         arrays = (self.sd.unet, probes, context, self._empty, self._levels, unconditional)
-        static = {"site": self._site, "velocity": self.sd.velocity, "attribute": self.attribute}
+        static = {"site": self.read_site, "velocity": self.sd.velocity, "attribute": self.attribute}
         return arrays, {"names": self.first_step, **static}
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> Detection:
@@ -298,7 +318,7 @@ class Scorer:
         prompts = tuple(prompts)
         tokens = self.sd.tokenizer(prompts)
         scores: dict[str, Array | np.ndarray] = {}
-        attention = gradients = None
+        attention = gradients = moves = None
         if self.first_step or self.attribute or self.trajectory:
             context, probes = self.sd.embed(tokens), self.probes_for(seeds)
         if self.first_step or self.attribute:
@@ -309,7 +329,9 @@ class Scorer:
             chosen = np.ones(self.steps, bool)
             if self.noise_norm_steps is not None:
                 chosen = np.isin(np.arange(self.steps), self.noise_norm_steps)
-            scores |= score_trajectory(
+            nothing = np.full(self.steps, np.nan, np.float32)
+            clean = CleanMoves(nothing, nothing) if self.clean_moves is None else self.clean_moves
+            followed, moves = score_trajectory(
                 self.sd.unet,
                 replicate(make_schedule(self.sd.scheduler_config, "ddim", self.steps), self.sd.mesh),
                 probes,
@@ -318,8 +340,10 @@ class Scorer:
                 jnp.float32(self.guidance_scale),
                 spread(jnp.asarray(tokens.lengths), self.sd.mesh),
                 replicate(jnp.asarray(chosen), self.sd.mesh),
+                replicate(clean, self.sd.mesh),
                 names=self.trajectory,
             )
+            scores |= followed
         if "text_baseline" in self.detectors:
             scores["text_baseline"] = text_baseline(prompts)
         return Detection(
@@ -329,6 +353,7 @@ class Scorer:
             lengths=tokens.lengths,
             attention=attention,
             gradients=gradients,
+            moves=moves,
         )
 
 
@@ -350,11 +375,16 @@ def score_batches(scorer: Scorer, rows: Iterable[tuple[str, int]], size: int) ->
 
 def first_rows(detection: Detection, count: int) -> Detection:
     """Without the rows from `count` on."""
-    arrays = (detection.input_ids, detection.lengths, detection.attention, detection.gradients)
+    return select(detection, np.arange(len(detection.prompts)) < count)
+
+
+def select(detection: Detection, kept: np.ndarray) -> Detection:
+    """Some of the rows, bool [batch]."""
+    arrays = (detection.input_ids, detection.lengths, detection.attention, detection.gradients, detection.moves)
     return Detection(
-        detection.prompts[:count],
-        {name: score[:count] for name, score in detection.scores.items()},
-        *(None if array is None else array[:count] for array in arrays),  # type: ignore[arg-type]
+        tuple(prompt for prompt, keep in zip(detection.prompts, kept, strict=True) if keep),
+        {name: score[kept] for name, score in detection.scores.items()},
+        *(None if array is None else array[kept] for array in arrays),  # type: ignore[arg-type]
     )
 
 
@@ -368,4 +398,5 @@ def concatenate(parts: Sequence[Detection]) -> Detection:
         np.concatenate([part.lengths for part in parts]),
         None if first.attention is None else np.concatenate([part.attention for part in parts]),
         None if first.gradients is None else np.concatenate([part.gradients for part in parts]),
+        None if first.moves is None else np.concatenate([part.moves for part in parts]),
     )

@@ -1,16 +1,16 @@
 """What a detecting run writes of each prompt: a row of its table, and a line on the terminal."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from memattn_jax.calibration import Calibration
 from memattn_jax.detectors import Detection
-from memattn_jax.detectors.attribution import attention_excess
+from memattn_jax.detectors.attention_excess import CleanAttention, labels, listed
 from memattn_jax.report.results import LABEL, number
 from memattn_jax.text import printable
+from memattn_jax.verdicts import MEMORIZED, UNKNOWN, Rule
 
 if TYPE_CHECKING:
     from memattn_jax.prompts import Prompt
@@ -20,6 +20,22 @@ BLAMED = 3  # tokens that the terminal names
 PER_TOKEN = ("attention", "attention_excess", "gradient")
 
 
+class Ground(NamedTuple):
+    """What rows are described with.
+
+    Attributes:
+      rule: how verdicts are made; None without a calibration.
+      attention: of clean prompts; likewise.
+      tokenizer: the model's.
+      site: the cross-attention layer that `entropy_e` reads.
+    """
+
+    rule: Rule | None
+    attention: CleanAttention | None
+    tokenizer: "Tokenizer"
+    site: str
+
+
 def detection_schema(detectors: Iterable[str], explain: bool) -> pa.Schema:
     """Columns of a table of detections.
 
@@ -27,93 +43,113 @@ def detection_schema(detectors: Iterable[str], explain: bool) -> pa.Schema:
     prompt
     length            tokens, begin and end token counted
     (a detector)      its score; null where it is not finite
-    verdict           "memorized" where a score lies over its threshold, else "clean"; null without thresholds
-    over              names of the detectors whose score does
-    tokens            with `explain`: the tokens as text, and of each its share of the attention, that share against
-    attention …       clean prompts', and the gradient; see `Detection`
+    p                 joint p-value of the scores against clean prompts, see `memattn_jax.verdicts`; null without a
+                      calibration
+    verdict           "memorized" where p is at most --fpr, "unknown" where it is not and a score is missing or clean
+                      prompts are too few to tell, else "clean"; null without a calibration, and with --fdr, whose
+                      verdicts are in _verdicts.parquet
+    over              names of the detectors whose score alone makes the verdict "memorized"
+    site              the cross-attention layer that entropy_e reads
+    tokens            with `explain`: the tokens as text: <begin>, the prompt's own, <end>, and <padding ×N>, which is N
+                      tokens listed as one
+    attention         of each, its share of the first step's attention; the padding's is summed
+    attention_excess  that share against the mean share in clean prompts; null without a calibration
+    gradient          of each, see `Detection`; the padding's is the norm over all of it
+    blamed            those of `tokens` that stand out, largest attention_excess first, see
+                      `memattn_jax.detectors.attention_excess`; null without a calibration
     error             why the prompt, or one of its scores, is missing; else null
     """
     fields = [pa.field("row", pa.int64()), pa.field("prompt", pa.string()), pa.field("length", pa.int32())]
     fields += [pa.field(name, pa.float32()) for name in detectors]
-    fields += [pa.field("verdict", pa.string()), pa.field("over", pa.list_(pa.string()))]
+    fields += [pa.field("p", pa.float64()), pa.field("verdict", pa.string()), pa.field("over", pa.list_(pa.string()))]
+    fields += [pa.field("site", pa.string())]
     if explain:
         fields += [pa.field("tokens", pa.list_(pa.string()))]
         fields += [pa.field(name, pa.list_(pa.float32())) for name in PER_TOKEN]
+        fields += [pa.field("blamed", pa.list_(pa.string()))]
     return pa.schema([*fields, pa.field("error", pa.string())])
 
 
 def detection_rows(
-    batch: Iterable[tuple[int, "Prompt"]],
-    detection: Detection | None,
-    calibration: Calibration | None,
-    tokenizer: "Tokenizer",
+    batch: Iterable[tuple[int, "Prompt"]], detection: Detection | None, ground: Ground
 ) -> list[dict[str, Any]]:
     """Rows of a batch.
 
     Args:
       batch: numbers and prompts.
       detection: of the prompts that could be read, in their order, and perhaps more rows; None where none could.
-      calibration: thresholds, or None.
-      tokenizer: the model's.
+      ground: what they are described with.
     """
-    over: dict[str, np.ndarray] = {}
-    excess = None
-    if calibration is not None and detection is not None:
-        over = calibration.memorized(detection)
-        if detection.attention is not None:
-            excess = attention_excess(detection.attention, calibration.attention, detection.lengths)
+    judged = [] if ground.rule is None or detection is None else ground.rule.judge(detection.scores)
     rows, place = [], 0
     for row, prompt in batch:
         if prompt.error is not None or detection is None:
             rows.append({"row": row, "prompt": prompt.text, "error": prompt.error})
             continue
-        rows.append({"row": row, "prompt": prompt.text} | describe(detection, place, over, excess, tokenizer))
+        verdict = judged[place] if judged else {}
+        rows.append({"row": row, "prompt": prompt.text} | describe(detection, place, ground) | verdict)
         place += 1
     return rows
 
 
-def describe(
-    detection: Detection, place: int, over: dict[str, np.ndarray], excess: np.ndarray | None, tokenizer: "Tokenizer"
-) -> dict[str, Any]:
-    """What one row of a detection says."""
-    length = int(detection.lengths[place])
+def describe(detection: Detection, place: int, ground: Ground) -> dict[str, Any]:
+    """What one row of a detection says, but for its verdict."""
     scores = {name: number(score[place]) for name, score in detection.scores.items()}
     unscored = [name for name, score in scores.items() if score is None]
-    above = [name for name, memorized in over.items() if memorized[place]]
-    judged = [name for name in over if name not in unscored]
     row: dict[str, Any] = {
-        "length": length,
+        "length": int(detection.lengths[place]),
         **scores,
-        "verdict": ("memorized" if above else "clean") if judged else None,
-        "over": above,
+        "p": None,
+        "verdict": None,
+        "over": None,
+        "site": ground.site,
         "error": f"not finite: {', '.join(unscored)}" if unscored else None,
     }
-    if detection.attention is not None:
-        row["tokens"] = tokenizer.words(detection.input_ids[place, :length])
-        for name, values in zip(PER_TOKEN, (detection.attention, excess, detection.gradients), strict=True):
-            row[name] = None if values is None else [number(value) for value in values[place, :length]]
-    return row
+    return row if detection.attention is None else row | explain(detection, place, ground)
+
+
+def explain(detection: Detection, place: int, ground: Ground) -> dict[str, Any]:
+    """The columns of tokens."""
+    length, ids = int(detection.lengths[place]), detection.input_ids[place]
+    tokens = labels(ground.tokenizer.words(ids[:length]), len(ids) - length)
+    shares = listed(detection.attention[place], length)
+    values: dict[str, Any] = {
+        "attention": shares,
+        "attention_excess": None,
+        "gradient": np.sqrt(listed(np.square(detection.gradients[place]), length)),
+    }
+    blamed = None
+    if ground.attention is not None:
+        values["attention_excess"] = excess = ground.attention.excess(shares, length)
+        blamed = [tokens[entry] for entry in ground.attention.stand_out(excess, length)]
+    columns = {name: None if column is None else [number(value) for value in column] for name, column in values.items()}
+    return {"tokens": tokens, **columns, "blamed": blamed}
 
 
 def tell(row: dict[str, Any], detectors: Iterable[str]) -> str:
-    """One line: scores, an asterisk where one is over its threshold, the prompt, and the tokens to blame."""
-    if "length" not in row:
+    """One line: scores, an asterisk where one is over its threshold, p, the prompt, and what tokens stand out."""
+    if row["length"] is None:
         return f"not scored: {row['error']}"
-    scores = "  ".join(
-        f"{name} {'NaN' if row[name] is None else format(row[name], '.4f')}{'*' if name in row['over'] else ' '}"
+    over = row["over"] or ()
+    parts = [
+        f"{name} {'NaN' if row[name] is None else format(row[name], '.4f')}{'*' if name in over else ' '}"
         for name in detectors
-    )
-    line = f"{scores}  {printable(row['prompt'], LABEL)}"
-    blamed = to_blame(row)
-    return f"{line}  [{blamed}]" if blamed and row["over"] else line
+    ]
+    if row["p"] is not None:
+        parts.append(f"p {row['p']:.4f}")
+    parts.append(printable(row["prompt"], LABEL))
+    if row["verdict"] == MEMORIZED and row.get("blamed") is not None:
+        parts.append(f"[{stands_out(row)}]")
+    if row["verdict"] == UNKNOWN:
+        parts.append(f"[{UNKNOWN}]")
+    if row["error"] is not None:
+        parts.append(row["error"])
+    return "  ".join(parts)
 
 
-def to_blame(row: dict[str, Any]) -> str:
-    """The prompt tokens that take the most attention, against clean prompts where they are known."""
-    values, unit = row.get("attention_excess"), "x"
-    if values is None:
-        values, unit = row.get("attention"), ""
-    if values is None or None in values:
-        return ""
-    own = [(value, token) for value, token in zip(values[1:-1], row["tokens"][1:-1], strict=True)]
-    return ", ".join(f"{token} {value:.2g}{unit}" for value, token in sorted(own, reverse=True)[:BLAMED])
+def stands_out(row: dict[str, Any]) -> str:
+    """The tokens whose attention is most above clean prompts', with how many times it is theirs."""
+    excess = sorted(zip(row["attention_excess"], row["tokens"], strict=True), key=lambda pair: -(pair[0] or 0))
+    count = min(BLAMED, len(row["blamed"]))
+    left = [(value, token) for value, token in excess if token in row["blamed"]]
+    return ", ".join(f"{token} {value:.2g}x" for value, token in left[:count]) or "no token stands out"

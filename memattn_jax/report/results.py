@@ -2,13 +2,13 @@
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jax import Array
@@ -46,11 +46,15 @@ PICTURE_SCHEMA = pa.schema(
         pa.field("tokens", pa.list_(pa.string())),
         pa.field("attention", pa.list_(pa.float32())),  # of each token, mean over steps, layers and heads
         pa.field("entropy", pa.list_(pa.float32())),  # of each step's attention, in nats
-        pa.field("error", pa.string()),  # why there is no picture, else null
+        pa.field("error", pa.string()),  # why there is no picture, or no score of the guard's; else null
         pa.field("settings", pa.string()),
         pa.field("versions", pa.string()),
     ]
 )
+
+
+NO_PICTURE = "latents or picture hold NaN or infinity; no picture was written"
+GUARD_BLIND = "the guard's score is not finite; mitigated as if memorized"
 
 
 def number(value: np.floating) -> float | None:
@@ -66,7 +70,7 @@ class Measured:
       run: the batch.
       attention: float32 [batch, tokens], mean over steps, layers and heads.
       entropy: float32 [steps, batch], in nats.
-      metric_e: float32 [batch]; NaN where the model lacks the paper's site.
+      metric_e: float32 [batch], at `Samples.entropy_site`.
       metric_d: float32 [batch].
     """
 
@@ -90,9 +94,9 @@ class Measured:
         )
 
 
-@jax.jit
-def summarize(taps: tuple[Array, ...], lengths: Array) -> tuple[Array, Array, Array, Array]:
-    """The arrays of `Measured`, from the token means of each site in forward order.
+@partial(jax.jit, static_argnames="site")
+def summarize(taps: tuple[Array, ...], lengths: Array, site: int) -> tuple[Array, Array, Array, Array]:
+    """The arrays of `Measured`, from the token means of each site in forward order and the number of metric E's.
 
     One program, and taps in a tuple: operations on a CPU array that is still being computed would each wait for it, and
     `jax.jit` would sort a dict by name.
@@ -100,13 +104,14 @@ def summarize(taps: tuple[Array, ...], lengths: Array) -> tuple[Array, Array, Ar
     attention = dict(zip(map(str, range(len(taps))), taps, strict=True))
     mean = entropy.mean_over_sites(attention)  # [steps, batch, heads, tokens] of each site → [steps, batch, tokens]
     metric_d = entropy.entropy_and_movement(mean, lengths)
-    metric_e = entropy.metric_e(attention) if len(taps) > entropy.METRIC_E_SITE else jnp.full_like(metric_d, jnp.nan)
+    metric_e = entropy.metric_e(attention, str(site))
     return mean.mean(axis=0), entropy.token_entropy(mean), metric_e, metric_d
 
 
 def measure(run: "Samples") -> Measured:
     """Computes on the device what is told of a batch that it may still be sampling."""
-    return Measured(run, *summarize(tuple(run.tokens.values()), run.lengths))
+    site = list(run.tokens).index(run.entropy_site)
+    return Measured(run, *summarize(tuple(run.tokens.values()), run.lengths, site))
 
 
 def picture_row(
@@ -120,6 +125,7 @@ def picture_row(
     """The table's row of one picture of a batch, made with these settings."""
     run, length = batch.run, int(batch.run.lengths[place])
     finite = bool(run.finite[place])
+    unseen = run.guard_scores is not None and not np.isfinite(run.guard_scores[place])
     return {
         "row": row,
         "prompt": run.prompts[place],
@@ -133,7 +139,7 @@ def picture_row(
         "tokens": tokenizer.words(run.input_ids[place, :length]),
         "attention": [number(value) for value in batch.attention[place, :length]],
         "entropy": [number(value) for value in batch.entropy[:, place]],
-        "error": None if finite else "latents or picture hold NaN or infinity; no picture was written",
+        "error": NO_PICTURE if not finite else GUARD_BLIND if unseen else None,
         "settings": json.dumps(settings),
         "versions": json.dumps(versions),
     }
@@ -152,11 +158,13 @@ def png(image: np.ndarray, row: Mapping[str, Any]) -> bytes:
 def tell(row: Mapping[str, Any]) -> str:
     """One line about a picture."""
     label = printable(row["prompt"], LABEL)
-    if row["error"] is not None:
+    if row.get("file") is None:
         return f"no picture: {row['error']}  {label}".rstrip()
     e, d = ("–" if row[name] is None else f"{row[name]:.4f}" for name in "ED")
     by_guard = " by the guard" if row["guard_score"] is not None else ""
     note = f"  (mitigated{by_guard})" if row["mitigated"] else ""
+    if row["error"] is not None:
+        note = f"  ({row['error']})"
     return f"{row['file']}  E {e}  D {d}  {label}{note}"
 
 
@@ -175,15 +183,20 @@ def plot_rows(store: "Store", rows: Iterable[Mapping[str, Any]], band: np.ndarra
     store.write("entropy.png", sink.getvalue())
 
 
-def write_json_lines(table: "ShardedTable", rows: int) -> bool:
-    """Repeats a table in results.jsonl, a line a row, if it has few; returns whether it does."""
+def write_json_lines(
+    table: "ShardedTable", rows: int, settle: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list
+) -> bool:
+    """Repeats a table in results.jsonl, a line a row, if it has few; returns whether it does.
+
+    `settle` makes what is repeated of the rows.
+    """
     name = "results.jsonl"
     if rows > JSON_ROWS:
         if name in table.store.names():
             table.store.remove(name)
         return False
     lines = []
-    for row in table.rows():
+    for row in settle(list(table.rows())):
         decoded = {column: json.loads(row[column]) for column in AS_JSON if row.get(column) is not None}
         lines.append(json.dumps(row | decoded, ensure_ascii=False) + "\n")
     table.store.write(name, "".join(lines).encode())

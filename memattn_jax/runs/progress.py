@@ -23,13 +23,13 @@ class Progress:
       rows: made by this process in this run.
     """
 
-    def __init__(self, unit: str, count: Callable[[], int] | None, tell: Callable[[Row], str]):
+    def __init__(self, unit: str, count: Callable[[], int] | None, tell: Callable[[Row], str] | None = None):
         """Starts the clock.
 
         Args:
           unit: what a row is.
           count: tells how many rows there are in all; it is asked in the background. None where no one knows.
-          tell: one line about a row.
+          tell: one line about a row; None where nothing is said of rows as they come.
         """
         self.tell, self.unit = tell, unit
         self.bar = tqdm(unit=unit, disable=None)  # None: on a terminal only
@@ -53,8 +53,9 @@ class Progress:
         if self.first is None:
             self.first = last, len(rows), now
             self.bar.initial = self.bar.n = rows[0]["row"]
-        for row in rows[: max(0, TOLD - self.rows)]:
-            self.bar.write(printable(self.tell(row)))
+        if self.tell is not None:
+            for row in rows[: max(0, TOLD - self.rows)]:
+                self.bar.write(printable(self.tell(row)))
         self.rows += len(rows)
         self.bar.update(last + 1 - self.bar.n)
         if not self.terminal and now - self.logged > LOG_SECONDS:

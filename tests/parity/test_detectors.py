@@ -14,9 +14,11 @@ from torch_detectors import TorchDetectors
 
 from memattn_jax import StableDiffusion
 from memattn_jax.detectors import DETECTORS, Detection
+from memattn_jax.detectors.latent_step_deviation import CleanMoves
 
 PROMPTS = ("the cat", "an odd and long line on the hill in the land of the sun", "Z")
 SEED, PROBES, STEPS, GUIDANCE, CHOSEN = 5, 2, 10, 3.0, (0, 3, 8)
+CLEAN = CleanMoves(np.linspace(1, 2, STEPS, dtype=np.float32), np.linspace(0.1, 0.3, STEPS, dtype=np.float32))
 MODEL_SCORES = tuple(name for name, detector in DETECTORS.items() if detector.sees != "prompt")
 
 
@@ -47,6 +49,7 @@ def pair(request, tmp_path_factory, random_model) -> Pair:
         MODEL_SCORES,
         guidance_scale=GUIDANCE,
         noise_norm_steps=CHOSEN,
+        clean_moves=CLEAN,
         attribute=blamed is None,  # once all in one program, once apart
         **settings,
     )
@@ -62,10 +65,10 @@ def pair(request, tmp_path_factory, random_model) -> Pair:
 @pytest.fixture(scope="module")
 def theirs(pair) -> dict[str, np.ndarray]:
     """{score: [prompts]}, the mean over probes."""
-    rows = []
+    rows, clean = [], tuple(map(torch.from_numpy, CLEAN))
     for prompt in PROMPTS:
         runs = [
-            pair.theirs.first_step(x[None], prompt) | pair.theirs.trajectory(x[None], prompt, GUIDANCE, CHOSEN)
+            pair.theirs.first_step(x[None], prompt) | pair.theirs.trajectory(x[None], prompt, GUIDANCE, CHOSEN, clean)
             for x in pair.probes
         ]
         rows.append({name: torch.stack([run[name] for run in runs]).mean(0).numpy() for name in runs[0]})

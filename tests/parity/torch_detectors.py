@@ -140,8 +140,13 @@ class TorchDetectors:
         return torch.linalg.vector_norm(gradient[0], dim=-1)
 
     @torch.no_grad()
-    def trajectory(self, x: torch.Tensor, prompt: str, scale: float, chosen: tuple[int, ...]) -> dict:
-        """Scores of one guided run from one noise; `chosen` are the steps of `noise_norm_steps`."""
+    def trajectory(
+        self, x: torch.Tensor, prompt: str, scale: float, chosen: tuple[int, ...], clean: tuple[torch.Tensor, ...]
+    ) -> dict:
+        """Scores of one guided run from one noise.
+
+        `chosen` are the steps of `noise_norm_steps`, `clean` are mean and deviation of clean runs' steps.
+        """
         context, length = torch.cat([self.empty, self.embed(prompt)]), self.length(prompt)
         attention, differences, moves = [], [], []
         for t in self.timesteps:
@@ -164,5 +169,5 @@ class TorchDetectors:
             "entropy_d_paper": e[-last:].mean() + (s[-last:] - s[0]).abs().mean(),
             "noise_norm_steps": norms[list(chosen)].mean(),
             "bright_ending": torch.stack([norm(d * mask) for d in differences]).mean() / mask.mean(),
-            "latent_step_norm": torch.stack(moves).mean(),
+            "latent_step_deviation": ((torch.stack(moves) - clean[0]).abs() / clean[1]).max(),
         }
