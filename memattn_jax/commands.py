@@ -1,15 +1,21 @@
 """What the `python -m memattn_jax.<verb>` commands share."""
 
+import ast
 import contextlib
+import dataclasses
+import inspect
 import io
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import pairwise
 from threading import enumerate as threads
 from threading import main_thread
-from typing import NoReturn, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from memattn_jax.errors import LIMIT, InputError
 from memattn_jax.host import environment_default, kept_programs, lenient_streams, short_warnings
@@ -64,6 +70,7 @@ def parse(verb: str, options: type[Options]) -> Options:
     """The command line as a dataclass; exits after one line on standard error where it holds a mistake."""
     import tyro
 
+    join_help(options)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -72,6 +79,21 @@ def parse(verb: str, options: type[Options]) -> Options:
         if stop.code:
             print(f"error: {printable(parse_error(box.getvalue()), LIMIT)}", file=sys.stderr)
         raise
+
+
+def join_help(options: Any) -> None:
+    """Has `--help` fill its lines with each field's docstring; tyro would break them where the source does."""
+    texts: dict[str, str] = {}
+    for part in reversed(options.__mro__[:-1]):
+        with contextlib.suppress(OSError):  # without its source, tyro finds no docstrings either
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+            for statement, text in pairwise(tree.body if isinstance(tree, ast.ClassDef) else ()):
+                match statement, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                        texts[name] = " ".join(doc.split())
+    for field in dataclasses.fields(options):
+        if field.name in texts:
+            field.metadata = MappingProxyType({"help": texts[field.name]})
 
 
 def note(line: str) -> None:

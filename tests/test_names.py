@@ -99,6 +99,7 @@ for verb, lines in {WRONG!r}.items():
     shown = " ".join(done.stdout.replace("│", " ").split())
     for name in (*names.DETECTORS, *names.SCHEDULERS, *names.MITIGATIONS):
         assert name in shown
+    assert "owner/name on the Hugging Face Hub. Default: the built-in demo model." in shown  # lines are filled
     assert list(tmp_path.iterdir()) == []
 
 
