@@ -114,17 +114,17 @@ def read_pairs(path: Path) -> "Checked":
     from memattn_jax.training.progress import Counter
 
     pairs = open_pairs(path)
-    say(f"reading the {len(pairs)} pairs of {path}")
+    say(f"reading the pairs of {path}: {len(pairs)}")
     counter = Counter("reading", "pair", len(pairs))
     try:
         checked = check(pairs, counter.at)
     finally:
         counter.close()
-    say(f"{len(checked.indices)} pairs can be used, {len(checked.skipped)} are skipped")
+    say(f"usable pairs: {len(checked.indices)}; skipped: {len(checked.skipped)}")
     for line in checked.skipped.lines():
         say(f"  {line}")
     if checked.empty:
-        say(f"{checked.empty} pairs have an empty caption: they are trained as dropped captions are, and never gated")
+        say(f"pairs with an empty caption, trained as dropped captions are and never gated: {checked.empty}")
     return checked
 
 
@@ -137,7 +137,10 @@ def fitted_gate(sd: "StableDiffusion", settings: TrainSettings, reference: "Chec
     say(f"fitting the gate on {len(reference.indices)} held-out pairs, {REFERENCE_PASSES} times each")
     held_out = Data(sd, reference, settings)
     count = -(-len(held_out.examples) * REFERENCE_PASSES // settings.batch_size)
-    return fit_gate(sd, settings, itertools.islice(held_out.batches(0), count))
+    gate = fit_gate(sd, settings, itertools.islice(held_out.batches(0), count))
+    if open_bins := sum(value == float("inf") for value in gate.values.tolist()):
+        say(f"timestep bins without a held-out pair, which gate nothing: {open_bins} of {settings.gate_bins}")
+    return gate
 
 
 def training_mesh(options: Options) -> "Mesh | None":

@@ -88,11 +88,11 @@ def shares_stopped(out: Path, run: str) -> tuple[float, float]:
     fields = {field.name for field in dataclasses.fields(TrainSettings)}
     stored = json.loads((out / run / "settings.json").read_text(encoding="utf-8"))
     settings = TrainSettings(**{name: value for name, value in stored.items() if name in fields})
-    before = StableDiffusion.from_pretrained(demo.MODEL)
+    before = StableDiffusion.from_pretrained(demo.MODEL, dtype="float32")
     gate = fit_gate(
         before, settings, islice(Data(before, check(open_pairs(out / "reference")), settings).batches(0), FITTED)
     )
-    sd = StableDiffusion.from_pretrained(out / run / "model")
+    sd = StableDiffusion.from_pretrained(out / run / "model", dtype="float32")
     state, setup = start(sd, settings, gate)
     duplicated = {sd.tokenizer([text]).input_ids[0].tobytes() for text in duplicates(out)}
     stopped: dict[bool, list[float]] = {True: [], False: []}
@@ -169,7 +169,7 @@ def main(arguments: list[str]) -> int:
         classifier = train_classifier(out / "classifier", data, 2_000)
         text = compare(out, data, classifier, models, pairs)
         folders = demo.MODEL, out / "none" / "model"
-        before, after = map(StableDiffusion.from_pretrained, folders)
+        before, after = (StableDiffusion.from_pretrained(folder, dtype="float32") for folder in folders)
         text += "\n" + diagnose(before, after, pairs, stream(data, 3 * 10**6, CLEAN))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> int:
         data = DemoData(load_sprites(options.cache), options.seed)
         lengths = Lengths(*options.steps)
         if options.start is not None:
-            sd = StableDiffusion.from_pretrained(options.start)
+            sd = StableDiffusion.from_pretrained(options.start, dtype="float32")
         else:
             sd = first_stages(options.out, data, lengths)
         examples = Examples(data, sd.tokenizer)

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from memattn_jax.errors import InputError
+from memattn_jax.text import printable
 from memattn_jax.training.pictures import resize_and_crop
 from memattn_jax.training.skipped import Skipped, UnusableError, first_line
 from memattn_jax.training.sources import Pairs, open_pairs
 
 __all__ = ["Examples", "Pairs", "batches", "check", "open_pairs", "readable", "resize_and_crop"]
+REASON = 140  # characters of an error
+THREADS = 8  # each may hold a picture of some hundred megabytes
 AT_ONCE = 256  # pairs that threads read between two reports
 EXAMPLES = 2**48  # of an endless sequence; its number of batches fits into 64 bits whatever their size
 
@@ -71,7 +74,7 @@ def check(pairs: Pairs, seen: Callable[[int], None] = lambda _: None) -> Checked
             return UnusableError(first_line(error), f"pair {index}")
         return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes() + caption.encode()).digest(), caption
 
-    with warnings.catch_warnings(), ThreadPoolExecutor() as threads:
+    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as threads:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that are skipped, or fine all the same
         for first in range(0, len(pairs), AT_ONCE):
             some = range(first, min(first + AT_ONCE, len(pairs)))
@@ -84,7 +87,8 @@ def check(pairs: Pairs, seen: Callable[[int], None] = lambda _: None) -> Checked
                 digest.update(found[0])
             seen(some.stop)
     if not good:
-        raise InputError(f"the training data holds no pair that can be used: {(skipped.lines() or ['it is empty'])[0]}")
+        why = printable((skipped.lines() or ["it is empty"])[0], REASON)
+        raise InputError(f"the training data holds no pair that can be used: {why}")
     empty = sum(count for caption, count in captions.items() if not caption.strip())
     return Checked(pairs, good, skipped, frozenset(captions), empty, digest.hexdigest()[:16])
 

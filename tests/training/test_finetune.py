@@ -80,7 +80,7 @@ def whole(inputs) -> Path:
     out = inputs / "whole"
     done = finetune(inputs, out, "--sample-every", "6", "--sample-prompts", "the a", "b")
     assert done.returncode == 0, done.stderr
-    for line in ("12 pairs can be used, 0 are skipped", f"{STEPS} steps; the model is in {out / 'model'}"):
+    for line in ("usable pairs: 12; skipped: 0", f"{STEPS} steps; the model is in {out / 'model'}"):
         assert f"{line}\n" in done.stdout
     first = json.loads(next(line for line in done.stderr.splitlines() if line.startswith('{"time"')))
     assert (first["event"], first["step"], first["steps"]) == ("training", 1, STEPS)  # once the step is compiled
@@ -278,7 +278,7 @@ def test_weights_are_float32_where_models_are_bfloat16_by_default(inputs, tmp_pa
     assert {str(leaf.dtype) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)} == {"float32"}
     assert {kind for part in ("unet", "vae") for kind in kinds_of(tmp_path / "model" / part)} == {"float32"}
     told = capsys.readouterr().out
-    assert "12 pairs can be used, 0 are skipped\n" in told
+    assert "usable pairs: 12; skipped: 0\n" in told
     assert "1000 steps of batch size 1, each pair about 83.3 times, learning rate 1e-05, the entropy gate at " in told
     assert "computed in bfloat16, parameters in float32\n" in told
 
@@ -292,8 +292,8 @@ def test_a_run_is_not_resumed_with_other_data(inputs, tmp_path, untrained, capsy
     options = Options(model=str(inputs / "model"), data=data, out=out)
     main(options)
     told = capsys.readouterr().out
-    assert "12 pairs can be used, 1 are skipped\n  1 skipped, no caption (null): line 1, 0.png\n" in told
-    assert "1 pairs have an empty caption" in told
+    assert "usable pairs: 12; skipped: 1\n  1 skipped, no caption (null): line 1, 0.png\n" in told
+    assert "pairs with an empty caption, trained as dropped captions are and never gated: 1\n" in told
     main(dataclasses.replace(options, data=Path(shutil.move(data, tmp_path / "moved"))))  # the same wherever it lies
     (tmp_path / "moved" / "metadata.jsonl").write_text("".join(reversed(rows)))
     with pytest.raises(InputError, match=r"holds a run with other settings: data '12 pairs, \w+' is now '11 pairs, "):

@@ -63,9 +63,14 @@ def test_gated_rows_are_out_of_the_loss_and_its_gradient(sd):
     assert metrics["kept"] == 0.5
     assert metrics["loss"] == pytest.approx(float((metrics["weight"] * ungated["error"]).sum() / 2), rel=1e-5)
     assert largest_difference(state.params, start(sd, settings)[0].params) > 1e-5
-    everything_gated, _ = step(sd, dataclasses.replace(settings, weight_decay=0.0), Thresholds(jnp.asarray([-1.0])))
+    strict = dataclasses.replace(settings, weight_decay=0.0)
+    everything_gated, setup = step(sd, strict, Thresholds(jnp.asarray([-1.0])))
     assert everything_gated[1]["loss"] == 0.0
     assert largest_difference(everything_gated[0].params, start(sd, settings)[0].params) == 0.0
+    data = batch(sd)
+    data.input_ids[2] = setup.empty_ids  # an empty caption is trained on as a dropped one is
+    _, metrics = train_step(start(sd, strict, Thresholds(jnp.asarray([-1.0])))[0], setup, data)
+    np.testing.assert_array_equal(metrics["weight"], [0, 0, 1, 0])
 
 
 def test_the_score_is_read_from_the_training_forward_pass(sd):
