@@ -206,14 +206,8 @@ def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") 
     made_with = {"mitigated " * (i > 0) + "settings": settings(run) | site_of(sd) for i, run in enumerate(runs)}
     for part in made_with.values():
         del part["model"]  # the fingerprint tells, wherever it lies
-    return {
-        "command": "generate",
-        "format": FORMAT,
-        "keep": list(runs[0].kept),
-        "model": fingerprint(sd, pictures=True),
-        "pictures": same,
-        **made_with,
-    }
+    table: dict[str, Any] = {"command": "generate", "format": FORMAT, "keep": list(runs[0].kept)}
+    return table | {"model": fingerprint(sd, pictures=True), "pictures": same, **made_with}
 
 
 def show_memorization(
@@ -294,13 +288,10 @@ def main(options: Options) -> None:
     if gallery.made:
         show_memorization(sd, gallery.made, store, band)
     plot_rows(store, table.rows(["row", "prompt", "seed", "entropy", "mitigated"]), band)
-    cuts = [row["cut"] for row in table.rows(["cut"])]
-    total = len(cuts)
-    if cut := cuts.count(True):
-        print(carried.told(cut))
+    made, total = gallery.count()
     print(f"E reads {site_of(sd)['entropy_site']}")
     repeated = ", results.jsonl" if processes == 1 and write_json_lines(table, total) else ""
-    print(f"{total} images, Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png in {store}")
+    print(f"{made} images, Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png in {store}")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,10 @@ def test_generate_goes_on(model, tmp_path, monkeypatch, capsys):
     rows = [row for shard in read(tmp_path / "out").values() for row in shard]
     assert [row["file"] for row in rows] == ["00000.png", None, "00002.png", "00003.png", "00004.png"]
     assert rows[1]["error"].endswith("line 2 is not JSON")
-    assert "no picture: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no picture: " in printed
+    assert "1 rows have no image; the column error says why" in printed
+    assert "\n4 images, " in printed
     assert len(rows[0]["entropy"]) == 4
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*.png")}
     (tmp_path / "out" / "00001.parquet").unlink()

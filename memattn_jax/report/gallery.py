@@ -1,5 +1,6 @@
 """Batches of images: sampled on the device, written as files and as rows of a table."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -109,3 +110,13 @@ class Gallery:
         name = row_name(number, "png")
         self.table.store.write(name, content)
         return self.carried.repeat(row | {"file": name}, number, job)
+
+    def count(self) -> tuple[int, int]:
+        """Images and rows of the whole table; says how many rows lack one, and how many prompts were cut."""
+        found = Counter((row["file"] is not None, row["cut"]) for row in self.table.rows(["file", "cut"]))
+        made = sum(rows for (image, _), rows in found.items() if image)
+        if failed := found.total() - made:
+            print(f"{failed} rows have no image; the column error says why")
+        if cut := sum(rows for (_, cut), rows in found.items() if cut):
+            print(self.carried.told(cut))
+        return made, found.total()
