@@ -439,6 +439,7 @@ class StableDiffusion:
         detectors: Sequence[str] = ("entropy_e", "noise_norm"),
         *,
         seeds: int | Sequence[int] = 0,
+        latents: Array | np.ndarray | None = None,
         batch_size: int = 16,
         **settings: Any,
     ) -> "Detection":
@@ -451,6 +452,8 @@ class StableDiffusion:
           detectors: names, see `memattn_jax.detectors.DETECTORS`.
           seeds: of the noise the prompts are seen through: one for all, whose empty-prompt forwards are made once; or
             one a prompt.
+          latents: unit noise to look through instead of the seeds', as of `sample`: [1, h, w, channels] for all prompts
+            or [batch, h, w, channels], one a prompt; with one probe.
           batch_size: prompts scored at once; fewer prompts than this are one batch.
           settings: see `memattn_jax.detectors.Scorer`: probes, steps, guidance_scale, site, noise_norm_steps,
             attribute, clean_moves.
@@ -469,8 +472,12 @@ class StableDiffusion:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
         names = (detectors,) if isinstance(detectors, str) else tuple(detectors)
+        if latents is not None:
+            noises = 1 if np.shape(latents)[:1] == (1,) else len(prompts)
+            latents = self._noise(latents, (0,) * noises, None, None)
+            seeds = 0 if noises == 1 else range(noises)  # places in the latents
         seed = None if np.ndim(seeds) else int(seeds)  # type: ignore[arg-type]
-        scorer = Scorer(self, names, seed, **settings)
+        scorer = Scorer(self, names, seed, latents=latents, **settings)
         rows = as_list(seeds, len(prompts), "seeds")
         check_seeds(rows, scorer.probes)
         size = min(batch_size, len(prompts))

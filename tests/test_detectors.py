@@ -104,6 +104,24 @@ def test_own_seeds(tiny, five):
         assert np.abs(mixed[name][[1, 4]] / five[name][[1, 4]] - 1).min() > 1e-4, name
 
 
+def test_latents_instead_of_seeds(tiny, five):
+    """The noise that the seeds stand for, for all prompts and for each, in batches that are filled up."""
+    one, each = tiny.noise([4]), np.asarray(tiny.noise([4, 9, 4, 9, 9]))
+    settings = {"batch_size": BATCH, "steps": SETTINGS["steps"]}
+    for latents, seeds in ((one, 4), (each, [4, 9, 4, 9, 9])):
+        given = tiny.detect(PROMPTS, latents=latents, seeds=7, **settings)
+        expected = tiny.detect(PROMPTS, seeds=seeds, **settings)
+        for name, scores in expected.scores.items():
+            np.testing.assert_array_equal(given[name], scores, err_msg=name)
+
+
+def test_the_empty_prompts_gradients_are_nothing(tiny):
+    """Of its difference from itself, which is rounding; those of other prompts are not."""
+    gradients = tiny.detect(PROMPTS, attribute=True, batch_size=5).gradients
+    assert not gradients[EMPTY].any()
+    assert gradients[[0, 1, 2, 4]].max(axis=1).min() > 0
+
+
 def test_numbers_compile_nothing(tiny, five):
     before = score_first_step._cache_size(), score_trajectory._cache_size()
     for seed, scale, prompts, chosen in (
@@ -182,6 +200,8 @@ BAD = [
     ({"seeds": 2**32 - 1, "probes": 2}, "not 4294967295 to 4294967296"),
     ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
     ({"seeds": [1, 2**32]}, "not 1 to 4294967296"),
+    ({"latents": np.zeros((3, 4, 4, 4))}, r"latents have the shape \(3, 4, 4, 4\); \(2, 4, 4, 4\) would fit"),
+    ({"latents": np.zeros((1, 4, 4, 4)), "probes": 2}, "latents hold one noise a prompt, and probes is 2"),
     ({"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
     ({"detectors": "noise_norm_steps", "noise_norm_steps": ()}, "noise_norm_steps: no steps"),
     ({"detectors": "entropy_d", "guidance_scale": float("nan")}, "guidance_scale is nan"),

@@ -102,3 +102,14 @@ def test_a_guard_of_sixteen_rows(built_in, alone):
     run = built_in.sample(PROMPTS, seeds=range(16), steps=1, guard=Guard(middle), taps=None)
     np.testing.assert_allclose(run.guard_scores, alone["noise_norm"][:16], rtol=1e-5)
     assert run.mitigated.sum() == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_a_batch_changes_a_row_within_rounding(alone, dtype):
+    """Alone and in a batch a score is off by its rounding, so the two differ by twice that at most."""
+    sd = StableDiffusion.from_pretrained(demo.MODEL, dtype=dtype)
+    one, batch = (sd.detect(PROMPTS, seeds=range(16), batch_size=size) for size in (1, 16))
+    for name, scores in batch.scores.items():
+        rounding = np.abs(one[name] - alone[name][:16]).max()
+        assert np.abs(scores - one[name]).max() < 2 * rounding, name

@@ -188,6 +188,8 @@ class Scorer:
       clean_moves: what `latent_step_deviation` compares to, from a calibration with the same steps.
       calibrating: whether detections are for a calibration, whose clean moves are not known yet:
         `latent_step_deviation` is NaN.
+      latents: unit noise [noises, h, w, channels] to look through instead of the seeds', with one probe: a seed is then
+        a place in it.
 
     Raises:
       InputError: see the message.
@@ -204,12 +206,15 @@ class Scorer:
     attribute: bool = False
     clean_moves: CleanMoves | None = None
     calibrating: bool = False
+    latents: Array | None = None
     _kept: WeightCache = field(default_factory=lambda: WeightCache(1), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_names(self.detectors)
         if self.probes < 1:
             raise InputError(f"{self.probes} probes; at least 1 is needed")
+        if self.latents is not None and self.probes != 1:
+            raise InputError(f"latents hold one noise a prompt, and probes is {self.probes}; leave one of the two out")
         if self.seed is not None and not 0 <= self.seed <= 2**32 - self.probes:
             raise InputError(f"seeds must lie in [0, 2**32), not {self.seed} to {self.seed + self.probes - 1}")
         sites = self.sd.unet.sites
@@ -263,7 +268,10 @@ class Scorer:
     def _noise(self, seeds: np.ndarray) -> Array:
         """Seeds [rows] to unit noise [rows, probes, h, w, channels]."""
         numbers = seeds[:, None] + np.arange(self.probes)
-        noise = self.sd.noise(tuple(numbers.ravel().tolist()))
+        if self.latents is None:
+            noise = self.sd.noise(tuple(numbers.ravel().tolist()))
+        else:
+            noise = self.latents[numbers.ravel()]
         return spread(noise.reshape(*numbers.shape, *noise.shape[1:]), self.sd.mesh)
 
     @cached_property

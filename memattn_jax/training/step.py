@@ -158,7 +158,7 @@ def forward(setup: Setup, params: Any, batch: Batch, draws: Draws, gated: bool) 
     if by_entropy:
         scores = attention_entropy(taps)
     elif gated:
-        nothing = text_encoder(jnp.broadcast_to(setup.empty_ids, input_ids.shape))
+        nothing = text_encoder(setup.empty_ids[None])  # one text for all rows
         scores = noise_norm(prediction, jax.lax.stop_gradient(unet(noisy, draws.timesteps, nothing)[0]))
     else:
         scores = jnp.zeros_like(error)

@@ -108,5 +108,11 @@ def test_token_gradients(pair):
         np.testing.assert_allclose(pair.blamed.gradients[row], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
 
 
+def test_token_gradients_are_twice_those_of_the_authors_code(pair):
+    """Which averages over the two rows of a guidance pair, one of them without a difference."""
+    expected = 2 * pair.theirs.token_gradients_of_a_pair(pair.probes, PROMPTS[0])
+    np.testing.assert_allclose(pair.blamed.gradients[0], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
+
+
 def test_tokens(pair):
     assert pair.ours.lengths.tolist() == [pair.theirs.length(prompt) for prompt in PROMPTS]

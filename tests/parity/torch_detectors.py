@@ -139,6 +139,16 @@ class TorchDetectors:
         (gradient,) = torch.autograd.grad(torch.stack(norms).mean(), e)
         return torch.linalg.vector_norm(gradient[0], dim=-1)
 
+    def token_gradients_of_a_pair(self, probes: torch.Tensor, prompt: str) -> torch.Tensor:
+        """As Wen et al.'s code has it: both rows of the guidance pair less the unconditional one, their norms' mean."""
+        e, t = self.embed(prompt).requires_grad_(), self.timesteps[0]
+        norms = []
+        for x in probes:
+            pair = self.eps(torch.stack([x, x]), t, torch.cat([self.empty, e]))
+            norms.append(torch.linalg.vector_norm(pair - pair[:1], dim=(1, 2, 3)).mean())
+        (gradient,) = torch.autograd.grad(torch.stack(norms).mean(), e)
+        return torch.linalg.vector_norm(gradient[0], dim=-1)
+
     @torch.no_grad()
     def trajectory(
         self, x: torch.Tensor, prompt: str, scale: float, chosen: tuple[int, ...], clean: tuple[torch.Tensor, ...]
