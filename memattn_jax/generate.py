@@ -7,7 +7,6 @@ model nor a prompt, the command shows what memorization is: the built-in model g
 without and with the mitigation, and showcase.png puts them beside the training images.
 """
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,14 +32,11 @@ from memattn_jax.options import (
 from memattn_jax.prompts import Prompt, as_text, count_prompts, stream_prompts
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from memattn_jax.calibration import Calibration
     from memattn_jax.guard import Guard
     from memattn_jax.mitigations import AttentionMask
-    from memattn_jax.pipeline import Samples, StableDiffusion
+    from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.gallery import Picture, Recipe
-    from memattn_jax.runs.store import Store
 
 DEFAULT_SCALE, DEFAULT_MASK = 1.25, "padding"  # the reference's command line
 
@@ -210,26 +206,6 @@ def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") 
     return table | {"model": fingerprint(sd, pictures=True), "pictures": same, **made_with}
 
 
-def show_memorization(
-    sd: "StableDiffusion", made: list[tuple[int, "Samples", int]], store: "Store", band: "np.ndarray | None"
-) -> None:
-    """Draws showcase.png: the built-in model's own prompts, without and with the mitigation."""
-    from memattn_jax.report.showcase import WHICH_WAY_IS_BAD, make_story, plot_showcase
-
-    memorized = demo.memorized_pictures()
-    titles = dict(zip(demo.SHOWCASE, ("memorized prompt", "clean prompt"), strict=True))
-    plain = [(run, place) for mitigated, run, place in made if not mitigated]
-    masked = [run for mitigated, run, _ in made if mitigated]
-    stories = {
-        run.prompts[place]: make_story(titles[run.prompts[place]], run, other, place, sd.tokenizer, memorized)
-        for (run, place), other in reversed(list(zip(plain, masked, strict=True)))  # the first seed stays
-    }
-    sink = io.BytesIO()
-    plot_showcase(sink, [stories[prompt] for prompt in demo.SHOWCASE], band)
-    store.write("showcase.png", sink.getvalue())
-    print(*(stories[prompt] for prompt in demo.SHOWCASE), WHICH_WAY_IS_BAD, sep="\n")
-
-
 def main(options: Options) -> None:
     """Generates what was asked for, or where nothing was, shows what memorization is."""
     from memattn_jax.parallel import make_mesh, rows_multiple, start_processes
@@ -286,7 +262,9 @@ def main(options: Options) -> None:
         return
     band = demo.clean_entropy(settings(runs[0]))
     if gallery.made:
-        show_memorization(sd, gallery.made, store, band)
+        from memattn_jax.report.showcase import show_memorization
+
+        show_memorization(sd.tokenizer, gallery.made, store, band)
     plot_rows(store, table.rows(["row", "prompt", "seed", "entropy", "mitigated"]), band)
     made, total = gallery.count()
     print(f"E reads {site_of(sd)['entropy_site']}")

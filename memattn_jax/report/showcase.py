@@ -1,5 +1,6 @@
 """One picture that shows what memorization is: what was trained on, what is generated, where the attention goes."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -9,12 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from memattn_jax import demo
 from memattn_jax.entropy import mean_over_sites, token_entropy
 from memattn_jax.report.plots import BAND, MITIGATED, PLAIN, draw_band
 from memattn_jax.similarity import normalized_correlation
 
 if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples
+    from memattn_jax.runs.store import Store
     from memattn_jax.tokenizer import Tokenizer
 
 WHICH_WAY_IS_BAD = (
@@ -95,6 +98,32 @@ def make_story(
         np.concatenate([attention[:, : length - 1], summary], axis=1),
         np.asarray(token_entropy(means[0])),
     )
+
+
+def show_memorization(
+    tokenizer: "Tokenizer", made: Sequence[tuple[int, "Samples", int]], store: "Store", band: np.ndarray | None
+) -> None:
+    """Writes showcase.png, of the built-in model's own prompts, and prints how to read it.
+
+    Args:
+      tokenizer: the model's.
+      made: of each image whether it is mitigated, its batch, and its place in it; as many of either kind, in one order.
+      store: receives the picture.
+      band: see `plot_showcase`.
+    """
+    memorized = demo.memorized_pictures()
+    titles = dict(zip(demo.SHOWCASE, ("memorized prompt", "clean prompt"), strict=True))
+    plain = [(run, place) for mitigated, run, place in made if not mitigated]
+    masked = [run for mitigated, run, _ in made if mitigated]
+    found = {
+        run.prompts[place]: make_story(titles[run.prompts[place]], run, other, place, tokenizer, memorized)
+        for (run, place), other in reversed(list(zip(plain, masked, strict=True)))  # the first seed stays
+    }
+    stories = [found[prompt] for prompt in demo.SHOWCASE]
+    sink = io.BytesIO()
+    plot_showcase(sink, stories, band)
+    store.write("showcase.png", sink.getvalue())
+    print(*stories, WHICH_WAY_IS_BAD, sep="\n")
 
 
 def plot_showcase(path: Path | IO[bytes], stories: Sequence[Story], band: np.ndarray | None) -> None:
