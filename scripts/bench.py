@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 from importlib.metadata import version
@@ -134,6 +135,18 @@ def as_table(results: list[dict[str, Any]]) -> str:
     return table(["row", "ours against the other", "ratio", "95 % interval", "at most", "rounds"], rows)
 
 
+def processor() -> str:
+    """The CPU's name, family and model numbers, cores and widest vectors, on which ratios depend."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    facts = dict(re.findall(r"^([^\t\n]+)\t*: (.*)$", info.read_text(), re.MULTILINE))
+    flags = facts.get("flags", "").split()
+    vectors = [name for name in ("avx2", "avx512f", "amx_tile") if name in flags]
+    name, family, model = (facts.get(key, "unknown") for key in ("model name", "cpu family", "model"))
+    return f"{name} (family {family}, model {model}), {os.cpu_count()} cores, {' '.join(vectors)}"
+
+
 def main() -> None:
     """Measures, prints and writes."""
     names = [*ROWS, "bytes_kept"]
@@ -148,16 +161,17 @@ def main() -> None:
     if options.rounds is not None and options.rounds < 2:
         parser.error(f"--rounds {options.rounds}: at least 2 are needed for an interval")
     versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    cpu = processor()
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch))
         for name in chosen:
-            results.append(bench.measure(name, options.rounds) | {"versions": versions})
+            results.append(bench.measure(name, options.rounds) | {"versions": versions, "processor": cpu})
             print(as_table(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
             if options.json is not None:
                 options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(as_table(results))
-    print(", ".join(f"{name} {number}" for name, number in versions.items()))
+    print(", ".join(f"{name} {number}" for name, number in versions.items()), cpu, sep="\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def test_rows_and_file(tmp_path):
     assert sample["ratio"] == pytest.approx(sample["ours_seconds"] / sample["other_seconds"], rel=0.5)
     assert sample["rounds"] == 2
     assert sample["versions"]["torch"].startswith("2.13.0")
+    assert "cores" in sample["processor"]
     assert kept["ratio"] == pytest.approx(39_424 / 66_390_016)
     table = [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| `")]
     assert table == ["| `sample_demo_10`", "| `bytes_kept`"]
