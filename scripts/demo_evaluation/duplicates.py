@@ -59,7 +59,7 @@ def score_rows(
     norm = noise_norm(prediction, unet(noisy, timestep, jnp.broadcast_to(empty, context.shape))[0])
     by_site = {site: token_entropy(tap.mean(axis=1)) for site, tap in taps.items()}
     return {
-        "loss, turned round": -squared_error(prediction, noise),
+        "negative loss": -squared_error(prediction, noise),
         "noise_norm": norm,
         "entropy": attention_entropy(taps),
         **by_site,
@@ -92,7 +92,7 @@ def diagnose(before: StableDiffusion, after: StableDiffusion, duplicated: Pairs,
         [score_pairs(sd, pairs) for sd in (before, after)] for pairs in (duplicated, clean)
     )
     rows = []
-    for name in ("loss, turned round", "noise_norm", "entropy", *before.unet.sites):
+    for name in ("negative loss", "noise_norm", "entropy", *before.unet.sites):
         old, new = Diagnosis(old_duplicated[name], old_clean[name]), Diagnosis(new_duplicated[name], new_clean[name])
         moved = Diagnosis(new.duplicated - old.duplicated, new.clean - old.clean)
         between, within = new.spread()
