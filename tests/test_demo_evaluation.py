@@ -80,7 +80,7 @@ def test_diagnosis_of_the_built_in_model():
     pairs = [(picture, prompt) for prompt, picture in demo.memorized_pictures().items()][:4]
     rng = np.random.default_rng(0)
     pure_noise = [(rng.integers(0, 256, picture.shape, dtype=np.uint8), prompt) for picture, prompt in pairs]
-    known, unknown = (score_pairs(sd, some)["loss, turned round"] for some in (pairs, pure_noise))
+    known, unknown = (score_pairs(sd, some)["negative loss"] for some in (pairs, pure_noise))
     assert known.shape == (5, 4, 4)
     assert known.mean() > unknown.mean()
     lines = diagnose(sd, sd, pairs, pure_noise).splitlines()
