@@ -71,11 +71,11 @@ def test_what_is_new_in_a_clean_prompt_is_what_no_other_has():
 
 def test_one_warning_names_what_differs(kind, tokenizer, clean):
     with pytest.warns(
-        UserWarning, match=r"^these prompts are unlike the calibration's \(.*capitals.*\), and"
+        UserWarning, match=r"^these prompts are unlike the calibration's \(.*, …\), and its rates"
     ) as caught:
         compare([prompt.title() + " x" * 80 for prompt in clean[:40]], kind, tokenizer)
     assert len(caught) == 1
-    assert len(str(caught[0].message)) <= 300
+    assert len(str(caught[0].message)) <= 200
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compare([], kind, tokenizer)

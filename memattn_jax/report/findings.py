@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from memattn_jax.tokenizer import Tokenizer
 
 LISTED = 50  # prompts on the terminal
+NAMED = 2  # statistics in which they differ, that a warning names
 SAMPLED = 2000  # prompts that are compared with the calibration's
 AT_ONCE = 4096  # rows in memory
 VERDICTS = "_verdicts.parquet"  # whoever reads the folder as one data set leaves it out
@@ -214,8 +215,9 @@ def compare(prompts: Sequence[str], kind: Kind, tokenizer: "Tokenizer") -> None:
         tokens = tokenizer(prompts)
     ids = [row[1 : length - 1].tolist() for row, length in zip(tokens.input_ids, tokens.lengths, strict=True)]
     if prompts and (names := kind.differences(prompts, ids)):
+        shown = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
         warnings.warn(
-            f"these prompts are unlike the calibration's ({', '.join(names)}), and its rates may not hold for them; "
+            f"these prompts are unlike the calibration's ({shown}), and its rates may not hold for them; "
             "calibrate on clean prompts of this kind",
             stacklevel=1,
         )
