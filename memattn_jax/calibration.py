@@ -120,7 +120,6 @@ class Calibration:
                 "margins": attention.margins,
             },
             "statistics": plain(self.kind.statistics),
-            "pairs": sorted(self.kind.pairs),
             "moves": None if self.moves is None else plain(self.moves._asdict()),
         }
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
@@ -174,7 +173,7 @@ def read(content: Any) -> Calibration:
     )
     attention = CleanAttention(means, finite("attention", content["attention"]["positions"]), margins)
     statistics = {name: finite(name, row) for name, row in content["statistics"].items()}
-    kind = Kind(statistics, frozenset((first, second) for first, second in content["pairs"]))
+    kind = Kind(statistics)
     moves = content["moves"]
     if moves is not None:
         moves = CleanMoves(**{name: finite(f"moves {name}", row) for name, row in moves.items()})
