@@ -151,7 +151,7 @@ def summarize(
         print(f"{found.failed} prompts lack a score; the column error says why")
     if found.cut:
         print(carried.told(found.cut))
-    if kind is not None:
+    if rule is not None and kind is not None:
         compare(found.sample, kind, carried.tokenizer)
     repeated = " and results.jsonl" if alone and write_json_lines(table, found.rows, settle) else ""
     rest = "" if alone else f" of {table.jobs}, by all {table.processes} processes so far"
