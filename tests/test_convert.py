@@ -107,6 +107,7 @@ def test_the_readme_program_runs_without_this_package(command, tmp_path):
     assert [row["over"] for row in rows] == [[name for name in over if over[name][i]] for i in range(len(prompts))]
     assert "noise_norm" in rows[0]["over"]
     assert rows[1]["over"] == []
+    assert [row["verdict"] for row in rows[:2]] == ["memorized", "clean"]
 
 
 def test_the_program_is_blocked_where_it_imports_this_package(tmp_path):
