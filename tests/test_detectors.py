@@ -191,7 +191,7 @@ BAD = [
     ({"detectors": "vibes"}, "unknown detector 'vibes'"),
     ({"detectors": ()}, "no detectors; name at least one of entropy_e"),
     ({"prompts": []}, "no prompts: at least one is needed"),
-    ({"site": "mid_block.attn9"}, r"unknown cross-attention layer 'mid_block.attn9'; expected one of mid_block"),
+    ({"site": "mid_block.attn9"}, r"unknown cross-attention layer 'mid_block.attn9'; expected one of down_blocks"),
     ({"probes": 0}, "0 probes; at least 1 is needed"),
     ({"steps": 2}, "detection with 2 steps; at least 3 are needed"),
     ({"detectors": "noise_norm_steps", "steps": 5, "noise_norm_steps": (5,)}, "no step 5 among 5, counted from 0"),
