@@ -13,9 +13,9 @@ import numpy as np
 from memattn_jax.conformal import check_level
 from memattn_jax.detectors import Detection, Scorer
 from memattn_jax.detectors.attention_excess import KINDS, CleanAttention
+from memattn_jax.detectors.detection import concatenate, select
 from memattn_jax.detectors.latent_step_deviation import CleanMoves, latent_step_deviation
 from memattn_jax.detectors.registry import DETECTORS, DEVIATION, PROMPT
-from memattn_jax.detectors.scorer import concatenate, select
 from memattn_jax.errors import InputError
 from memattn_jax.likeness import Kind
 from memattn_jax.verdicts import Joint, fitting_rows

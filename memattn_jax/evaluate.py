@@ -140,7 +140,8 @@ def main(options: Options) -> None:
     from memattn_jax.calibration import fingerprint, settings_of
     from memattn_jax.detectors import Scorer
     from memattn_jax.detectors.cost import forwards_per_prompt
-    from memattn_jax.detectors.scorer import concatenate, score_batches
+    from memattn_jax.detectors.detection import concatenate
+    from memattn_jax.detectors.scorer import score_batches
     from memattn_jax.metrics import negatives_needed
     from memattn_jax.parallel import make_mesh, rows_multiple
     from memattn_jax.pipeline import StableDiffusion

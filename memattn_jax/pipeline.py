@@ -464,7 +464,8 @@ class StableDiffusion:
         Raises:
           InputError: see the message.
         """
-        from memattn_jax.detectors.scorer import Scorer, concatenate, score_batches
+        from memattn_jax.detectors.detection import concatenate
+        from memattn_jax.detectors.scorer import Scorer, score_batches
 
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         if not prompts:

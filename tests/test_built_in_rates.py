@@ -9,7 +9,8 @@ from scipy import stats
 from memattn_jax import Calibration, Guard, StableDiffusion, demo
 from memattn_jax.conformal import benjamini_hochberg
 from memattn_jax.detectors import Scorer, entropy_e
-from memattn_jax.detectors.scorer import concatenate, score_batches
+from memattn_jax.detectors.detection import concatenate
+from memattn_jax.detectors.scorer import score_batches
 from memattn_jax.report.results import measure
 from memattn_jax.verdicts import MEMORIZED, Joint
 

@@ -6,8 +6,9 @@ registry.py  scorer.py                               detectors by name; prompts 
 attribution.py                                       which tokens are to blame
 """
 
+from memattn_jax.detectors.detection import Detection
 from memattn_jax.detectors.entropy_metrics import entropy_d, entropy_e, first_step_entropy
 from memattn_jax.detectors.registry import DETECTORS, Detector
-from memattn_jax.detectors.scorer import Detection, Scorer
+from memattn_jax.detectors.scorer import Scorer
 
 __all__ = ["DETECTORS", "Detection", "Detector", "Scorer", "entropy_d", "entropy_e", "first_step_entropy"]
