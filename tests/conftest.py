@@ -43,10 +43,11 @@ def model(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sd(random_model: Path):
+def sd(model: Path):
+    """That one, loaded."""
     from memattn_jax import StableDiffusion
 
-    return StableDiffusion.from_pretrained(random_model)
+    return StableDiffusion.from_pretrained(model)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -173,7 +173,7 @@ def full_size(names: tuple[str, ...]) -> list[dict]:
 
 def measure_inference(folder: str, scratch: Path) -> dict:
     """Loading, detecting and sampling on one device and on meshes."""
-    facts: dict = {"full size": full_size(("noise_norm",))}
+    facts: dict = {"full size": full_size(("entropy_e",))}
     first_step, trajectory = (Recorder(scorer, name) for name in ("score_first_step", "score_trajectory"))
     denoise = Recorder(pipeline, "denoise")
     settings = {"steps": 3, "site": SITE, "attribute": True}

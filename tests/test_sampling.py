@@ -55,20 +55,20 @@ def test_numbers_compile_nothing(sd):
         latents, taps = traced(
             sd.unet,
             make_schedule(sd.scheduler_config, "ddim", 2),
-            unit_noise(jnp.asarray([seed], jnp.uint32), (16, 16, 4)),
+            unit_noise(jnp.asarray([seed], jnp.uint32), (4, 4, 4)),
             context,
             np.float32([scale]),
             Interceptor(edits, TokenMeans()),
         )
         assert np.isfinite(latents).all()
-        assert taps[sd.unet.sites[0]].shape == (2, 1, 4, 77)
+        assert taps[sd.unet.sites[0]].shape == (2, 1, 2, 77)
 
 
 def test_guidance_of_one_or_less_runs_the_conditional_half_alone(sd):
     """It equals the guided run at scale 1, where the unconditional half has weight 0."""
     schedule = make_schedule(sd.scheduler_config, "ddim", STEPS)
     context, _ = sd.encode(["", PROMPTS[0]])
-    noise = unit_noise(jnp.asarray([0], jnp.uint32), (16, 16, 4))
+    noise = unit_noise(jnp.asarray([0], jnp.uint32), (4, 4, 4))
     both, _ = denoise(sd.unet, schedule, noise, context, np.float32([1.0]), Interceptor())
     run = sd.sample(PROMPTS[:1], steps=STEPS, guidance_scale=1.0, taps=None)
     np.testing.assert_allclose(run.latents, both, atol=1e-4)
@@ -95,12 +95,12 @@ def test_the_scan_carries_no_maps(sd):
     """What leaves the loop with taps is as many floats as the taps' shapes say."""
     schedule = make_schedule(sd.scheduler_config, "ddim", STEPS)
     context, _ = sd.encode(["", "", *PROMPTS[:2]])
-    noise = jnp.zeros((2, 16, 16, 4))
+    noise = jnp.zeros((2, 4, 4, 4))
     arguments = (sd.unet, schedule, noise, context, np.float32([7.5, 7.5]), Interceptor(tap=TokenMeans()))
     scans = find(jax.make_jaxpr(denoise.__wrapped__)(*arguments).jaxpr, "scan")
     (scan,) = (eqn for eqn in scans if eqn.params["length"] == STEPS)
     stacked = [var.aval.shape for var in scan.outvars if var.aval.shape[:1] == (STEPS,)]
-    assert stacked == [(STEPS, 2, 4, 77)] * 16
+    assert stacked == [(STEPS, 2, 2, 77)] * 4
 
 
 def find(jaxpr, primitive: str):
@@ -113,7 +113,7 @@ def find(jaxpr, primitive: str):
 
 
 def test_a_row_of_nan_is_reported_and_the_others_kept(sd):
-    noise = np.array(unit_noise(jnp.asarray([0, 1, 2], jnp.uint32), (16, 16, 4)))
+    noise = np.array(unit_noise(jnp.asarray([0, 1, 2], jnp.uint32), (4, 4, 4)))
     clean = sd.sample(PROMPTS[:3], latents=noise, steps=STEPS)
     noise[1] = np.nan
     run = sd.sample(PROMPTS[:3], latents=noise, steps=STEPS)
@@ -130,14 +130,14 @@ def test_a_row_of_nan_is_reported_and_the_others_kept(sd):
         ({"steps": 0}, "steps is 0; choose 1 to 1000"),
         ({"steps": -5}, "steps is -5"),
         ({"scheduler": "heun"}, "unknown scheduler 'heun'; expected one of ddim, pndm, euler, dpm-solver"),
-        ({"height": 100}, "height 100 is not a positive multiple of 8 pixels"),
-        ({"width": 0}, "width 0 is not a positive multiple of 8 pixels"),
+        ({"height": 101}, "height 101 is not a positive multiple of 2 pixels"),
+        ({"width": 0}, "width 0 is not a positive multiple of 2 pixels"),
         ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
         ({"seeds": -1}, r"seeds must lie in \[0, 2\*\*32\)"),
         ({"negative_prompts": ["x"]}, "1 negative prompts for 2 prompts"),
         ({"guidance_scale": [1.0]}, "1 guidance scales for 2 prompts"),
-        ({"latents": np.zeros((2, 16, 16, 3))}, r"shape \(2, 16, 16, 3\); \(2, 16, 16, 4\) would fit"),
-        ({"latents": np.zeros((2, 16, 16, 4)), "height": 64}, r"\(2, 8, 16, 4\) would fit"),
+        ({"latents": np.zeros((2, 4, 4, 3))}, r"shape \(2, 4, 4, 3\); \(2, 4, 4, 4\) would fit"),
+        ({"latents": np.zeros((2, 4, 4, 4)), "height": 64}, r"\(2, 32, 4, 4\) would fit"),
         ({"taps": "everything"}, "unknown taps 'everything'; expected one of tokens, maps"),
         ({"guidance_scale": [7.5, np.nan]}, "a guidance scale is not finite"),
     ],

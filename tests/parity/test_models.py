@@ -142,7 +142,9 @@ def test_families_differ_where_they_should(checkpoint):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("checkpoint", "dtype"), [("sd1", "bfloat16"), ("sd1", "float16")], indirect=["checkpoint"], ids=lambda x: x
+)
 def test_half_precision(checkpoint, dtype):
     """Weights and activations in half precision stay within its rounding of float32."""
     unet = load_part(checkpoint.folder, "unet", dtype)

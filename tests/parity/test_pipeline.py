@@ -44,7 +44,14 @@ def use_scheduler(pipe, name: str) -> None:
     pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(
+    ("checkpoint", "scheduler"),
+    [
+        *(("sd1", scheduler) for scheduler in SCHEDULERS),
+        ("sd2", "ddim"),
+    ],  # tests/parity/test_schedulers.py has the rest
+    indirect=["checkpoint"],
+)
 def test_guided_sample(checkpoint, scheduler):
     pipe = checkpoint.torch
     use_scheduler(pipe, scheduler)
@@ -98,14 +105,16 @@ def test_unguided_sample_and_picture(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("mitigation", "c1", "keep"),
+    ("checkpoint", "mitigation", "c1", "keep"),
     [
-        (None, None, None),
-        (AttentionMask(), 1.25, 0),
-        (AttentionMask(begin_scale=1.5, mask="summary"), 1.5, -1),
-        (AttentionMask(begin_scale=0.7, mask=None), 0.7, None),
+        ("sd1", None, None, None),
+        ("sd1", AttentionMask(), 1.25, 0),
+        ("sd1", AttentionMask(begin_scale=1.5, mask="summary"), 1.5, -1),
+        ("sd1", AttentionMask(begin_scale=0.7, mask=None), 0.7, None),
+        ("sd2", AttentionMask(begin_scale=1.5, mask="summary"), 1.5, -1),
     ],
-    ids=["plain", "padding", "summary", "begin-only"],
+    ids=["sd1-plain", "sd1-padding", "sd1-summary", "sd1-begin-only", "sd2-summary"],
+    indirect=["checkpoint"],
 )
 def test_attention_and_metrics_equal_the_reference(checkpoint, mitigation, c1, keep):
     """One batch of ours with prompts of different lengths against one run of the reference for each prompt."""
