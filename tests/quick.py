@@ -1,7 +1,13 @@
 """How XLA compiles in tests, and in the commands that they start."""
 
-# Without the optimisation of LLVM a program compiles in half the time or less; tiny models run no slower for it.
+from importlib.metadata import version
+
+# Without LLVM's optimisation, without the newer way to emit fusions and without the search for a schedule of many
+# threads, a program compiles in a third of the time or less; tiny models run no slower for it.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+if version("jaxlib").startswith("0.10."):  # later versions have the newer way alone, and not the flag
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
 
 
 def xla_flags(devices: int = 1) -> str:
