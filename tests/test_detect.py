@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import math
+import os
+import subprocess
 import sys
 import warnings
 import zlib
@@ -412,7 +414,7 @@ def test_false_discovery_rate_of_a_log(command, calibrated, model, files, tmp_pa
 
 
 def test_a_guard_mitigates_whom_its_detector_finds(tiny):
-    """Rows below the threshold are the same bits as without a guard, rows above as with the mitigation."""
+    """Rows below the threshold are as without a guard, rows above as with the mitigation."""
     plain = tiny.sample(NEW, steps=4, seeds=[1, 2, 3])
     mitigation = AttentionMask(mask="summary")
     masked = tiny.sample(NEW, steps=4, seeds=[1, 2, 3], mitigation=mitigation)
@@ -424,12 +426,36 @@ def test_a_guard_mitigates_whom_its_detector_finds(tiny):
     for row, mitigated in enumerate(guarded.mitigated):
         same, other = (masked, plain) if mitigated else (plain, masked)
         assert np.abs(guarded.latents[row] - other.latents[row]).max() > 1e-3
-        np.testing.assert_array_equal(guarded.latents[row], same.latents[row])
-        np.testing.assert_array_equal(guarded.images[row], same.images[row])
+        scale = np.abs(same.latents[row]).max()
+        np.testing.assert_allclose(guarded.latents[row] / scale, same.latents[row] / scale, atol=1e-5)
     own = tiny.detect(NEW, ["noise_norm"], seeds=[1, 2, 3])["noise_norm"]
     np.testing.assert_allclose(guarded.guard_scores, own, rtol=1e-5)
     for limit in (math.nan, math.inf, -math.inf):  # what tells nothing calls no row clean
         assert tiny.sample(NEW, steps=4, seeds=[1, 2, 3], guard=Guard(limit, mitigation=mitigation)).mitigated.all()
+
+
+BITS = """
+import sys
+import numpy as np
+from memattn_jax import Guard, StableDiffusion
+sd = StableDiffusion.from_pretrained(sys.argv[1])
+prompts, options = ["the cat", "zebra on the hill", "a"], {"steps": 4, "seeds": [1, 2, 3]}
+plain = sd.sample(prompts, **options)
+middle = float(np.median(sd.sample(prompts, guard=Guard(0.0), **options).guard_scores))
+guarded = sd.sample(prompts, guard=Guard(middle), **options)
+below = ~guarded.mitigated
+assert below.sum() == 2
+for name in ("latents", "images"):
+    np.testing.assert_array_equal(np.asarray(getattr(guarded, name))[below], np.asarray(getattr(plain, name))[below])
+"""
+
+
+@pytest.mark.slow
+def test_rows_below_a_guards_threshold_keep_their_bits(model):
+    """In programs compiled as users compile them: those of other tests round differently from program to program."""
+    command = [sys.executable, "-c", BITS, str(model)]
+    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_guard_mitigates_what_it_cannot_score(tiny):
