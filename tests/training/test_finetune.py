@@ -90,7 +90,7 @@ def whole(inputs) -> Path:
 def test_what_a_run_leaves(whole, inputs):
     rows = metrics(whole)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert all(row["gradient_norm"] > 0 for row in rows)
+    assert all((row["gradient_norm"] > 0) == (row["kept"] > 0) for row in rows)  # a batch may be gated whole
     assert rows[0]["kept"] == 1.0  # the window has seen nothing
     assert min(row["kept"] for row in rows) < 1.0
     import diffusers  # PyTorch, which no other test here needs
