@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from benchmark.worker import Worker
 
+pytestmark = pytest.mark.slow
+
 BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
 
 

@@ -27,6 +27,8 @@ from memattn_jax.detectors import Scorer
 from memattn_jax.detectors.registry import FIRST_STEP
 from memattn_jax.models.kernels import attention
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 (SERVE,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 ALONE = """

@@ -13,6 +13,8 @@ from memattn_jax.calibration import fingerprint
 from memattn_jax.report.showcase import WHICH_WAY_IS_BAD
 from memattn_jax.similarity import REPRODUCED, normalized_correlation
 
+pytestmark = pytest.mark.slow
+
 TRIED = 8  # prompts of each group
 
 

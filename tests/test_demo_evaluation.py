@@ -11,6 +11,8 @@ from flax import nnx
 from memattn_jax import demo
 from memattn_jax.pipeline import StableDiffusion
 
+pytestmark = pytest.mark.slow
+
 
 def test_auroc_counts_pairs_and_halves_ties():
     assert auroc(np.array([[3.0, 2.0]]), np.array([[1.0, 2.0]])) == pytest.approx(3.5 / 4)

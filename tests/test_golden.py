@@ -15,6 +15,8 @@ from memattn_jax.mitigations import AttentionMask
 from memattn_jax.sampling import denoise
 from memattn_jax.schedulers import make_schedule
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

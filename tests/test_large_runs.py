@@ -21,6 +21,8 @@ from memattn_jax import StableDiffusion, detect, generate
 from memattn_jax.detectors import Scorer
 from memattn_jax.detectors.scorer import score_batches
 
+pytestmark = pytest.mark.slow
+
 COUNT, SHARD, BATCH = 600, 64, 8
 WORDS = ("cat", "hat", "the", "o", "land", "zebra", "x", "line", "and", "7")
 

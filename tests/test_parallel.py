@@ -45,6 +45,8 @@ from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start
 from memattn_jax.training.step import Batch, train_step
 
+pytestmark = pytest.mark.slow
+
 DEVICES = 8
 MESHES = ("data=8", "data=4,model=2")
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter)(?:-start)?\(")

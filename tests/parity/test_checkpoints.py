@@ -21,6 +21,8 @@ from memattn_jax.checkpoints.diffusers_folder import load_part, save_part
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.models.configs import UNetConfig
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("unet", "vae", "text_encoder")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 

@@ -7,6 +7,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from memattn_jax import StableDiffusion, demo
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:

@@ -16,6 +16,8 @@ from memattn_jax import StableDiffusion
 from memattn_jax.detectors import DETECTORS, Detection
 from memattn_jax.detectors.latent_step_deviation import CleanMoves
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ("the cat", "an odd and long line on the hill in the land of the sun", "Z")
 SEED, PROBES, STEPS, GUIDANCE, CHOSEN = 5, 2, 10, 3.0, (0, 3, 8)
 CLEAN = CleanMoves(np.linspace(1, 2, STEPS, dtype=np.float32), np.linspace(0.1, 0.3, STEPS, dtype=np.float32))

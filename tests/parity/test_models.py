@@ -47,6 +47,7 @@ def test_unet(checkpoint, height, width):
     assert taps == {}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_every_layer_of_the_unet(checkpoint):
     """Resnets, attentions, feed-forwards, samplers and norms one by one, on what PyTorch feeds them."""
@@ -141,6 +142,7 @@ def test_families_differ_where_they_should(checkpoint):
     assert len(checkpoint.ours.unet.sites) == 16
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("checkpoint", "dtype"), [("sd1", "bfloat16"), ("sd1", "float16")], indirect=["checkpoint"], ids=lambda x: x

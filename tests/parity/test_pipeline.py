@@ -22,6 +22,8 @@ from memattn_jax import detectors
 from memattn_jax.interceptors import AttentionMaps, Interceptor, TokenMeans
 from memattn_jax.mitigations import AttentionMask
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["the cat", "an odd and long line on the hill in the land of the sun", ""]
 STEPS = 10
 SCHEDULERS = {

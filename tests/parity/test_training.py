@@ -14,6 +14,8 @@ from memattn_jax.checkpoints.names import leaves
 from memattn_jax.training.objective import add_noise, row_keys, training_target
 from memattn_jax.training.step import draw
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_noise_and_target_equal_diffusers(prediction_type):

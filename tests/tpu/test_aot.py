@@ -20,6 +20,8 @@ from memattn_jax.parallel import make_mesh
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import train_step
 
+pytestmark = pytest.mark.slow
+
 CHECK = Path(__file__).parents[2] / "tpu" / "aot_check.py"
 SLICES = {"v5e:2x2": ("TPU v5 lite", 4, 16), "v6e:2x4": ("TPU v6 lite", 8, 32)}
 TOPOLOGY = ("--topology", ",".join(SLICES), "--rows", "2")

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from quick import xla_flags
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 PROMPTS = [f"{word} on the hill {i}" for i in range(6) for word in ("cat", "zebra", "a long line", "x")]
 SETTINGS = ["--steps", "4", "--batch-size", "4", "--shard-rows", "6", "--detectors", "entropy_e,noise_norm"]

@@ -14,6 +14,8 @@ from quick import xla_flags
 
 from memattn_jax import StableDiffusion, demo
 
+pytestmark = pytest.mark.slow
+
 SMOKE = Path(__file__).parents[2] / "tpu" / "smoke.py"
 
 

@@ -28,6 +28,8 @@ from memattn_jax.training.loop import Checkpoints
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 OPTIONS = [
     "--steps",

@@ -41,6 +41,7 @@ def test_timesteps_are_drawn_where_the_settings_say():
     assert (high >= 600).mean() == pytest.approx(0.7, abs=0.03)
 
 
+@pytest.mark.slow
 def test_micro_batches_and_remat_change_nothing(sd):
     (plain, metrics), _ = step(sd, SETTINGS)
     for other in (
@@ -73,6 +74,7 @@ def test_gated_rows_are_out_of_the_loss_and_its_gradient(sd):
     np.testing.assert_array_equal(metrics["weight"], [0, 0, 1, 0])
 
 
+@pytest.mark.slow
 def test_the_score_is_read_from_the_training_forward_pass(sd):
     """It is the entropy of what the interceptor taps for the noisy latents, and costs next to nothing."""
     from memattn_jax.interceptors import Interceptor, TokenMeans
@@ -97,6 +99,7 @@ def test_the_score_is_read_from_the_training_forward_pass(sd):
         start(sd, dataclasses.replace(settings, gate_sites="middle"))
 
 
+@pytest.mark.slow
 def test_noise_norm_gate_scores_what_wen_scores(sd):
     settings = dataclasses.replace(SETTINGS, gate="noise_norm", dropout=0.5, seed=3)
     (_, metrics), setup = step(sd, settings)
@@ -107,6 +110,7 @@ def test_noise_norm_gate_scores_what_wen_scores(sd):
     assert (np.asarray(metrics["score"])[~np.asarray(dropped)] > 1e-2).all()
 
 
+@pytest.mark.slow
 def test_the_gate_costs_no_forward_pass():
     """On Stable Diffusion's geometry at full depth: FLOPs of a gated step within 0.5 % of an ungated one."""
     from memattn_jax.models.abstract import abstract
@@ -154,6 +158,7 @@ def test_the_gate_costs_no_forward_pass():
     assert flops(True, "noise_norm") > 1.1 * plain
 
 
+@pytest.mark.slow
 def test_devices_change_nothing(random_model, tmp_path):
     """Four virtual devices against one, in processes of their own."""
     folder = tmp_path / "model"
