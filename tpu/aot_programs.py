@@ -95,7 +95,9 @@ def shape_of(array: Any) -> jax.ShapeDtypeStruct:
 def model(preset: str) -> StableDiffusion:
     """A preset without weights, float32; the tokenizer is the built-in model's, which gives as many tokens as any."""
     scheduler = read_json(demo.MODEL / "scheduler" / "scheduler_config.json")
+    site = None
     if preset == "demo":
+        site = read_json(demo.MODEL / pipeline.OWN)["entropy_site"]
         configs = tuple(PARTS[part][0].from_json(read_json(demo.MODEL / part / "config.json")) for part in NETWORKS)
         prediction = scheduler["prediction_type"]
     else:
@@ -108,6 +110,7 @@ def model(preset: str) -> StableDiffusion:
         **networks,
         tokenizer=Tokenizer(demo.MODEL / "tokenizer", tokens),
         scheduler_config=scheduler | {"prediction_type": prediction},
+        entropy_site=site,
     )
 
 
