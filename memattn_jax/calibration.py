@@ -206,7 +206,7 @@ def plain(parts: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
 
 
 def settings_of(scorer: Scorer) -> dict[str, Any]:
-    """What of a scorer moves its scores, as JSON would give it back; `site` is the one read, whoever named it."""
+    """The scorer's settings that move its scores, as JSON gives them back; `site` is the one read, whoever named it."""
     steps = scorer.noise_norm_steps
     return {name: getattr(scorer, name) for name in SETTINGS} | {
         "site": scorer.read_site,

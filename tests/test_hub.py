@@ -28,9 +28,9 @@ def test_a_model_by_name(cache, random_model):
 
 
 def test_a_name_that_is_not_there(cache):
-    with pytest.raises(FileNotFoundError, match=r"no such model: owner/nothing is no folder, and not to be had"):
+    with pytest.raises(FileNotFoundError, match=r"no such model: owner/nothing, not a local folder and not found"):
         locate("owner/nothing")
-    with pytest.raises(FileNotFoundError, match=r"no such model: owner/a b is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"no such model: owner/a b, not a local folder"):
         locate("owner/a b")
 
 

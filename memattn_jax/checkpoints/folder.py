@@ -75,7 +75,7 @@ def cross_attention_sites(config: UNetConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What of a checkpoint decides which options it can take.
+    """The facts of a checkpoint that decide which options it can take.
 
     Attributes:
       sites: its cross-attention layers.

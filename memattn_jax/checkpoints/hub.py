@@ -36,5 +36,5 @@ def locate(model: str | Path) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:  # refused, unreachable, or no valid name
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
-            f"no such model: {model} is no folder, and not to be had from the hub ({reason})"
+            f"no such model: {model}, not a local folder and not found on the Hugging Face Hub ({reason})"
         ) from None

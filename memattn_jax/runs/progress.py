@@ -13,7 +13,7 @@ from memattn_jax.runs.table import Row
 from memattn_jax.text import printable
 
 LOG_SECONDS = 30.0
-TOLD = 50  # rows that are told of one by one
+TOLD = 50  # maximum number of rows printed
 
 
 class Progress:
@@ -48,7 +48,7 @@ class Progress:
             return
 
     def update(self, rows: Sequence[Row]) -> None:
-        """These rows are made; the first of all are told of."""
+        """These rows are made; the first ones are printed."""
         last, now = rows[-1]["row"], time.monotonic()
         if self.first is None:
             self.first = last, len(rows), now
