@@ -183,8 +183,9 @@ class Interceptor:
       edits: applied in order.
       tap: what to return of each site it names; None returns nothing.
       form: whether edits act on the logits, which are float32 in every dtype (the default), or on the keys. In float32
-        the results are equal to 1e-5. In half precision the key form rounds the keys that it scales: measured on logits
-        of standard deviation 16, a token's attention differs by up to 0.019 in bfloat16 and 0.002 in float16.
+        the results are equal to 1e-5. In half precision the key form rounds the keys that it scales: in twenty
+        draws of logits of standard deviation 16, a token's attention differed by up to 0.022 in bfloat16 and 0.0028 in
+        float16.
     """
 
     edits: tuple[Edit, ...] = ()

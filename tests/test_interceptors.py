@@ -127,7 +127,7 @@ def test_an_interceptor_is_a_pytree_whose_numbers_are_leaves():
     assert jax.tree.structure(one) != jax.tree.structure(Interceptor(one.edits, TokenMeans(sites=("here",))))
 
 
-@pytest.mark.parametrize(("dtype", "keys_differ"), [(jnp.bfloat16, 0.019), (jnp.float16, 0.002)])
+@pytest.mark.parametrize(("dtype", "keys_differ"), [(jnp.bfloat16, 0.022), (jnp.float16, 0.0028)])
 def test_in_half_precision_only_the_logit_form_is_exact(dtype, keys_differ):
     """Against float32 arithmetic on the same numbers; the key form by as much as `Interceptor` says."""
     rng = np.random.default_rng(0)
@@ -142,4 +142,4 @@ def test_in_half_precision_only_the_logit_form_is_exact(dtype, keys_differ):
     exact = maps(jnp.float32)
     np.testing.assert_allclose(maps(dtype), exact, atol=1e-5)
     difference = np.abs(maps(dtype, form="keys") - exact).max()
-    assert keys_differ / 10 < difference < keys_differ
+    assert keys_differ / 3 < difference < keys_differ
