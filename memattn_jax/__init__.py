@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from memattn_jax import interceptors as interceptors
     from memattn_jax import mitigations as mitigations
     from memattn_jax import schedulers as schedulers
-    from memattn_jax.calibration import Calibration as Calibration
+    from memattn_jax.detectors.calibration.calibration import Calibration as Calibration
     from memattn_jax.errors import InputError as InputError
-    from memattn_jax.guard import Guard as Guard
+    from memattn_jax.mitigations.guard import Guard as Guard
     from memattn_jax.pipeline import Samples as Samples
     from memattn_jax.pipeline import StableDiffusion as StableDiffusion
 
@@ -24,8 +24,8 @@ __version__ = "0.1.0"
 
 _MODULES = ("demo", "detectors", "entropy", "interceptors", "mitigations", "schedulers")
 _NAMES = {
-    "Calibration": "memattn_jax.calibration",
-    "Guard": "memattn_jax.guard",
+    "Calibration": "memattn_jax.detectors.calibration.calibration",
+    "Guard": "memattn_jax.mitigations.guard",
     "InputError": "memattn_jax.errors",
     "Samples": "memattn_jax.pipeline",
     "StableDiffusion": "memattn_jax.pipeline",

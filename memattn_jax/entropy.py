@@ -44,13 +44,18 @@ def is_summary(lengths: Array | np.ndarray, tokens: int) -> Array:
     return jnp.arange(tokens) >= lengths[:, None] - 1
 
 
-def mean_over_sites(attention: TokenAttention) -> Array:
-    """Mean over heads, then over sites: float32 [steps, batch, tokens].
+def entropy_over_heads(attention: Array) -> Array:
+    """Entropy of the mean over heads: [..., heads, tokens] to float32 [...]."""
+    return token_entropy(attention.mean(axis=-2))
+
+
+def mean_over_sites(attention: Mapping[str, Array]) -> Array:
+    """Mean over heads, then over sites: {site: [..., heads, tokens]} to float32 [..., tokens].
 
     Sites weigh the same whatever their number of heads (Stable Diffusion 2 has 5, 10 and 20), as in the reference's
     `read_results.py`, which repeats heads up to a common number.
     """
-    return jnp.stack([a.astype(jnp.float32).mean(axis=2) for a in attention.values()]).mean(axis=0)
+    return jnp.stack([a.astype(jnp.float32).mean(axis=-2) for a in attention.values()]).mean(axis=0)
 
 
 def metric_e(attention: TokenAttention, site: str | None = None) -> Array:
@@ -74,7 +79,7 @@ def metric_e(attention: TokenAttention, site: str | None = None) -> Array:
     if site not in sites:
         wanted = f"site number {METRIC_E_SITE}" if site is None else repr(site)
         raise InputError(f"metric E: no {wanted} among the {len(sites)} tapped sites: {', '.join(sites)}")
-    return token_entropy(attention[site][0].mean(axis=1))
+    return entropy_over_heads(attention[site][0])
 
 
 def metric_d(attention: TokenAttention, lengths: Array | np.ndarray, variant: Variant = "code") -> Array:

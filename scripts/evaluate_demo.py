@@ -21,12 +21,12 @@ from demo_evaluation.separation import Auroc, auroc_interval, choose, text_score
 from demo_evaluation.tables import percent, table
 
 from memattn_jax import demo
+from memattn_jax.copies.correlation import REPRODUCED, normalized_correlation
 from memattn_jax.entropy import METRIC_E_SITE
 from memattn_jax.errors import InputError
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.plots import save_grid
-from memattn_jax.similarity import REPRODUCED, normalized_correlation
 
 CLEAN = ("control", "unseen", "decoys")
 TITLES = {

@@ -28,11 +28,11 @@ from demo_evaluation.tables import percent, table
 from make_demo_data import write_imagefolder
 
 from memattn_jax import demo
+from memattn_jax.commands.finetune import Data
+from memattn_jax.copies.correlation import REPRODUCED, normalized_correlation
 from memattn_jax.errors import InputError
-from memattn_jax.finetune import Data
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.plots import save_grid
-from memattn_jax.similarity import REPRODUCED, normalized_correlation
 from memattn_jax.training.data import check, open_pairs
 from memattn_jax.training.gate import timestep_bins, weights
 from memattn_jax.training.settings import TrainSettings

@@ -17,13 +17,13 @@ from flax import nnx
 from small_checkpoint import SCHEDULER, write_tokenizer
 
 from memattn_jax.checkpoints.names import leaves
+from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 from memattn_jax.pipeline import StableDiffusion
-from memattn_jax.tokenizer import Tokenizer
 
 WORDS = ("the", "and", "on", "in")
 

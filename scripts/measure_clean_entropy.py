@@ -12,9 +12,8 @@ import json
 import numpy as np
 
 from memattn_jax import demo
-from memattn_jax.calibration import fingerprint
+from memattn_jax.commands.generate import Options, settings
 from memattn_jax.entropy import mean_over_sites, token_entropy
-from memattn_jax.generate import Options, settings
 from memattn_jax.pipeline import StableDiffusion
 
 BATCH = 16
@@ -43,7 +42,7 @@ def main() -> None:
     entropy = np.concatenate(parts, axis=1)
     bands = np.quantile(entropy, QUANTILES, axis=1)
     content = {
-        "model": fingerprint(sd),
+        "model": sd.fingerprint(),
         "settings": {name: value for name, value in settings(options).items() if name not in ("mitigation", "guard")},
         "prompts": len(prompts),
         "quantiles": {f"{q:g}": [round(float(x), 4) for x in band] for q, band in zip(QUANTILES, bands, strict=True)},

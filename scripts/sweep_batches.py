@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from memattn_jax import Guard, StableDiffusion, demo
-from memattn_jax.detectors.registry import DETECTORS, FIRST_STEP, TRAJECTORY
+from memattn_jax.detectors.export import export_detector
 from memattn_jax.detectors.scorer import Scorer
-from memattn_jax.export import export_detector
+from memattn_jax.registries import DETECTORS, FIRST_STEP
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import score_batch, start
 from memattn_jax.training.step import Batch
@@ -28,6 +28,10 @@ SIZES = (2, 3, 8, 15, 16, 17, 32, 64)
 PROBES = (2, 3, 8, 16)
 STEPS = 4  # of sampling runs
 BOUND = 1e-5
+OF_DERIVATIVES = ("sharpness", "hessian_difference")
+TRAJECTORY = tuple(name for name, (needs, _) in DETECTORS.items() if needs == "trajectory")
+# what latent_step_deviation compares to; any numbers show whether a row depends on its batch
+CLEAN: dict[str, Any] = {"mean": np.ones(STEPS, np.float32), "deviation": np.ones(STEPS, np.float32)}
 Row = tuple[str, str, float]  # what, how many together, deviation
 
 
@@ -70,7 +74,7 @@ def first_step(sd: StableDiffusion, sizes: Iterable[int]) -> Iterator[Row]:
         scores = sd.detect(texts[:16], names, seeds=seeds[:16], batch_size=16).scores
         worst = max(value for _, value in by_name(scores, alone, 16))
         yield "+".join(names), "16 rows", worst
-    cheap = tuple(name for name in FIRST_STEP if not DETECTORS[name].gradients)
+    cheap = tuple(name for name in FIRST_STEP if name not in OF_DERIVATIVES)
     several = [sd.detect([text] * 16, FIRST_STEP, seeds=range(16), batch_size=1).scores for text in texts[:2]]
     for probes in PROBES:
         for names, shared in itertools.product((cheap, FIRST_STEP), (True, False)):
@@ -83,13 +87,13 @@ def first_step(sd: StableDiffusion, sizes: Iterable[int]) -> Iterator[Row]:
 def trajectory(sd: StableDiffusion, sizes: Iterable[int]) -> Iterator[Row]:
     """Detectors that follow a run, in one program."""
     texts, seeds = prompts(), range(ROWS)
-    alone = sd.detect(texts, TRAJECTORY, seeds=seeds, batch_size=1, steps=STEPS).scores
+    alone = sd.detect(texts, TRAJECTORY, seeds=seeds, batch_size=1, steps=STEPS, **CLEAN).scores
     for size in sizes:
-        scores = sd.detect(texts[:size], TRAJECTORY, seeds=seeds[:size], batch_size=size, steps=STEPS).scores
+        scores = sd.detect(texts[:size], TRAJECTORY, seeds=seeds[:size], batch_size=size, steps=STEPS, **CLEAN).scores
         for name, value in by_name(scores, alone, size):
             yield name, f"{size} rows", value
-    probes = sd.detect(texts[:1], TRAJECTORY, seeds=0, probes=8, steps=STEPS).scores
-    means = sd.detect([texts[0]] * 8, TRAJECTORY, seeds=range(8), batch_size=1, steps=STEPS).scores
+    probes = sd.detect(texts[:1], TRAJECTORY, seeds=0, probes=8, steps=STEPS, **CLEAN).scores
+    means = sd.detect([texts[0]] * 8, TRAJECTORY, seeds=range(8), batch_size=1, steps=STEPS, **CLEAN).scores
     for name, value in by_name(probes, {name: score.mean(keepdims=True) for name, score in means.items()}, 1):
         yield name, "8 probes", value
 
@@ -116,7 +120,7 @@ def sample(sd: StableDiffusion, sizes: Iterable[int]) -> Iterator[Row]:
 
 def exported(sd: StableDiffusion, sizes: Iterable[int]) -> Iterator[Row]:
     """A serialized program of two probes against the detectors themselves."""
-    texts, names = prompts(), tuple(name for name in FIRST_STEP if not DETECTORS[name].gradients)
+    texts, names = prompts(), tuple(name for name in FIRST_STEP if name not in OF_DERIVATIVES)
     alone = sd.detect(texts, names, probes=2, batch_size=1).scores
     ids = sd.tokenizer(texts).input_ids
     for size in sizes:

@@ -31,6 +31,7 @@ from jax.sharding import AxisType
 from make_demo_data import write_memorized, write_prompts
 from small_checkpoint import SCHEDULER, write_tokenizer
 
+from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.errors import InputError
 from memattn_jax.keys import seed_key
 from memattn_jax.models.clip_text import CLIPTextModel
@@ -38,9 +39,8 @@ from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.plots import plot_training, save_grid
-from memattn_jax.tokenizer import Tokenizer
 from memattn_jax.training.data import batches
-from memattn_jax.training.loop import train
+from memattn_jax.training.loop import Callbacks, train
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start, trained
 
@@ -130,7 +130,7 @@ def train_unet(
         out=folder,
         checkpoint_every=500,
         mesh=jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)),
-        on_step=on_step,
+        callbacks=Callbacks(step=on_step),
     )
     plot_training(out / "unet.png", folder / "metrics.jsonl")
     return trained(sd, state, setup) if finished else None

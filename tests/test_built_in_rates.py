@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from memattn_jax import Calibration, Guard, StableDiffusion, demo
-from memattn_jax.conformal import benjamini_hochberg
+from memattn_jax import Guard, StableDiffusion, demo
 from memattn_jax.detectors import Scorer, entropy_e
+from memattn_jax.detectors.calibration import load_calibration
+from memattn_jax.detectors.calibration.conformal import benjamini_hochberg
+from memattn_jax.detectors.calibration.verdicts import MEMORIZED, Joint
 from memattn_jax.detectors.detection import concatenate
 from memattn_jax.detectors.scorer import score_batches
 from memattn_jax.report.results import measure
-from memattn_jax.verdicts import MEMORIZED, Joint
 
 NAMES = ("entropy_e", "noise_norm")
 FPR, FDR = 0.05, 0.1
@@ -48,7 +49,7 @@ def most(prompts: int, rate: float) -> int:
 def test_one_false_positive_rate_for_the_verdict(scores):
     """Fitted on the 48 clean prompts of one half, on the shipped calibration's 400, and asked of the other half."""
     clean = [(group, half) for half in demo.HALVES for group in ("control", "unseen")]
-    shipped = Calibration.load(demo.CALIBRATION).joint(NAMES)
+    shipped = load_calibration(demo.CALIBRATION).joint(NAMES)
     assert len(shipped.clean) == 300
     for fitted, joint in (("the other half", Joint.fit(of(scores, *clean[:2]))), ("clean.txt", shipped)):
         flagged = [
@@ -62,7 +63,7 @@ def test_one_false_positive_rate_for_the_verdict(scores):
 
 def test_false_discoveries_in_a_log(scores):
     """Of all 144 prompts, 48 of them memorized."""
-    joint = Calibration.load(demo.CALIBRATION).joint(NAMES)
+    joint = load_calibration(demo.CALIBRATION).joint(NAMES)
     p = joint.p_values(of(scores, *scores))
     found = p <= benjamini_hochberg(Counter(p.tolist()), FDR)
     true, false = found[:48].sum(), found[48:].sum()
@@ -75,7 +76,7 @@ def test_false_discoveries_in_a_log(scores):
 def test_one_site_wherever_metric_e_is_read(sd, scores):
     """generate's E, detect's entropy_e, a guard's score and the calibration's are of one layer, and equal."""
     site = sd.entropy_site
-    assert site == Calibration.load(demo.CALIBRATION).settings["site"] == Scorer(sd, NAMES).read_site
+    assert site == load_calibration(demo.CALIBRATION).settings["site"] == Scorer(sd, NAMES).read_site
     assert site != sd.unet.sites[3]
     prompts = demo.prompts("memorized", "choose")[:2]
     run = sd.sample(prompts, steps=50, guard=Guard(10.0, "entropy_e"))

@@ -21,11 +21,14 @@ import safetensors.numpy
 from jax.export import deserialize
 from transformers import CLIPTokenizer
 
-from memattn_jax import Calibration, InputError, StableDiffusion, commands, convert, demo, export
-from memattn_jax.calibration import calibrate
-from memattn_jax.detectors import Scorer
-from memattn_jax.detectors.registry import FIRST_STEP
+from memattn_jax import InputError, StableDiffusion, demo
+from memattn_jax.commands import command as commands
+from memattn_jax.commands import convert
+from memattn_jax.detectors import Scorer, export
+from memattn_jax.detectors.calibration.file import load_calibration, to_json
+from memattn_jax.detectors.calibration.fit import calibrate
 from memattn_jax.models.kernels import attention
+from memattn_jax.registries import FIRST_STEP
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +103,7 @@ def test_the_readme_program_runs_without_this_package(command, tmp_path):
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["prompt"] for row in rows] == list(prompts)
 
-    calibration = Calibration.load(demo.CALIBRATION)
+    calibration = load_calibration(demo.CALIBRATION)
     sd = StableDiffusion.from_pretrained(demo.MODEL, dtype="float32")
     with pytest.warns(UserWarning, match="prompt cut at 77 tokens"):
         expected = sd.detect(prompts, site=calibration.settings["site"])
@@ -298,7 +301,7 @@ def test_thresholds_come_along_if_they_fit(command, model, tiny, tmp_path):
     """A calibration's settings are taken over; it is refused for other settings, and another model."""
     scorer = Scorer(tiny, ("noise_norm",), seed=5, steps=4, attribute=True)
     calibration = calibrate(scorer, [scorer(PROMPTS)], 0.5)
-    (tmp_path / "c.json").write_text(calibration.to_json())
+    (tmp_path / "c.json").write_text(to_json(calibration))
     use = ("--model", model, "--detectors", "all", "--site", tiny.unet.sites[0], "--calibration", tmp_path / "c.json")
     status, _, errors = command(*use, "--out", tmp_path / "refused.zip")
     assert (status, len(errors)) == (2, 1)
@@ -316,12 +319,12 @@ def test_thresholds_come_along_if_they_fit(command, model, tiny, tmp_path):
     status, _, errors = command(*use, "--out", tmp_path / "e.zip", "--steps", 5)
     assert (status, len(errors)) == (2, 1)
     assert "fitted with steps 4, not 5" in errors[0]
-    (tmp_path / "c.json").write_text(dataclasses.replace(calibration, fpr=0.05).to_json())
+    (tmp_path / "c.json").write_text(to_json(dataclasses.replace(calibration, fpr=0.05)))
     status, _, errors = command(*use, "--out", tmp_path / "e.zip")
     assert (status, len(errors)) == (2, 1)
     assert "too few clean prompts for thresholds at a rate of 0.05" in errors[0]
     own = dataclasses.replace(calibration, settings=calibration.settings | {"seed": None})
-    (tmp_path / "c.json").write_text(own.to_json())
+    (tmp_path / "c.json").write_text(to_json(own))
     status, _, errors = command(*use, "--out", tmp_path / "e.zip")
     assert (status, len(errors)) == (2, 1)
     assert "shows all prompts one noise" in errors[0]

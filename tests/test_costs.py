@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from memattn_jax.detectors.entropy_metrics import first_step_entropy
-from memattn_jax.detectors.first_step import NoiseLevel, Unconditional
-from memattn_jax.detectors.registry import FIRST_STEP
-from memattn_jax.detectors.scorer import DEFAULT, score_first_step
+from memattn_jax.detectors.first_step import Inputs, NoiseLevel, Unconditional
+from memattn_jax.detectors.programs import score_first_step
+from memattn_jax.detectors.scorer import DEFAULT, named_detectors
 from memattn_jax.interceptors import Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.registries import FIRST_STEP
 
 pytestmark = pytest.mark.slow
 
@@ -66,27 +66,24 @@ def test_guidance_pair(plain_pair):
 
 
 def test_detecting_at_one_layer_costs_a_tenth_of_a_guidance_pair(unet, plain_pair):
-    detector = first_step_entropy.trace(unet, *inputs(1), site=unet.sites[3])
-    assert flops(detector) < 0.12 * plain_pair
+    assert first_step(unet, ("entropy_e",), rows=1) < 0.107 * plain_pair
 
 
 def test_the_compiled_detector_is_pruned_too(unet):
     """On this machine, after optimisation: nothing beyond the site is left."""
-    programs = [first_step_entropy.lower(unet, *inputs(1), site=unet.sites[i]).compile() for i in (3, 15)]
+    detectors = [named_detectors("entropy_e", site=unet.sites[i]) for i in (3, 15)]
+    programs = [score_first_step.lower(look(unet, 1), one).compile() for one in detectors]
     early, late = (program.cost_analysis()["flops"] for program in programs)
     assert early < 0.25 * late
 
 
 def test_tapping_every_layer_costs_next_to_nothing(unet, plain_pair):
-    assert plain_pair < pair(unet, Interceptor(tap=TokenMeans())) < 1.005 * plain_pair
+    assert plain_pair < pair(unet, Interceptor(taps={"tokens": TokenMeans()})) < 1.005 * plain_pair
 
 
 def test_the_mitigation_costs_next_to_nothing(unet, plain_pair):
-    edits = (
-        MaskTokens(shape(2, dtype=jnp.int32)),
-        ScaleBeginToken(shape(), shape(2, dtype=jnp.bool_)),
-    )
-    assert pair(unet, Interceptor(edits)) < 1.001 * plain_pair
+    edits = (MaskTokens(shape(2, dtype=jnp.int32)), ScaleBeginToken(shape()))
+    assert pair(unet, Interceptor(edits, conditional=shape(2, dtype=jnp.bool_))) < 1.001 * plain_pair
 
 
 def test_text_keys_and_values_leave_the_loop(unet, plain_pair):
@@ -98,29 +95,24 @@ def test_text_keys_and_values_leave_the_loop(unet, plain_pair):
     assert plain_pair - step == pytest.approx(projections, rel=0.01)
 
 
-LEVEL = NoiseLevel(shape(), shape(), shape(), shape())
-
-
 ROWS = 8  # prompts a batch
 
 
+def look(unet, rows: int = ROWS, tokens: int = 77, *, velocity: bool = False) -> Inputs:
+    """What first-step detectors look at where all prompts share one probe, whose empty part is known."""
+    noise, level = shape(1, 1, 64, 64, 4), NoiseLevel(shape(), shape(), shape(), shape())
+    text, empty = shape(rows, tokens, 768), shape(1, tokens, 768)
+    known = Unconditional(noise, noise, noise)
+    return Inputs(unet, noise, text, empty, shape(rows, dtype=jnp.int32), (level, level), known, velocity)
+
+
 @functools.cache
-def first_step(unet, names: tuple[str, ...], *, velocity: bool = False, attribute: bool = False) -> float:
-    """FLOPs a prompt that detectors spend where all prompts share one probe."""
-    noise = shape(1, 1, 64, 64, 4)
-    traced = score_first_step.trace(
-        unet,
-        noise,
-        shape(ROWS, 77, 768),
-        shape(1, 77, 768),
-        (LEVEL, LEVEL),
-        Unconditional(noise, noise, noise),
-        names=names,
-        site=unet.sites[3],
-        velocity=velocity,
-        attribute=attribute,
-    )
-    return flops(traced) / ROWS
+def first_step(unet, names: tuple[str, ...], *, rows: int = ROWS, tokens: int = 77, **options) -> float:
+    """FLOPs a prompt that detectors spend."""
+    velocity, attribute = (options.get(name, False) for name in ("velocity", "attribute"))
+    detectors = named_detectors(names, site=unet.sites[3])
+    inputs = look(unet, rows, tokens, velocity=velocity)
+    return flops(score_first_step.trace(inputs, detectors, attribute=attribute)) / rows
 
 
 def test_first_step_detectors_share_their_forwards(unet, plain_pair):
@@ -147,10 +139,10 @@ def test_buckets_of_short_prompts_would_save_next_to_nothing(unet):
     text_encoder = abstract(CLIPTextModel, CLIPTextConfig())
 
     def detect(tokens: int) -> float:
-        latents, timestep, _ = inputs(1)
-        unet_part = first_step_entropy.trace(unet, latents, timestep, shape(1, tokens, 768), site=unet.sites[3])
         ids = shape(1, tokens, dtype=jnp.int32)
-        return flops(unet_part) + flops(jax.jit(lambda encoder, ids: encoder(ids)).trace(text_encoder, ids))
+        return first_step(unet, ("entropy_e",), rows=1, tokens=tokens) + flops(
+            jax.jit(lambda encoder, ids: encoder(ids)).trace(text_encoder, ids)
+        )
 
     whole, short = detect(77), detect(16)
     assert 1 - short / whole == pytest.approx(0.066, abs=0.005)

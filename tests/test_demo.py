@@ -8,10 +8,11 @@ import pytest
 from demo_data import make_groups
 from PIL import Image
 
-from memattn_jax import StableDiffusion, commands, demo, generate
-from memattn_jax.calibration import fingerprint
+from memattn_jax import StableDiffusion, demo
+from memattn_jax.commands import command as commands
+from memattn_jax.commands import generate
+from memattn_jax.copies.correlation import REPRODUCED, normalized_correlation
 from memattn_jax.report.showcase import WHICH_WAY_IS_BAD
-from memattn_jax.similarity import REPRODUCED, normalized_correlation
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +69,7 @@ def test_no_arguments_show_what_memorization_is(tmp_path, monkeypatch, capsys):
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in results] == [*demo.SHOWCASE] * 2
     assert [row["settings"]["mitigation"] for row in results] == ["none"] * 2 + ["attention_mask"] * 2
-    assert results[2]["settings"]["mask"] == "summary"
+    assert results[2]["settings"]["mitigation_options"]["mask"] == "summary"
     assert [row["mitigated"] for row in results] == [False, False, True, True]
     low, high = demo.clean_entropy(results[0]["settings"])
     memorized, clean = (np.array(row["entropy"]) for row in results[:2])
@@ -85,7 +86,7 @@ def test_no_arguments_show_what_memorization_is(tmp_path, monkeypatch, capsys):
 
 def test_the_band_of_clean_prompts_is_the_shipped_models(sd):
     measured = json.loads(demo.CLEAN_ENTROPY.read_text(encoding="utf-8"))
-    assert measured["model"] == fingerprint(sd)
+    assert measured["model"] == sd.fingerprint()
     assert measured["prompts"] == 400
     settings = generate.settings(generate.Options(dtype="float32"))
     low, high = demo.clean_entropy(settings)

@@ -10,12 +10,12 @@ from flax import nnx
 from small_checkpoint import write_tokenizer
 
 from memattn_jax.checkpoints.names import leaves
+from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
-from memattn_jax.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

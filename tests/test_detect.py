@@ -18,16 +18,18 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from memattn_jax import Calibration, Guard, InputError, StableDiffusion, commands, demo, detect, evaluate, generate
-from memattn_jax.calibration import calibrate, fingerprint
-from memattn_jax.conformal import threshold
+from memattn_jax import Calibration, Guard, InputError, StableDiffusion, demo
+from memattn_jax.commands import command as commands
+from memattn_jax.commands import detect, evaluate, generate
 from memattn_jax.detectors import Detection, Scorer
-from memattn_jax.detectors.attention_excess import KINDS, CleanAttention, kinds, labels, listed
-from memattn_jax.detectors.latent_step_deviation import CleanMoves
-from memattn_jax.metrics import auroc
+from memattn_jax.detectors.calibration.attention_excess import KINDS, CleanAttention, kinds, labels, listed
+from memattn_jax.detectors.calibration.conformal import threshold
+from memattn_jax.detectors.calibration.file import load_calibration, to_json
+from memattn_jax.detectors.calibration.fit import calibrate
+from memattn_jax.detectors.calibration.verdicts import Joint, Rule, fitting_rows
+from memattn_jax.evaluation.metrics import auroc
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.report.results import GUARD_BLIND, measure, picture_row, tell
-from memattn_jax.verdicts import Joint, Rule, fitting_rows
 
 VERBS = {"detect": detect, "evaluate": evaluate, "generate": generate}
 CLEAN = tuple(f"the {letter} and {other}" for letter in "abcdef" for other in ("hat", "o", "x y z"))
@@ -88,9 +90,9 @@ def test_calibration_and_results(calibrated, tiny):
     """Every number of the files follows from the scores that the package gives."""
     scores = tiny.detect(CLEAN, steps=4)
     new = tiny.detect(NEW, steps=4, attribute=True)
-    calibration = Calibration.load(calibrated / "calibration.json")
+    calibration = load_calibration(calibrated / "calibration.json")
     assert calibration.fpr == 0.1
-    assert calibration.model == fingerprint(tiny)
+    assert calibration.model == tiny.fingerprint()
     rows = read(calibrated / "results.jsonl")
     assert sorted(row["row"] for row in rows) == [0, 1, 2]
     assert [row["prompt"] for row in rows] == list(NEW)
@@ -123,7 +125,7 @@ def test_calibration_and_results(calibrated, tiny):
     assert manifest["identity"]["settings"]["site"] == calibration.settings["site"] == tiny.unet.sites[3]
     assert manifest["identity"]["settings"]["fpr"] == 0.1
     assert manifest["identity"]["settings"]["thresholds"] == joint.thresholds(0.1)
-    assert manifest["identity"]["model"] == fingerprint(tiny)
+    assert manifest["identity"]["model"] == tiny.fingerprint()
     assert manifest["rows"] == len(NEW)
     assert pq.read_table(calibrated / "00000.parquet").to_pylist() == rows
 
@@ -146,7 +148,10 @@ def test_a_calibration_is_used_and_guarded(command, calibrated, model, files, tm
         (("--calibrate", files / "clean.txt"), "mutually exclusive"),
         (("--fpr", 0.1, "--fdr", 0.1), "--fpr and --fdr are mutually exclusive"),
         (("--fdr", 1), "--fdr 1.0: a rate between 0 and 1"),
-        (("--detectors", "latent_step_deviation"), "needs 4 steps of clean runs, and there are 0"),
+        (
+            ("--detectors", "latent_step_deviation"),
+            "latent_step_deviation compares to clean prompts, and is not fitted",
+        ),
     ):
         status, _, errors = command("detect", "the cat", *use, "--out", tmp_path / "b", *options)
         assert status == 2
@@ -156,14 +161,15 @@ def test_a_calibration_is_used_and_guarded(command, calibrated, model, files, tm
 
 def test_clean_prompts_without_a_finite_score_are_left_out(tiny):
     """With all their scores, so that the detectors' rows still belong together."""
-    scorer = Scorer(tiny, ("noise_norm", "text_baseline"), steps=4, attribute=True)
+    scorer = Scorer(tiny, ("noise_norm", "entropy_e", "text_baseline"), steps=4, attribute=True)
     clean = scorer(CLEAN[:4])
-    broken = {"noise_norm": np.array([1, math.nan, 3, 2], np.float32), "text_baseline": np.arange(4, dtype=np.float32)}
+    other = np.arange(4, dtype=np.float32)
+    broken = {"noise_norm": np.array([1, math.nan, 3, 2], np.float32), "entropy_e": other, "text_baseline": other}
     calibration = calibrate(scorer, [dataclasses.replace(clean, scores=broken)], 0.5)
     assert calibration.scores["noise_norm"].tolist() == [1, 3, 2]
-    assert calibration.scores["text_baseline"].tolist() == [0, 2, 3]
-    assert calibration.judged(broken) == ("noise_norm",)
-    assert list(calibration.memorized(clean)) == ["noise_norm"]
+    assert calibration.scores["entropy_e"].tolist() == [0, 2, 3]
+    assert calibration.judged(broken) == ("noise_norm", "entropy_e")  # no verdict from the text alone
+    assert list(calibration.memorized(clean)) == ["noise_norm", "entropy_e"]
     none = {name: np.full(4, math.nan, np.float32) for name in broken}
     with pytest.raises(InputError, match="0 of 4 clean prompts have finite scores; at least 2 are needed"):
         calibrate(scorer, [dataclasses.replace(clean, scores=none)], 0.5)
@@ -310,13 +316,13 @@ def test_bad_input(command, model, tmp_path, arguments, message):
 
 
 def test_files_that_hold_no_calibration(tmp_path):
-    for content in ("{", "[]", "{}", '{"format": 2, "model": "x"}'):
+    for content in ("{", "[]", "{}", '{"format": 3, "model": "x"}'):
         (tmp_path / "c.json").write_text(content)
         with pytest.raises(InputError, match="not a calibration file; create one with `detect --calibrate`"):
-            Calibration.load(tmp_path / "c.json")
+            load_calibration(tmp_path / "c.json")
     (tmp_path / "c.json").write_text('{"model": "x", "settings": {}, "fpr": 0.01, "thresholds": {}, "attention": []}')
     with pytest.raises(InputError, match="a calibration of another version; create the file anew"):
-        Calibration.load(tmp_path / "c.json")
+        load_calibration(tmp_path / "c.json")
 
 
 @pytest.fixture(scope="module")
@@ -327,23 +333,24 @@ def plain(tiny) -> Calibration:
 
 
 def test_a_calibration_survives_its_file(plain, tmp_path):
-    moves = CleanMoves(np.float32([1 / 3, 2]), np.float32([0.1, 1e-9]))
-    calibration = dataclasses.replace(plain, moves=moves)
-    (tmp_path / "c.json").write_text(calibration.to_json())
-    loaded = Calibration.load(tmp_path / "c.json")
-    assert loaded.to_json() == calibration.to_json()
+    fits = {"latent_step_deviation": {"mean": np.float32([1 / 3, 2]), "deviation": np.float32([0.1, 1e-9])}}
+    calibration = dataclasses.replace(plain, fits=fits)
+    (tmp_path / "c.json").write_text(to_json(calibration))
+    loaded = load_calibration(tmp_path / "c.json")
+    assert to_json(loaded) == to_json(calibration)
     for part in ("scores", "own_noise"):
         for name, row in getattr(calibration, part).items():
             np.testing.assert_array_equal(getattr(loaded, part)[name], row)
-    np.testing.assert_array_equal(loaded.moves, moves)
+    for name, row in fits["latent_step_deviation"].items():
+        np.testing.assert_array_equal(loaded.fits["latent_step_deviation"][name], row)
     np.testing.assert_array_equal(loaded.attention.positions, calibration.attention.positions)
 
 
 @pytest.mark.parametrize("bad", ["NaN", "Infinity", "null", "1e999"])
-@pytest.mark.parametrize("part", ["scores", "own_noise", "attention", "statistics", "moves"])
+@pytest.mark.parametrize("part", ["scores", "own_noise", "attention", "statistics", "fits"])
 def test_a_number_that_is_not_finite_is_refused(plain, tmp_path, bad, part):
-    moves = CleanMoves(np.ones(4, np.float32), np.ones(4, np.float32))
-    content = json.loads(dataclasses.replace(plain, moves=moves).to_json())
+    fits = {"latent_step_deviation": {"mean": np.ones(4, np.float32), "deviation": np.ones(4, np.float32)}}
+    content = json.loads(to_json(dataclasses.replace(plain, fits=fits)))
 
     def spoil(value):
         if isinstance(value, dict):
@@ -354,7 +361,7 @@ def test_a_number_that_is_not_finite_is_refused(plain, tmp_path, bad, part):
     content[part] = spoil(content[part])
     (tmp_path / "c.json").write_text(json.dumps(content).replace('"BAD"', bad))
     with pytest.raises(InputError, match=r"c.json: .* is not finite, and no verdict can come from it"):
-        Calibration.load(tmp_path / "c.json")
+        load_calibration(tmp_path / "c.json")
 
 
 def test_too_few_clean_prompts_warn(command, model, files, tmp_path):
@@ -374,7 +381,7 @@ def test_too_few_clean_prompts_warn(command, model, files, tmp_path):
 
 def test_false_discovery_rate_of_a_log(command, calibrated, model, files, tmp_path):
     """Verdicts follow from all p-values, in a file beside the rows; another rate computes no row anew."""
-    calibration = Calibration.load(calibrated / "calibration.json")
+    calibration = load_calibration(calibrated / "calibration.json")
     use = ("--model", model, "--calibration", calibrated / "calibration.json", "--batch-size", 4)
     for fdr in (0.3, 0.8):
         status, printed, errors = command(
@@ -484,7 +491,7 @@ def test_generate_with_a_guard(command, calibrated, model, tmp_path):
     path = calibrated / "calibration.json"
     status, _, errors = command("generate", *NEW, *use, "--calibration", path, "--out", tmp_path / "a")
     assert (status, errors) == (0, [])
-    calibration = Calibration.load(path)
+    calibration = load_calibration(path)
     limit = threshold(np.sort(calibration.own_noise["noise_norm"]), 0.1)
     for row in read(tmp_path / "a" / "results.jsonl"):
         assert row["mitigated"] == (row["guard_score"] > limit)
@@ -495,7 +502,6 @@ def test_generate_with_a_guard(command, calibrated, model, tmp_path):
     assert Guard.from_calibration(many).threshold == limit  # clean prompts seen as a guard sees: one noise, their own
     for options, message in (
         ((), "--guard needs --calibration FILE"),
-        (("--calibration", path, "--mitigation", "attention_mask"), "mutually exclusive"),
         (
             ("--calibration", path, "--guard", "sharpness"),
             "no guard's scores of 'sharpness', only of entropy_e, noise_norm",
@@ -514,10 +520,11 @@ def test_evaluate(command, model, files, tiny, tmp_path):
         "--fpr", 0.1, "--out", tmp_path / "c", *FAST,
     )  # fmt: skip
     assert status == 0
-    moves = Calibration.load(tmp_path / "c" / "calibration.json").moves
-    runs = tiny.detect(CLEAN, names[2], steps=4, calibrating=True, batch_size=4).moves[fitting_rows(len(CLEAN))]
-    np.testing.assert_allclose(moves.mean, runs.mean(axis=(0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(moves.deviation, runs.std(axis=(0, 1)), rtol=1e-3)
+    fit = load_calibration(tmp_path / "c" / "calibration.json").fits["latent_step_deviation"]
+    scorer = Scorer(tiny, names[2], steps=4, calibrating=True)
+    runs = scorer(CLEAN).kept["latent_step_deviation"][fitting_rows(len(CLEAN))]
+    np.testing.assert_allclose(fit["mean"], runs.mean(axis=(0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(fit["deviation"], runs.std(axis=(0, 1)), rtol=1e-3)
     status, printed, errors = command(
         "evaluate", "--model", model, "--memorized", files / "new.txt", "--clean", files / "clean.txt",
         "--detectors", ",".join(names[:3]), "--out", tmp_path / "e", *FAST,
@@ -530,7 +537,7 @@ def test_evaluate(command, model, files, tiny, tmp_path):
     result = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert (result["memorized"], result["clean"], result["nan"]) == (len(NEW), len(CLEAN), 0)
     assert list(result["detectors"]) == names
-    scores = tiny.detect(NEW + CLEAN, names, steps=4, clean_moves=moves)
+    scores = tiny.detect(NEW + CLEAN, names, steps=4, **fit)
     for name in names:
         found = result["detectors"][name]
         assert found["auroc"] == pytest.approx(auroc(scores[name][:3], scores[name][3:]))

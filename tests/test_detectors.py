@@ -1,6 +1,7 @@
 """What detectors promise besides their numbers: independence of rows, no recompilation, clear refusals."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,18 @@ from flax import nnx
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.detectors import DETECTORS, Scorer
 from memattn_jax.detectors.first_step import noise_levels
-from memattn_jax.detectors.latent_step_deviation import CleanMoves, latent_step_deviation
-from memattn_jax.detectors.registry import FIRST_STEP, TRAJECTORY
-from memattn_jax.detectors.scorer import describe_unconditional, score_first_step, score_trajectory
+from memattn_jax.detectors.latent_step_deviation import LatentStepDeviation, latent_step_deviation
+from memattn_jax.detectors.programs import score_first_step, score_trajectory
+from memattn_jax.detectors.scorer import named_detectors, score_batches
 from memattn_jax.detectors.text_baseline import text_baseline
-from memattn_jax.schedulers import make_schedule
 
 PROMPTS = ("the cat", "an odd and long line on the hill in the land", "Zebra 7", "", "in the and on")
 ALL = tuple(DETECTORS)
-CLEAN = CleanMoves(np.linspace(1, 2, 10, dtype=np.float32), np.linspace(0.1, 0.3, 10, dtype=np.float32))
-SETTINGS = {
-    "probes": 2,
-    "steps": 10,
-    "guidance_scale": 3.0,
-    "clean_moves": CLEAN,
-}  # as in parity, whose programs the cache holds
+CLEAN = {
+    "mean": np.linspace(1, 2, 10, dtype=np.float32),
+    "deviation": np.linspace(0.1, 0.3, 10, dtype=np.float32),
+}  # of 10 steps
+SETTINGS = {"probes": 2, "steps": 10, "guidance_scale": 3.0, **CLEAN}  # as in parity, whose programs the cache holds
 BATCH = 3
 EMPTY = PROMPTS.index("")
 OF_DIFFERENCES = (
@@ -37,6 +35,7 @@ OF_DIFFERENCES = (
     "noise_norm_steps",
     "bright_ending",
 )
+OF_DERIVATIVES = ("sharpness", "hessian_difference")
 RELATIVE = 1e-5
 RELATIVE_OF_DERIVATIVES = 1e-4  # float32, here and in PyTorch, is 1e-5 to 2e-5 from float64
 
@@ -60,7 +59,7 @@ def check_equal(scores, five, rows=range(5), names=ALL):
         # The empty prompt's differences from itself are rounding, and so is the angle that anisotropy makes of them.
         kept = [place for place, row in enumerate(rows) if row != EMPTY or name not in OF_DIFFERENCES]
         expected = five[name][list(rows)]
-        tolerance = RELATIVE_OF_DERIVATIVES if DETECTORS[name].gradients else RELATIVE
+        tolerance = RELATIVE_OF_DERIVATIVES if name in OF_DERIVATIVES else RELATIVE
         np.testing.assert_allclose(scores[name][kept], expected[kept], rtol=tolerance, err_msg=name)
 
 
@@ -88,9 +87,10 @@ def test_alone_and_one_probe_at_a_time(tiny, five):
 
     Derivatives take long to compile; tests/parity has PyTorch's of one prompt and one probe at a time.
     """
-    names = tuple(name for name in ALL if not DETECTORS[name].gradients)
+    names = tuple(name for name in ALL if name not in OF_DERIVATIVES)
     for row in (1, 2):
-        runs = [tiny.detect(PROMPTS[row], names, seeds=seed, **SETTINGS | {"probes": 1}) for seed in (4, 5)]
+        settings = SETTINGS | {"probes": 1}
+        runs = [tiny.detect(PROMPTS[row], names, seeds=seed, **settings) for seed in (4, 5)]
         check_equal({name: (runs[0][name] + runs[1][name]) / 2 for name in names}, five, [row], names)
 
 
@@ -146,39 +146,14 @@ def test_a_scorer_keeps_what_its_weights_decide_as_long_as_they_stay(tiny):
 
 def test_a_nan_row_stays_alone(tiny, five):
     """Both programs as `detect` calls them, with the embeddings of the second prompt replaced."""
-    probes = tiny.noise((4, 5))[None]
+    detectors = named_detectors(ALL, **CLEAN)
+    scorer = Scorer(tiny, detectors, 4, *(SETTINGS[name] for name in ("probes", "steps", "guidance_scale")))
     context, tokens = tiny.encode(PROMPTS[:BATCH])
-    context = context.at[1].set(jnp.nan)
-    empty, _ = tiny.encode([""])
-    levels = noise_levels(tiny.scheduler_config, SETTINGS["steps"])
-    parts = frozenset({"noise", "late", "energy_gradient"})
-    unconditional = describe_unconditional(tiny.unet, probes, empty, levels, parts=parts, velocity=False)
-    scores, _, _ = score_first_step(
-        tiny.unet,
-        probes,
-        context,
-        empty,
-        levels,
-        unconditional,
-        names=FIRST_STEP,
-        site=tiny.unet.sites[3],
-        velocity=False,
-        attribute=False,
-    )
-    followed, moves = score_trajectory(
-        tiny.unet,
-        make_schedule(tiny.scheduler_config, "ddim", SETTINGS["steps"]),
-        probes,
-        context,
-        empty,
-        jnp.float32(SETTINGS["guidance_scale"]),
-        jnp.asarray(tokens.lengths),
-        jnp.ones(SETTINGS["steps"], bool),
-        CLEAN,
-        names=TRAJECTORY,
-    )
+    context, lengths = context.at[1].set(jnp.nan), jnp.asarray(tokens.lengths)
+    probes = scorer.probes_for(None)
+    scores, _ = score_first_step(scorer.inputs(probes, context, lengths), scorer.first_step)
+    followed, _ = score_trajectory(scorer.plan(probes, context, lengths), scorer.trajectory, probes=2)
     scores |= followed
-    assert np.isnan(moves[1]).all()
     assert scores.keys() == set(ALL) - {"text_baseline"}
     for name, score in scores.items():
         assert np.isnan(score[1]), name
@@ -202,14 +177,18 @@ BAD = [
     ({"seeds": [1, 2**32]}, "not 1 to 4294967296"),
     ({"latents": np.zeros((3, 4, 4, 4))}, r"latents have the shape \(3, 4, 4, 4\); \(2, 4, 4, 4\) would fit"),
     ({"latents": np.zeros((1, 4, 4, 4)), "probes": 2}, "latents hold one noise a prompt, and probes is 2"),
+    ({"probess": 2}, "setting of detect 'probess'"),
     ({"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
     ({"detectors": "noise_norm_steps", "noise_norm_steps": ()}, "noise_norm_steps: no steps"),
     ({"detectors": "entropy_d", "guidance_scale": float("nan")}, "guidance_scale is nan"),
     (
         {"detectors": "latent_step_deviation"},
-        "latent_step_deviation needs 50 steps of clean runs, and there are 0; a cal",
+        "latent_step_deviation compares to clean prompts, and is not fitted",
     ),
-    ({"detectors": "latent_step_deviation", "clean_moves": CLEAN}, "needs 50 steps of clean runs, and there are 10"),
+    (
+        {"detectors": "latent_step_deviation", **CLEAN},
+        "latent_step_deviation was fitted on runs of 10 steps, and not of 50",
+    ),
 ]
 
 
@@ -241,28 +220,32 @@ def test_a_first_timestep_without_signal(tiny, prediction_type, message):
 def test_layers_that_a_detector_needs(tiny):
     """A model with too few cross-attention layers, or with none at the finest level."""
 
-    class Stub:
-        def __init__(self, *sites: str):
-            self.unet = dataclasses.make_dataclass("UNet", ["sites"])(sites)
-            self.entropy_site = None
+    def with_sites(*sites: str) -> StableDiffusion:
+        config = SimpleNamespace(in_channels=4, sample_size=4)
+        return dataclasses.replace(tiny, unet=SimpleNamespace(sites=sites, config=config, dtype="float32"))
 
-    with pytest.raises(InputError, match="fourth cross-attention layer; this model has 3; name a site"):
-        Scorer(Stub("down_blocks.0.a", "b", "c"), ("entropy_e",))
-    Scorer(Stub("down_blocks.0.a", "b", "c"), ("entropy_e",), site="b")
-    with pytest.raises(InputError, match=r"reads the cross-attention of down_blocks\.0, and this model has none"):
-        Scorer(Stub("down_blocks.1.a", "b", "c", "d"), ("bright_ending",))
+    with pytest.raises(InputError, match="fourth cross-attention layer; this model has 3"):
+        Scorer(with_sites("down_blocks.0.a", "b", "c"), ("entropy_e",))
+    Scorer(with_sites("down_blocks.0.a", "b", "c"), ("entropy_e",), site="b")
+    with pytest.raises(InputError, match=r"down_blocks\.0"):
+        Scorer(with_sites("down_blocks.1.a", "b", "c", "d"), ("bright_ending",))
 
 
-def test_latent_step_deviation_is_the_largest_deviation_of_a_step(five):
+def test_latent_step_deviation_is_the_largest_deviation_of_a_step(tiny, five):
     """Of a run's own moves, on both sides of the mean; clean prompts' mean and deviation are theirs at each step."""
-    score = np.max(np.abs(five.moves - CLEAN.mean) / CLEAN.deviation, axis=-1).mean(axis=1)
+    settings = {name: SETTINGS[name] for name in ("probes", "steps", "guidance_scale")}
+    scorer = Scorer(tiny, ("latent_step_deviation",), 4, **settings, calibrating=True)
+    (found,) = score_batches(scorer, ((prompt, 0) for prompt in PROMPTS), len(PROMPTS))
+    assert np.isnan(found["latent_step_deviation"]).all()
+    moves = found.kept["latent_step_deviation"]  # [prompts, probes, steps]
+    score = np.max(np.abs(moves - CLEAN["mean"]) / CLEAN["deviation"], axis=-1).mean(axis=1)
     np.testing.assert_allclose(five["latent_step_deviation"], score, rtol=1e-5)
-    fitted = CleanMoves.fit(five.moves.reshape(-1, 10))
-    np.testing.assert_allclose(fitted.mean, five.moves.mean(axis=(0, 1)), rtol=1e-6)
-    np.testing.assert_allclose(fitted.deviation, five.moves.reshape(-1, 10).std(axis=0), rtol=1e-4)
-    clean = CleanMoves(np.array([3.0, 5.0, 2.0]), np.array([1.0, 2.0, 0.0]))
+    fitted = LatentStepDeviation().fit(moves.reshape(-1, 10).T)
+    np.testing.assert_allclose(fitted.mean, moves.mean(axis=(0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(fitted.deviation, moves.reshape(-1, 10).std(axis=0), rtol=1e-4)
     moves = jnp.array([[4.0, 5.0, 9.0], [3.0, -1.0, 2.0], [1.0, 6.0, 2.0], [jnp.nan, 5.0, 2.0]])
-    np.testing.assert_allclose(latent_step_deviation(moves, clean), [1, 3, 2, np.nan])
+    score = latent_step_deviation(moves.T, np.array([3.0, 5.0, 2.0]), np.array([1.0, 2.0, 0.0]))
+    np.testing.assert_allclose(score, [1, 3, 2, np.nan])
 
 
 def test_text_baseline():

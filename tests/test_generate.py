@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from memattn_jax import commands, detectors, generate, mitigations
+from memattn_jax import detectors, mitigations
+from memattn_jax.commands import command as commands
+from memattn_jax.commands import generate
 from memattn_jax.report import results
 from memattn_jax.report.plots import plot_entropy
 
@@ -43,7 +45,7 @@ def out(model, tmp_path_factory):
     )
     command = [sys.executable, "-m", "memattn_jax.generate", "--model", model, "--steps", "4"]
     command += ["--prompts", folder / "prompts.jsonl", "--seed", "3", "--batch-size", "2", "--out", folder / "out"]
-    command += ["--mitigation", "attention_mask", "--mask", "summary", "--begin-scale", "1.1"]
+    command += ["--mitigation", "attention_mask", "--mitigation-options", "mask=summary", "begin_scale=1.1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "out", done
@@ -59,7 +61,7 @@ def test_results(out, sd):
         assert row["error"] is None
         assert row["cut"] == (row["prompt"] == LONG)
         assert row["settings"]["steps"] == 4
-        assert row["settings"]["mask"] == "summary"
+        assert row["settings"]["mitigation_options"]["mask"] == "summary"
         assert row["mitigated"] is True
         assert set(row["versions"]) >= {"memattn_jax", "jax", "flax"}
     assert rows[4]["tokens"][0] == "<|startoftext|>"
@@ -80,7 +82,7 @@ def test_pictures_carry_their_parameters(out):
     with Image.open(folder / "00001.png") as picture:
         text = picture.text
     assert text["prompt"] == "日 dog"
-    assert json.loads(text["settings"])["begin_scale"] == 1.1
+    assert json.loads(text["settings"])["mitigation_options"]["begin_scale"] == 1.1
     assert text["seed"] == "3"
     with Image.open(folder / "entropy.png") as plot:
         assert plot.size == (960, 600)
@@ -103,7 +105,7 @@ def test_what_it_prints(out):
 
 
 def test_one_compile_for_all_batches(model, tmp_path, monkeypatch):
-    from memattn_jax.sampling import denoise
+    from memattn_jax.diffusion.sampling import denoise
 
     before = denoise._cache_size()
     arguments = ["--model", model, "--out", tmp_path, "--steps", 5, "--batch-size", 2]
@@ -140,6 +142,7 @@ def test_rows_that_are_not_finite_are_reported(model, tmp_path, monkeypatch, cap
     assert (tmp_path / "out" / "entropy.png").exists()
 
 
+MASKED = ("--mitigation", "attention_mask", "--mitigation-options")
 BAD = {
     "no-such-model": (["--model", "nowhere"], "no such model: nowhere"),
     "dtype": (["--model", "MODEL", "--dtype", "int4"], "unknown dtype 'int4'"),
@@ -151,7 +154,13 @@ BAD = {
         ["--model", "MODEL", "--mitigation", "hope"],
         "--mitigation: unknown mitigation 'hope'; expected one of none, attention_mask",
     ),
-    "mask": (["--model", "MODEL", "--mitigation", "attention_mask", "--mask", "x"], "unknown mask 'x'"),
+    "mask": (["--model", "MODEL", *MASKED, "mask=x"], "--mitigation-options: unknown mask 'x'"),
+    "field": (
+        ["--model", "MODEL", *MASKED, "maks=none"],
+        "unknown option of attention_mask 'maks'; did you mean 'mask'?",
+    ),
+    "number": (["--model", "MODEL", *MASKED, "begin_scale=x"], "--mitigation-options begin_scale=x: a finite number"),
+    "pair": (["--model", "MODEL", *MASKED, "mask"], "--mitigation-options mask: KEY=VALUE is needed"),
     "batch-size": (["--model", "MODEL", "--batch-size", "0"], "--batch-size 0: at least 1 is needed"),
     "seed": (["--model", "MODEL", "--seed", "-1"], "--seed -1: seeds -1 to -1 must lie in [0, 2**32)"),
     "last-seed": (["--model", "MODEL", "--seed", 2**32 - 1, "--images-per-prompt", 2], "must lie in [0, 2**32)"),
@@ -162,7 +171,10 @@ BAD = {
         ["--model", "MODEL", "--stepz", "3"],
         "Unrecognized options: --stepz, 3; did you mean --steps? see --help",
     ),
-    "useless": (["--model", "MODEL", "--begin-scale", "2"], "--begin-scale: has no effect without --mitigation"),
+    "useless": (
+        ["--model", "MODEL", "--mitigation-options", "mask=none"],
+        "--mitigation-options: has no effect without --mitigation",
+    ),
     "no-guard": (["--model", "MODEL", "--calibration", "FILE"], "--calibration: has no effect without --guard"),
     "mesh": (["--model", "MODEL", "--mesh", "rows=2"], "--mesh rows=2: unknown axis 'rows'"),
     "both": (

@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plans import make_plan
 
 from memattn_jax.checkpoints.diffusers_folder import load_part
+from memattn_jax.diffusion.sampling import denoise
 from memattn_jax.entropy import metric_d, metric_e
 from memattn_jax.interceptors import Interceptor, TokenMeans
-from memattn_jax.mitigations import AttentionMask
-from memattn_jax.sampling import denoise
+from memattn_jax.mitigations import AttentionMask, Mitigation
 from memattn_jax.schedulers import make_schedule
 
 pytestmark = pytest.mark.slow
@@ -31,15 +33,15 @@ def run(request, unet):
     files = [np.load(GOLDEN / f"{request.param}_{prompt}.npz") for prompt in (0, 3)]
     golden = {name: np.stack([file[name] for file in files]) for name in files[0].files}
     context = np.concatenate([golden["negative_prompt_embeds"], golden["prompt_embeds"]])[:, 0]
-    lengths = np.tile(golden["prompt_length"], 2)
-    mitigation = AttentionMask() if request.param == "miti" else None
-    edits = mitigation.edits(lengths, np.repeat([False, True], 2), 77) if mitigation else ()
-    interceptor = Interceptor(edits, TokenMeans())
+    mitigation = AttentionMask() if request.param == "miti" else Mitigation()
     schedule = make_schedule(json.loads((GOLDEN / "model/scheduler/scheduler_config.json").read_text()), "ddim", 10)
     np.testing.assert_array_equal(schedule.timesteps, golden["timesteps"][0])
     noise = np.moveaxis(golden["init_latents"][:, 0], 1, -1)
-    latents, taps = denoise(unet, schedule, noise, context, np.float32([7.5, 7.5]), interceptor)
-    return golden, latents, {site: taps[site] for site in unet.sites}, interceptor, context
+    lengths = golden["prompt_length"]
+    taps = {"tokens": TokenMeans()}
+    plan = make_plan(unet, schedule, noise, context, 7.5, lengths, mitigation=mitigation, taps=taps)
+    latents, tapped = denoise(plan)
+    return golden, latents, {site: tapped["tokens"][site] for site in unet.sites}, mitigation, context
 
 
 def test_latents(run):
@@ -48,7 +50,11 @@ def test_latents(run):
 
 
 def test_first_call_of_the_unet(run, unet):
-    golden, _, _, interceptor, context = run
+    golden, _, _, mitigation, context = run
+    lengths = jnp.asarray(golden["prompt_length"])
+    edits = mitigation.edits(SimpleNamespace(lengths=lengths))
+    conditional = np.repeat([False, True], 2)
+    interceptor = Interceptor(edits, conditional=conditional, lengths=np.tile(lengths, 2))
     pairs = golden["unet0_in"].swapaxes(0, 1).reshape(4, *golden["unet0_in"].shape[2:])
     call = jax.jit(lambda unet, *args: unet(*args)[0])
     out = call(unet, np.moveaxis(pairs, 1, -1), jnp.float32(golden["timesteps"][0, 0]), context, interceptor)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memattn_jax import StableDiffusion, commands
-from memattn_jax.host import jax_settings
-from memattn_jax.sampling import unit_noise
+from memattn_jax import StableDiffusion
+from memattn_jax.commands import command as commands
+from memattn_jax.diffusion.noise import unit_noise
+from memattn_jax.settings import jax_settings
 from memattn_jax.training.objective import row_keys
 from memattn_jax.training.step import draw
 

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from quick import xla_flags
 
-from memattn_jax import StableDiffusion, detect, generate
+from memattn_jax import StableDiffusion
+from memattn_jax.commands import detect, generate
 from memattn_jax.detectors import Scorer
 from memattn_jax.detectors.scorer import score_batches
 
@@ -252,7 +253,7 @@ def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):
         path.write_text("\n".join(f"a picture of object number {i} on a hill" for i in range(count)))
         program = f"""
 import resource
-from memattn_jax import detect
+from memattn_jax.commands import detect
 detect.main(detect.Options(prompts={str(path)!r}, out={str(tmp_path / str(count))!r}, detectors="text_baseline",
                            explain=False, batch_size=256))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -7,9 +7,9 @@ import warnings
 import pytest
 
 from memattn_jax import demo
-from memattn_jax.likeness import Kind
+from memattn_jax.checkpoints.tokenizer import Tokenizer
+from memattn_jax.detectors.calibration.likeness import Kind
 from memattn_jax.report.findings import compare
-from memattn_jax.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from memattn_jax.errors import InputError
-from memattn_jax.metrics import (
+from memattn_jax.evaluation.metrics import (
     Threshold,
     auroc,
     auroc_interval,

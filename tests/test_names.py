@@ -4,29 +4,24 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import micro
 import pytest
 
-from memattn_jax import InputError, demo, detect, evaluate, finetune, generate, names
+from memattn_jax import InputError, demo
 from memattn_jax.checkpoints.folder import Geometry, cross_attention_sites
-from memattn_jax.detectors import registry
+from memattn_jax.commands import detect, evaluate, finetune, generate
 from memattn_jax.errors import LIMIT, check_name
-from memattn_jax.mitigations import MITIGATIONS
-from memattn_jax.mitigations.attention_mask import Mask
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.unet import UNet2DConditionModel
-from memattn_jax.schedulers import SCHEDULERS
+from memattn_jax.registries import DETECTORS, MITIGATIONS, SCHEDULERS, load
 
 
-def test_the_names_are_those_of_the_registries():
-    assert tuple(registry.DETECTORS) == names.DETECTORS
-    assert names.FIRST_STEP == registry.FIRST_STEP
-    assert names.TRAJECTORY == registry.TRAJECTORY
-    assert names.SCHEDULERS == SCHEDULERS
-    assert tuple(MITIGATIONS) == names.MITIGATIONS
-    assert get_args(Mask) == names.MASKS
+def test_names_stand_for_what_they_say():
+    for name, (needs, path) in DETECTORS.items():
+        assert load(path).needs == needs, name
+    for path in (*MITIGATIONS.values(), *SCHEDULERS.values()):
+        assert callable(load(path))
 
 
 @pytest.mark.parametrize(
@@ -37,8 +32,8 @@ def test_the_names_are_those_of_the_registries():
         ("solver", SCHEDULERS, "did you mean 'dpm-solver++'?"),
         ("heun", SCHEDULERS, "unknown thing 'heun'; expected one of ddim, "),
         ("", SCHEDULERS, "unknown thing ''; expected one of ddim, "),
-        ("entropyE", names.DETECTORS, "did you mean 'entropy_e'? expected one of entropy_e, noise_norm, "),
-        ("\x1b[2J" + "x" * 900, names.DETECTORS, r"unknown thing '\x1b[2Jxxx"),
+        ("entropyE", DETECTORS, "did you mean 'entropy_e'? expected one of entropy_e, noise_norm, "),
+        ("\x1b[2J" + "x" * 900, DETECTORS, r"unknown thing '\x1b[2Jxxx"),
     ],
 )
 def test_unknown_names_are_answered_with_the_nearest_and_the_list(name, known, message):
@@ -48,7 +43,7 @@ def test_unknown_names_are_answered_with_the_nearest_and_the_list(name, known, m
     assert message in str(refused.value)
     assert len(str(refused.value)) <= LIMIT
     assert str(refused.value).isprintable()
-    check_name("thing", known[0], known)
+    check_name("thing", next(iter(known)), known)
 
 
 WRONG = {
@@ -56,13 +51,13 @@ WRONG = {
         ["--steps", "0"],
         ["--scheduler", "ddmi"],
         ["--guard", "noise"],
-        ["--mask", "pad"],
+        ["--mitigation-options", "pad"],
         ["--dtype", "float8"],
         ["--mesh", "data"],
         ["--prompts", "gone.txt"],
         ["a", "--model", "gone"],
         ["a", "--height", "3"],
-        ["--guard", "noise_norm", "--mitigation", "attention_mask"],
+        ["a", "--mitigation-options", "mask=none"],
     ],
     "detect": [["--detectors", "entropyE"], ["--fpr", "2"], ["--calibration", "gone.json"], ["--site", "attic"]],
     "evaluate": [["--detectors", "vibes"], ["--probes", "0"], ["--clean", "gone.txt"]],
@@ -75,7 +70,7 @@ def test_wrong_options_are_refused_before_jax_is_imported(tmp_path):
     """And so before a model is loaded; `--help` needs it as little, and lists all names."""
     program = f"""
 import importlib, sys
-from memattn_jax import commands
+from memattn_jax.commands import command as commands
 for verb, lines in {WRONG!r}.items():
     module = importlib.import_module("memattn_jax." + verb)
     for line in [*lines, ["--help"]]:
@@ -97,7 +92,7 @@ for verb, lines in {WRONG!r}.items():
         assert any(option in error for option in options) or "no such model: gone" in error
         assert len(error) <= LIMIT + len("error: ")
     shown = " ".join(done.stdout.replace("│", " ").split())
-    for name in (*names.DETECTORS, *names.SCHEDULERS, *names.MITIGATIONS):
+    for name in (*DETECTORS, *SCHEDULERS, *MITIGATIONS):
         assert name in shown
     assert "owner/name on the Hugging Face Hub. Default: the built-in demo model." in shown  # lines are filled
     assert list(tmp_path.iterdir()) == []

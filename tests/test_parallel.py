@@ -25,21 +25,25 @@ from jax import P as Spec
 from jax.sharding import AbstractMesh
 from quick import xla_flags
 
-from memattn_jax import Guard, InputError, StableDiffusion, pipeline
-from memattn_jax.calibration import fingerprint
+from memattn_jax import Guard, InputError, StableDiffusion
 from memattn_jax.checkpoints import diffusers_folder
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.detectors import scorer
-from memattn_jax.detectors.first_step import NoiseLevel, Unconditional
-from memattn_jax.detectors.registry import FIRST_STEP
-from memattn_jax.mitigations import AttentionMask
+from memattn_jax.detectors.first_step import Inputs, NoiseLevel, Unconditional
+from memattn_jax.detectors.programs import score_first_step
+from memattn_jax.detectors.scorer import named_detectors
+from memattn_jax.diffusion import run as sampling_run
+from memattn_jax.mitigations import AttentionMask, Mitigation
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.attention import keep_rows_together
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
-from memattn_jax.parallel import make_mesh, partition_spec, replicate, rows_multiple, spread, start_processes
+from memattn_jax.pytree import pytree
+from memattn_jax.registries import FIRST_STEP
+from memattn_jax.sharding.placement import make_mesh, partition_spec, replicate, rows_multiple, spread
+from memattn_jax.sharding.processes import start_processes
 from memattn_jax.training.loop import Checkpoints, pinned_step
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start
@@ -89,15 +93,14 @@ VAE = dataclasses.replace(
 SEED = 6  # the weights of other draws lose digits of derivatives from one batch size to another
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Stronger:
+@pytree
+class Stronger(Mitigation):
     """A stranger's mitigation, whose numbers have names of their own."""
 
     strength: np.ndarray  # [batch]
 
-    def edits(self, *arguments, **options):
-        return AttentionMask(self.strength).edits(*arguments, **options)
+    def edits(self, step):
+        return AttentionMask(self.strength).edits(step)
 
 
 def measured(lowered: jax.stages.Lowered) -> dict:
@@ -159,16 +162,10 @@ def full_size(names: tuple[str, ...]) -> list[dict]:
         if mesh is not None:
             keep_rows_together(unet)
         noise, text, number = shape(1, 1, 64, 64, 4), shape(8, 77, 768, spec=Spec("data")), shape()
-        arguments = (
-            unet,
-            noise,
-            text,
-            shape(1, 77, 768),
-            (NoiseLevel(*[number] * 4),) * 2,
-            Unconditional(*[noise] * 3),
-        )
-        static = {"names": names, "site": unet.sites[3], "velocity": False, "attribute": False}
-        return measured(scorer.score_first_step.lower(*arguments, **static))
+        lengths = jax.ShapeDtypeStruct((8,), jnp.int32, sharding=text.sharding and NamedSharding(mesh, Spec("data")))
+        levels = (NoiseLevel(*[number] * 4),) * 2
+        inputs = Inputs(unet, noise, text, shape(1, 77, 768), lengths, levels, Unconditional(*[noise] * 3))
+        return measured(score_first_step.lower(inputs, named_detectors(names, site=unet.sites[3])))
 
     return [program(None), program(make_mesh("data=8"))]
 
@@ -177,7 +174,7 @@ def measure_inference(folder: str, scratch: Path) -> dict:
     """Loading, detecting and sampling on one device and on meshes."""
     facts: dict = {"full size": full_size(("entropy_e",))}
     first_step, trajectory = (Recorder(scorer, name) for name in ("score_first_step", "score_trajectory"))
-    denoise = Recorder(pipeline, "denoise")
+    denoise = Recorder(sampling_run, "denoise")
     settings = {"steps": 3, "site": SITE, "attribute": True}
     for text in (None, *MESHES):
         sd, reads = bytes_read(Path(folder), make_mesh(text) if text else None)
@@ -187,8 +184,8 @@ def measure_inference(folder: str, scratch: Path) -> dict:
         run = sd.sample(PROMPTS, mitigation=Stronger(scales), **sample)
         kernel = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.kernel[...]
         facts[str(text)] = {
-            "model": fingerprint(sd),
-            "half": fingerprint(StableDiffusion.from_pretrained(folder, "bfloat16", sd.mesh)),
+            "model": sd.fingerprint(),
+            "half": StableDiffusion.from_pretrained(folder, "bfloat16", sd.mesh).fingerprint(),
             "reads": reads,
             "kernel": [shard.data.shape for shard in kernel.addressable_shards],
             "scores": {name: score.tolist() for name, score in detection.scores.items()},
@@ -400,7 +397,8 @@ def test_partition_rules():
 
 START = """
 import os, signal, sys, time
-from memattn_jax.parallel import make_mesh, partition_spec, replicate, rows_multiple, spread, start_processes
+from memattn_jax.sharding.placement import make_mesh, partition_spec, replicate, rows_multiple, spread
+from memattn_jax.sharding.processes import start_processes
 index, count = start_processes(sys.argv[1], int(sys.argv[2]), 2)
 print(index, count, flush=True)
 if index == 1:

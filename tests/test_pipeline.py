@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from memattn_jax import StableDiffusion, pipeline
-from memattn_jax.options import ModelOptions
-from memattn_jax.parallel import take_rows
+from memattn_jax.commands.options import ModelOptions
+from memattn_jax.diffusion import model as networks
+from memattn_jax.sharding.placement import take_rows
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +23,13 @@ def small(model) -> StableDiffusion:
 def encoded(monkeypatch) -> list[int]:
     """Rows of every call of the text encoder."""
     calls: list[int] = []
-    encode = pipeline.embed
+    encode = networks.embed
 
     def counted(text_encoder, ids):
         calls.append(len(ids))
         return encode(text_encoder, ids)
 
-    monkeypatch.setattr(pipeline, "embed", counted)
+    monkeypatch.setattr(networks, "embed", counted)
     return calls
 
 
@@ -50,7 +51,7 @@ def test_an_encoding_found_again_is_the_same(small):
 
 
 def test_few_encodings_are_kept(small, monkeypatch, encoded):
-    monkeypatch.setattr(pipeline, "KEPT_EMBEDDINGS", 4)
+    monkeypatch.setattr(networks, "KEPT_EMBEDDINGS", 4)
     sd = dataclasses.replace(small)
     for word in ("a", "b", "a", "c", "d", "e", "a", "b"):
         sd.encode([word])
@@ -92,7 +93,7 @@ def test_encodings_in_a_traced_function_are_not_kept(small):
 def test_pictures_decoded_in_turn_are_the_same(small, monkeypatch):
     latents = small.noise(range(3))
     at_once = small.decode(latents)
-    monkeypatch.setattr(pipeline, "DECODED_PIXELS", 1)
+    monkeypatch.setattr(networks, "DECODED_PIXELS", 1)
     in_turn = small.decode(latents)
     assert in_turn.shape == at_once.shape
     assert np.abs(in_turn.astype(int) - at_once).max() <= 1
@@ -102,7 +103,7 @@ def test_pictures_that_are_not_finite_are_told(small):
     """A decoder that overflows leaves a black picture, and latents that tell nothing."""
     latents = np.array(small.noise(range(3)))
     latents[1] = 2e38  # the decoder divides it by the scaling factor, 0.18
-    assert small._decode(latents)[1].tolist() == [True, False, True]
+    assert small.start_decoding(latents)[1].tolist() == [True, False, True]
     broken = dataclasses.replace(small, vae=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), small.vae))
     run = broken.sample(["a", "b"], steps=1, taps=None)
     assert np.isfinite(run.latents).all()

@@ -317,7 +317,7 @@ import os, signal, sys, threading, time
 from dataclasses import dataclass
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_runs
-from memattn_jax import commands
+from memattn_jax.commands import command as commands
 
 @dataclass
 class Options:
@@ -353,7 +353,7 @@ def test_an_interrupt_before_the_run_says_so(tmp_path):
     """Also in the middle of an import, where modules run code by exec and Python would end by the signal itself."""
     (tmp_path / "verb.py").write_text("""
 from dataclasses import dataclass
-from memattn_jax.commands import run_command
+from memattn_jax.commands.command import run_command
 
 @dataclass
 class Options:

@@ -1,15 +1,19 @@
 """What a sampling run promises besides its numbers: independence of rows, no recompilation, no maps kept."""
 
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plans import make_plan
 
 from memattn_jax import InputError, detectors
-from memattn_jax.interceptors import Interceptor, TokenMeans
+from memattn_jax.diffusion.noise import unit_noise
+from memattn_jax.diffusion.sampling import denoise
+from memattn_jax.interceptors import Attention, Context, TokenMeans
 from memattn_jax.mitigations import AttentionMask
-from memattn_jax.sampling import denoise, unit_noise
 from memattn_jax.schedulers import make_schedule
 
 PROMPTS = ["the cat", "a", "an odd and long line on the hill in the land", "", "zebra", "in the and on", "x y z", "n"]
@@ -50,18 +54,12 @@ def test_numbers_compile_nothing(sd):
     traced = jax.jit(chex.assert_max_traces(denoise.__wrapped__, n=1))
     for seed, scale, c, length in ((0, 7.5, 1.25, 5), (1, 3.0, 1.0, 9), (2**32 - 1, 1.5, 0.5, 77)):
         context, _ = sd.encode([PROMPTS[seed % 8], "the " * (seed % 5)])
-        mitigation = AttentionMask(begin_scale=c)
-        edits = mitigation.edits(np.full(2, length), np.asarray([False, True]), 77)
-        latents, taps = traced(
-            sd.unet,
-            make_schedule(sd.scheduler_config, "ddim", 2),
-            unit_noise(jnp.asarray([seed], jnp.uint32), (4, 4, 4)),
-            context,
-            np.float32([scale]),
-            Interceptor(edits, TokenMeans()),
-        )
+        schedule = make_schedule(sd.scheduler_config, "ddim", 2)
+        noise = unit_noise(jnp.asarray([seed], jnp.uint32), (4, 4, 4))
+        changed = {"mitigation": AttentionMask(begin_scale=c), "taps": {"tokens": TokenMeans()}}
+        latents, taps = traced(make_plan(sd.unet, schedule, noise, context, scale, [length], **changed))
         assert np.isfinite(latents).all()
-        assert taps[sd.unet.sites[0]].shape == (2, 1, 2, 77)
+        assert taps["tokens"][sd.unet.sites[0]].shape == (2, 1, 2, 77)
 
 
 def test_guidance_of_one_or_less_runs_the_conditional_half_alone(sd):
@@ -69,13 +67,13 @@ def test_guidance_of_one_or_less_runs_the_conditional_half_alone(sd):
     schedule = make_schedule(sd.scheduler_config, "ddim", STEPS)
     context, _ = sd.encode(["", PROMPTS[0]])
     noise = unit_noise(jnp.asarray([0], jnp.uint32), (4, 4, 4))
-    both, _ = denoise(sd.unet, schedule, noise, context, np.float32([1.0]), Interceptor())
+    both, _ = denoise(make_plan(sd.unet, schedule, noise, context, 1.0))
     run = sd.sample(PROMPTS[:1], steps=STEPS, guidance_scale=1.0, taps=None)
     np.testing.assert_allclose(run.latents, both, atol=1e-4)
     mixed = sd.sample([PROMPTS[0], "x"], steps=STEPS, guidance_scale=[0.5, 3.0], taps=None)
     np.testing.assert_allclose(mixed.latents[0], run.latents[0], atol=1e-4)
     half, pair = (
-        denoise.lower(sd.unet, schedule, noise, text, np.float32([1.0]), Interceptor()).cost_analysis()["flops"]
+        denoise.lower(make_plan(sd.unet, schedule, noise, text, 1.0)).cost_analysis()["flops"]
         for text in (context[1:], context)
     )
     assert half < 0.6 * pair
@@ -96,8 +94,8 @@ def test_the_scan_carries_no_maps(sd):
     schedule = make_schedule(sd.scheduler_config, "ddim", STEPS)
     context, _ = sd.encode(["", "", *PROMPTS[:2]])
     noise = jnp.zeros((2, 4, 4, 4))
-    arguments = (sd.unet, schedule, noise, context, np.float32([7.5, 7.5]), Interceptor(tap=TokenMeans()))
-    scans = find(jax.make_jaxpr(denoise.__wrapped__)(*arguments).jaxpr, "scan")
+    plan = make_plan(sd.unet, schedule, noise, context, taps={"tokens": TokenMeans()})
+    scans = find(jax.make_jaxpr(denoise.__wrapped__)(plan).jaxpr, "scan")
     (scan,) = (eqn for eqn in scans if eqn.params["length"] == STEPS)
     stacked = [var.aval.shape for var in scan.outvars if var.aval.shape[:1] == (STEPS,)]
     assert stacked == [(STEPS, 2, 2, 77)] * 4
@@ -171,10 +169,15 @@ def test_unknown_mask():
 
 
 def test_mask_of_the_conditional_half_alone():
-    edits = AttentionMask(mask_unconditional=False).edits(np.asarray([4, 9, 4, 9]), np.repeat([False, True], 2), 77)
-    np.testing.assert_array_equal(edits[0].keep, [77, 77, 4, 9])
-    edits = AttentionMask(mask="summary").edits(np.asarray([4, 9, 4, 9]), np.repeat([False, True], 2), 77)
-    np.testing.assert_array_equal(edits[0].keep, [3, 8, 3, 8])
+    context = Context(conditional=jnp.asarray([False, False, True, True]))
+    attention = Attention(*[jnp.zeros((4, 6, 1, 2)), *[jnp.zeros((4, 77, 1, 2))] * 2])
+
+    def kept(**options):
+        mask, _ = AttentionMask(**options).edits(SimpleNamespace(lengths=jnp.asarray([4, 9])))
+        return (mask(attention, context).bias == 0).sum((1, 2, 3)).tolist()
+
+    assert kept(mask_unconditional=False) == [77, 77, 4, 9]
+    assert kept(mask="summary") == [3, 8, 3, 8]
 
 
 def test_long_prompts_are_cut_with_a_warning_that_shows_what(sd):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from memattn_jax import StableDiffusion, demo
-from memattn_jax.guard import Guard
 from memattn_jax.interceptors import (
     AttentionMaps,
     Interceptor,
@@ -15,6 +14,7 @@ from memattn_jax.interceptors import (
     TokenMeans,
     cross_attention,
 )
+from memattn_jax.mitigations.guard import Guard
 
 TEXTS, SHARED, PIXELS, TOKENS, HEADS, HEAD_DIM = 2, 3, 64, 77, 1, 48
 RIGHT_AGAIN = (0, 12)  # the first versions of JAX that multiply by repeated keys rightly; 0.10.2 and 0.11 do not
@@ -47,25 +47,23 @@ def test_the_smallest_program_that_goes_wrong():
     assert right or jax.__version_info__ < RIGHT_AGAIN  # where it is right in all versions allowed, repeat again
 
 
-@pytest.mark.parametrize("form", ["keys", "logits"])
+@pytest.mark.parametrize("stage", ["inputs", "logits"])
 @pytest.mark.parametrize("edited", [False, True], ids=["plain", "edited"])
-def test_given_once_is_as_repeated(form, edited):
+def test_given_once_is_as_repeated(stage, edited):
     """One text for three rows each, and its repetition made beforehand; edits and taps stay those of rows."""
     query, keys, values = inputs()
     rows = len(query)
-    edits = (MaskTokens(jnp.arange(5, 5 + rows)), ScaleBeginToken(jnp.linspace(1, 2, rows), jnp.arange(rows) % 2 == 0))
-    interceptor = Interceptor(edits if edited else (), AttentionMaps(), form=form)
+    edits = (MaskTokens(jnp.arange(5, 5 + rows)), ScaleBeginToken(jnp.linspace(1, 2, rows), stage=stage))
+    taps = {"maps": AttentionMaps(), "means": TokenMeans()}
+    interceptor = Interceptor(edits if edited else (), taps, conditional=jnp.arange(rows) % 2 == 0)
     once = jax.jit(cross_attention, static_argnames="site")
     out, taps = once(query, keys, values, interceptor, site="here")
     repeated = [np.repeat(x, SHARED, axis=0) for x in (keys, values)]
     expected, expected_taps = cross_attention(jnp.asarray(query), *map(jnp.asarray, repeated), interceptor, "here")
     np.testing.assert_allclose(out, expected, atol=1e-5)
-    np.testing.assert_allclose(taps["here"], expected_taps["here"], atol=1e-6)
-    means, maps = (
-        once(query, keys, values, Interceptor(interceptor.edits, tap, form=form), site="here")[1]["here"]
-        for tap in (TokenMeans(), AttentionMaps())
-    )
-    np.testing.assert_allclose(means, maps.mean(2), atol=1e-6)
+    for name, tap in taps["here"].items():
+        np.testing.assert_allclose(tap, expected_taps["here"][name], atol=1e-6)
+    np.testing.assert_allclose(taps["here"]["means"], taps["here"]["maps"].mean(2), atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from memattn_jax.similarity import normalized_correlation
+from memattn_jax.copies.correlation import normalized_correlation
 
 
 def test_it_is_the_correlation_of_pixels_with_each_channel_centred():

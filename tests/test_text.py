@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from memattn_jax import InputError, commands
+from memattn_jax import InputError
+from memattn_jax.commands import command as commands
 from memattn_jax.text import printable
 
 

@@ -8,8 +8,14 @@ import pytest
 from scipy import stats
 
 from memattn_jax import InputError
-from memattn_jax.conformal import benjamini_hochberg, check_level, clean_needed, p_values, threshold
-from memattn_jax.verdicts import CLEAN, MEMORIZED, UNKNOWN, Joint, Rule, fitting_rows
+from memattn_jax.detectors.calibration.conformal import (
+    benjamini_hochberg,
+    check_level,
+    clean_needed,
+    p_values,
+    threshold,
+)
+from memattn_jax.detectors.calibration.verdicts import CLEAN, MEMORIZED, UNKNOWN, Joint, Rule, fitting_rows
 
 NAMES = ("a", "b", "c")
 

@@ -21,10 +21,10 @@ import aot_programs as programs
 import jax
 from jax.errors import JaxRuntimeError
 
-from memattn_jax.commands import versions
-from memattn_jax.detectors.registry import FIRST_STEP
 from memattn_jax.errors import InputError
-from memattn_jax.parallel import make_mesh
+from memattn_jax.registries import FIRST_STEP
+from memattn_jax.runs.versions import versions
+from memattn_jax.sharding.placement import make_mesh
 from memattn_jax.training.settings import TrainSettings
 
 PROGRAMS = ("detector", "sampler", "finetuning")

@@ -16,15 +16,16 @@ from jax import NamedSharding
 from jax import P as Spec
 from jax.sharding import Mesh
 
-from memattn_jax import StableDiffusion, demo, pipeline
+from memattn_jax import StableDiffusion, demo
 from memattn_jax.checkpoints.diffusers_folder import PARTS
 from memattn_jax.checkpoints.folder import read_json
+from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.detectors import Scorer, scorer
 from memattn_jax.detectors.scorer import DEFAULT
+from memattn_jax.diffusion import loading, run
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
 from memattn_jax.schedulers import Schedule
-from memattn_jax.tokenizer import Tokenizer
 from memattn_jax.training.loop import pinned_step
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start
@@ -97,7 +98,7 @@ def model(preset: str) -> StableDiffusion:
     scheduler = read_json(demo.MODEL / "scheduler" / "scheduler_config.json")
     site = None
     if preset == "demo":
-        site = read_json(demo.MODEL / pipeline.OWN)["entropy_site"]
+        site = read_json(demo.MODEL / loading.OWN)["entropy_site"]
         configs = tuple(PARTS[part][0].from_json(read_json(demo.MODEL / part / "config.json")) for part in NETWORKS)
         prediction = scheduler["prediction_type"]
     else:
@@ -123,18 +124,18 @@ def cast(sd: StableDiffusion, dtype: str) -> StableDiffusion:
     return replace(sd, **{part: jax.tree.map(converted, getattr(sd, part)) for part in NETWORKS})
 
 
-def on_shapes(sd: StableDiffusion, run: Callable[[StableDiffusion], Any]) -> Any:
-    """What `run` makes of the model, as shapes; only what does not depend on weights is computed, such as schedules."""
+def on_shapes(sd: StableDiffusion, call: Callable[[StableDiffusion], Any]) -> Any:
+    """What `call` makes of the model, as shapes; computed is only what depends on no weight, such as schedules."""
 
     def traced(networks: dict[str, Any]) -> Any:
         with jax.ensure_compile_time_eval():
-            return run(replace(sd, **networks))
+            return call(replace(sd, **networks))
 
     return jax.eval_shape(traced, {part: getattr(sd, part) for part in NETWORKS})
 
 
-def called(sd: StableDiffusion, owner: Any, name: str, run: Callable[[StableDiffusion], Any]) -> Program:
-    """The first call of `owner.name` in a run of the model, which goes no further."""
+def called(sd: StableDiffusion, owner: Any, name: str, call: Callable[[StableDiffusion], Any]) -> Program:
+    """The first call of `owner.name` in a use of the model, which goes no further."""
     calls: list[Program] = []
 
     def note(*arguments: Any, **static: Any) -> None:
@@ -144,7 +145,7 @@ def called(sd: StableDiffusion, owner: Any, name: str, run: Callable[[StableDiff
     function = getattr(owner, name)
     with mock.patch.object(owner, name, note):
         try:
-            on_shapes(sd, run)
+            on_shapes(sd, call)
         except Called:
             return calls[0]
     raise RuntimeError(f"{owner.__name__}.{name} was not called")
@@ -158,7 +159,7 @@ def detector(sd: StableDiffusion, rows: int, detectors: tuple[str, ...] = DEFAUL
 
 def sampler(sd: StableDiffusion, rows: int, steps: int) -> Program:
     """What `generate` compiles for batches of `rows` pictures: a loop of `steps` guided steps, token means tapped."""
-    return called(sd, pipeline, "denoise", lambda sd: sd.sample([""] * rows, steps=steps, wait=False))
+    return called(sd, run, "denoise", lambda sd: sd.sample([""] * rows, steps=steps, wait=False))
 
 
 def finetuning(sd: StableDiffusion, rows: int, settings: TrainSettings) -> Program:
@@ -177,7 +178,7 @@ def on_mesh(program: Program, mesh: Mesh, rows: int) -> Program:
 
     Args:
       program: called with `rows` prompts.
-      mesh: of `memattn_jax.parallel.make_mesh`, with 1 for `model`.
+      mesh: of `memattn_jax.sharding.placement.make_mesh`, with 1 for `model`.
       rows: of all devices together; a guidance pair has twice as many.
     """
 
@@ -191,10 +192,10 @@ def on_mesh(program: Program, mesh: Mesh, rows: int) -> Program:
     def whole(value: Any) -> bool:
         return isinstance(value, nnx.Module | TrainState | Setup | Schedule)
 
-    arguments = tuple(
-        jax.tree.map((lambda leaf: place(leaf, Spec())) if whole(value) else by_row, value)
-        for value in program.arguments
-    )
+    def place_part(value: Any) -> Any:
+        return jax.tree.map(lambda leaf: place(leaf, Spec()), value) if whole(value) else by_row(value)
+
+    arguments = jax.tree.map(place_part, program.arguments, is_leaf=whole)
     if program.function is train_step:  # as `finetune` does where there is a mesh
         return Program(pinned_step(arguments[0]), arguments, program.static)
     return program._replace(arguments=arguments)

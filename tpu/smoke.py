@@ -22,9 +22,10 @@ from jax import NamedSharding
 from jax import P as Spec
 
 from memattn_jax import StableDiffusion, demo
-from memattn_jax.commands import versions
-from memattn_jax.host import kept_programs
-from memattn_jax.parallel import make_mesh, start_processes
+from memattn_jax.commands.host import kept_programs
+from memattn_jax.runs.versions import versions
+from memattn_jax.sharding.placement import make_mesh
+from memattn_jax.sharding.processes import start_processes
 
 
 def seconds(run: Callable[[], Any]) -> float:

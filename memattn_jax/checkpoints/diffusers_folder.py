@@ -33,8 +33,8 @@ from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
-from memattn_jax.names import DTYPES
-from memattn_jax.parallel import partition_spec
+from memattn_jax.registries import DTYPES
+from memattn_jax.sharding.placement import partition_spec
 
 READERS = 2  # threads
 READ_AT_ONCE = 2**23  # numbers; then the file is opened anew, or its pages would stay in memory beside the parameters
@@ -160,7 +160,7 @@ def load_part(folder: Path, part: str, dtype: str, mesh: Mesh | None = None) -> 
       folder: the diffusers folder.
       part: "unet", "vae" or "text_encoder".
       dtype: "float32", "bfloat16" or "float16".
-      mesh: devices to split the weights over, see `memattn_jax.parallel`.
+      mesh: devices to split the weights over, see `memattn_jax.sharding`.
 
     Raises:
       InputError: an unsupported config or dtype, or weights that do not fit.

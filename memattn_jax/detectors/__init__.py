@@ -1,14 +1,29 @@
 """Detection of memorized prompts: scores, one a row, larger where memorization is more likely.
 
+protocol.py                                          what a detector is
 entropy_metrics.py  noise_norm.py  sharpness.py …    one file a method: arrays in, scores out
-first_step.py  trajectory.py                         what they look at, each forward made once
-registry.py  scorer.py                               detectors by name; prompts in, scores out
+first_step.py                                        what they look at, each forward made once
+programs.py  scorer.py                               prompts in, scores out
 attribution.py                                       which tokens are to blame
+calibration/                                         from scores to verdicts
 """
 
 from memattn_jax.detectors.detection import Detection
-from memattn_jax.detectors.entropy_metrics import entropy_d, entropy_e, first_step_entropy
-from memattn_jax.detectors.registry import DETECTORS, Detector
+from memattn_jax.detectors.entropy_metrics import entropy_d, entropy_e
+from memattn_jax.detectors.first_step import FirstStep
+from memattn_jax.detectors.protocol import Detector, FirstStepDetector, PromptDetector, TrajectoryDetector
 from memattn_jax.detectors.scorer import Scorer
+from memattn_jax.registries import DETECTORS
 
-__all__ = ["DETECTORS", "Detection", "Detector", "Scorer", "entropy_d", "entropy_e", "first_step_entropy"]
+__all__ = [
+    "DETECTORS",
+    "Detection",
+    "Detector",
+    "FirstStep",
+    "FirstStepDetector",
+    "PromptDetector",
+    "Scorer",
+    "TrajectoryDetector",
+    "entropy_d",
+    "entropy_e",
+]

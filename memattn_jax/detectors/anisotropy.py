@@ -11,7 +11,10 @@ scores, √ᾱ / σ² · ‖v_c − v_u‖.
 import jax.numpy as jnp
 from jax import Array
 
+from memattn_jax.detectors.first_step import FirstStep
 from memattn_jax.detectors.noise_norm import noise_norm
+from memattn_jax.detectors.protocol import FirstStepDetector
+from memattn_jax.pytree import pytree
 
 WEIGHTS = {False: (1.0, 2.0), True: (1.0, 0.1)}  # γ₁, γ₂ by whether the model predicts velocity
 
@@ -45,3 +48,15 @@ def anisotropy(
     scale = 1 / sigma**2 if velocity else 1.0
     cosine = mean_cosine(late_unconditional, late_conditional - late_unconditional)
     return norm_weight * scale * noise_norm(difference) + cosine_weight * cosine
+
+
+@pytree
+class Anisotropy(FirstStepDetector):
+    """See the module."""
+
+    shared = frozenset({"noise", "late"})
+
+    def score(self, step: FirstStep) -> Array:
+        """See `FirstStepDetector.score`."""
+        late = (step.late_conditional, step.late_unconditional)
+        return anisotropy(step.difference, *late, step.first.sigma, velocity=step.velocity)

@@ -29,8 +29,8 @@ def token_gradients(step: FirstStep) -> Array:
     Source: Wen et al. (ICLR 2024, arXiv 2407.21720) section 4.2.
     """
     lengths, size = norm(step.difference), norm(step.conditional)  # [batch, probes]
-    floor = rounding_floor(step.unet.conv_in.kernel.dtype) * size
+    floor = rounding_floor(step.inputs.unet.dtype) * size
     inverse = jnp.where(lengths > floor, 1 / jnp.where(lengths > floor, lengths, 1), 0)
     direction = step.difference * inverse[..., None, None, None]
-    _, gradient = step.pull(direction / step.shape[1])
+    _, gradient = step.vjp(direction / step.shape[1])
     return jnp.linalg.norm(gradient.astype(jnp.float32), axis=-1)

@@ -7,8 +7,20 @@ finest block. Cost: none beyond one sampling run (the authors' code runs the sam
 each step is kept per pixel, and weighted when m is known. No gradients.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
+
+from memattn_jax.detectors.protocol import TrajectoryDetector
+from memattn_jax.diffusion.sampling import Call
+from memattn_jax.errors import InputError
+from memattn_jax.interceptors import EndTokenMap, Sites, Tap
+from memattn_jax.pytree import pytree, static
+
+FINEST = "down_blocks.0."
 
 
 def bright_ending(energy: Array, ending: Array) -> Array:
@@ -23,3 +35,37 @@ def bright_ending(energy: Array, ending: Array) -> Array:
     """
     norms = jnp.sqrt(jnp.sum(energy * ending**2, axis=(-2, -1)))  # [steps, batch]
     return norms.mean(axis=0) / ending.mean(axis=(-2, -1))
+
+
+@pytree
+class BrightEnding(TrajectoryDetector):
+    """See the module.
+
+    Attributes:
+      sites: where the end token's attention is read; None is the first block's cross-attention.
+    """
+
+    sites: Sites = static(default=None)
+
+    def bind(self, model: Any, steps: int) -> "BrightEnding":
+        """See `TrajectoryDetector.bind`."""
+        sites = self.sites or tuple(site for site in model.sites if site.startswith(FINEST))
+        if not sites:
+            raise InputError("bright_ending reads the cross-attention of down_blocks.0, and this model has none there")
+        return replace(self, sites=sites)
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        """Where the end token is looked at."""
+        return {"end token": EndTokenMap(sites=self.sites)}
+
+    def observe(self, call: Call) -> tuple[Array, Array]:
+        """The energy and the end token's attention at each pixel, [batch, h, w] both."""
+        energy = jnp.sum(call.noise_difference**2, axis=-1)
+        maps = jnp.stack(list(call.taps["end token"].values()))  # [sites, batch, pixels]
+        return energy, maps.mean(axis=0).reshape(energy.shape)
+
+    def finish(self, kept: tuple[Array, Array], lengths: Array) -> Array:
+        """See `TrajectoryDetector.finish`."""
+        energy, ending = kept
+        return bright_ending(energy, ending[-1])

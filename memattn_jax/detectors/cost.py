@@ -1,9 +1,11 @@
 """What a scorer costs in UNet forwards, counted from the program's shapes."""
 
+from typing import Any
+
 import jax
 
-from memattn_jax.detectors.scorer import Scorer, score_first_step
-from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.detectors.programs import score_first_step
+from memattn_jax.detectors.scorer import Scorer
 
 
 def flops(traced: jax.stages.Traced) -> float:
@@ -12,7 +14,7 @@ def flops(traced: jax.stages.Traced) -> float:
 
 
 @jax.jit
-def forward(unet: UNet2DConditionModel, latents: jax.Array, timestep: jax.Array, context: jax.Array) -> jax.Array:
+def forward(unet: Any, latents: jax.Array, timestep: jax.Array, context: jax.Array) -> jax.Array:
     """The unit that costs are told in."""
     return unet(latents, timestep, context)[0]
 
@@ -24,14 +26,15 @@ def forwards_per_prompt(scorer: Scorer, batch: int = 16) -> float:
     forwards a step; its reductions are nothing beside them.
     """
     probes = scorer.probes_for(range(batch))
-    empty, _ = scorer.sd.encode([""])
+    empty, _ = scorer.model.encode([""])
     context = jax.ShapeDtypeStruct((batch, *empty.shape[1:]), empty.dtype)
     total = 0.0
     if scorer.first_step or scorer.attribute:
         rows = jax.ShapeDtypeStruct((batch, *probes.shape[2:]), probes.dtype)
-        unit = flops(forward.trace(scorer.sd.unet, rows, jax.ShapeDtypeStruct((), "float32"), context)) / batch
-        arrays, static = scorer.first_step_arguments(probes, context)
-        total += flops(score_first_step.trace(*arrays, **static)) / batch / unit
+        unit = flops(forward.trace(scorer.model.unet, rows, jax.ShapeDtypeStruct((), "float32"), context)) / batch
+        inputs = scorer.inputs(probes, context, jax.ShapeDtypeStruct((batch,), "int32"))
+        program = score_first_step.trace(inputs, scorer.first_step, attribute=scorer.attribute)
+        total += flops(program) / batch / unit
     if scorer.trajectory:
         total += 2 * scorer.steps * scorer.probes
     return total

@@ -1,47 +1,50 @@
 """What a scorer finds of a batch of prompts, and batches cut and joined."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import field, replace
 from typing import Any
 
 import jax
 import numpy as np
 
+from memattn_jax.pytree import pytree, static
 
-@dataclass(frozen=True)
+
+@pytree
 class Detection:
-    """Scores of a batch of prompts.
+    """Scores of a batch of prompts, a pytree.
 
     Attributes:
       prompts: the texts.
       scores: {detector: float32 [batch]}, larger where memorization is more likely. A row may be NaN; the others are
         unaffected.
       input_ids: int32 [batch, tokens].
-      lengths: int [batch], begin and end token counted.
+      lengths: int32 [batch], begin and end token counted.
       attention: float32 [batch, tokens], share of the first step's attention, mean over pixels, heads and sites; None
         unless asked for.
       gradients: float32 [batch, tokens], ‖∂‖ε_c − ε_u‖₂ / ∂eᵢ‖₂ of each token's embedding eᵢ; None unless asked for.
-      moves: float32 [batch, probes, steps], how far each step of a sampling run moved the latents; None without one.
+      kept: {detector: tree of [batch, probes, steps, ...]}, what detectors that are not fitted yet are to be fitted on.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] = static()
     scores: dict[str, Any]
-    input_ids: np.ndarray
-    lengths: np.ndarray
+    input_ids: Any
+    lengths: Any
     attention: Any = None
     gradients: Any = None
-    moves: Any = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, detector: str) -> np.ndarray:
         """Scores of one detector, float32 [batch]."""
         return self.scores[detector]
 
+    def __repr__(self) -> str:
+        return f"Detection({len(self.prompts)} prompts: {', '.join(self.scores)})"
+
     def fetch(self) -> "Detection":
         """The same in the host's memory, once the device is done."""
-        arrays = jax.device_get((self.scores, self.attention, self.gradients, self.moves))
-        scores, attention, gradients, moves = arrays
-        ordered = {name: scores[name] for name in self.scores}  # device_get sorts by name
-        return replace(self, scores=ordered, attention=attention, gradients=gradients, moves=moves)
+        fetched = jax.device_get(self)
+        return replace(fetched, scores={name: fetched.scores[name] for name in self.scores})  # which JAX sorts by name
 
 
 def first_rows(detection: Detection, count: int) -> Detection:
@@ -49,25 +52,16 @@ def first_rows(detection: Detection, count: int) -> Detection:
     return select(detection, np.arange(len(detection.prompts)) < count)
 
 
-def select(detection: Detection, kept: np.ndarray) -> Detection:
+def select(detection: Detection, chosen: np.ndarray) -> Detection:
     """Some of the rows, bool [batch]."""
-    arrays = (detection.input_ids, detection.lengths, detection.attention, detection.gradients, detection.moves)
-    return Detection(
-        tuple(prompt for prompt, keep in zip(detection.prompts, kept, strict=True) if keep),
-        {name: score[kept] for name, score in detection.scores.items()},
-        *(None if array is None else array[kept] for array in arrays),  # type: ignore[arg-type]
-    )
+    prompts = tuple(prompt for prompt, keep in zip(detection.prompts, chosen, strict=True) if keep)
+    rows = jax.tree.map(lambda array: array[chosen], detection)
+    return replace(rows, prompts=prompts, scores={name: rows.scores[name] for name in detection.scores})
 
 
 def concatenate(parts: Sequence[Detection]) -> Detection:
     """All rows of batches scored alike."""
-    first = parts[0]
-    return Detection(
-        sum((part.prompts for part in parts), ()),
-        {name: np.concatenate([part.scores[name] for part in parts]) for name in first.scores},
-        np.concatenate([part.input_ids for part in parts]),
-        np.concatenate([part.lengths for part in parts]),
-        None if first.attention is None else np.concatenate([part.attention for part in parts]),
-        None if first.gradients is None else np.concatenate([part.gradients for part in parts]),
-        None if first.moves is None else np.concatenate([part.moves for part in parts]),
-    )
+    prompts = sum((part.prompts for part in parts), ())
+    same = [replace(part, prompts=()) for part in parts]  # which are part of a tree's structure
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *same)
+    return replace(joined, prompts=prompts, scores={name: joined.scores[name] for name in parts[0].scores})

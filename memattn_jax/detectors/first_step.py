@@ -7,8 +7,7 @@ probes                 unit noise, the same for every prompt or each prompt's ow
 FirstStep              what detectors read; what no detector reads is not computed
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,16 +17,14 @@ import numpy as np
 from jax import Array
 
 from memattn_jax.errors import InputError
-from memattn_jax.interceptors import Interceptor, TokenMeans
-from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.interceptors import Interceptor, Tap, TokenMeans
+from memattn_jax.pytree import pytree, static
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod, make_schedule
 
 LATE = -3  # the timestep of the second forward, 41 of 1000 with 50 steps (Asthana & Belagiannis' `timesteps[-3]`)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class NoiseLevel:
+class NoiseLevel(NamedTuple):
     """A timestep, and how the UNet's output f there becomes the noise prediction: ε = latents · x + output · f.
 
     All float32 []. `output` is 1 where the model predicts noise and √ᾱ where it predicts velocity; sigma is √(1 − ᾱ).
@@ -76,9 +73,36 @@ class Unconditional(NamedTuple):
       energy_gradient: ∇ₓ ½‖εᵤ‖², that is Jᵤᵀ εᵤ.
     """
 
-    noise: Array | None
-    late: Array | None
-    energy_gradient: Array | None
+    noise: Array | None = None
+    late: Array | None = None
+    energy_gradient: Array | None = None
+
+
+@pytree
+class Inputs:
+    """What the first step of a batch of prompts is made from.
+
+    Attributes:
+      unet: see `memattn_jax.models.protocols`.
+      probes: unit noise, float32 [1 or batch, probes, h, w, channels].
+      context: text embeddings of the prompts [batch, tokens, channels].
+      empty: of the empty prompt [1, tokens, channels].
+      lengths: int32 [batch], tokens of each prompt, begin and end token counted; only own taps may read them.
+      levels: the first and the late noise level.
+      unconditional: parts computed before.
+      velocity: whether the model predicts velocity.
+      entropy_site: the cross-attention layer that metric E is read at.
+    """
+
+    unet: Any
+    probes: Array
+    context: Array
+    empty: Array
+    lengths: Array
+    levels: tuple[NoiseLevel, NoiseLevel]
+    unconditional: Unconditional = Unconditional()
+    velocity: bool = static(default=False)
+    entropy_site: str = static(default="")
 
 
 class FirstStep:
@@ -88,68 +112,59 @@ class FirstStep:
     prediction, c conditional, u unconditional, J the derivative of ε by the latents.
 
     Args:
-      unet: the model.
-      probes: unit noise, float32 [1 or batch, probes, h, w, channels].
-      context: text embeddings of the prompts [batch, tokens, channels].
-      empty: of the empty prompt [1, tokens, channels].
-      levels: the first and the late noise level.
-      unconditional: computed before, or None.
-      velocity: whether the model predicts velocity.
+      inputs: arrays and the model.
       linearize: whether derivatives will be read.
-      sites: cross-attention layers to tap; None is every layer.
+      taps: of the conditional forward, beside the mean attention per token.
     """
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        probes: Array,
-        context: Array,
-        empty: Array,
-        levels: tuple[NoiseLevel, NoiseLevel],
-        *,
-        unconditional: Unconditional | None = None,
-        velocity: bool = False,
-        linearize: bool = False,
-        sites: tuple[str, ...] | None = None,
-    ):
-        self.unet, self.probes, self.context, self.empty = unet, probes, context, empty
-        self.first, self.late_level = levels
-        self.given, self.velocity, self.linearize = unconditional, velocity, linearize
-        self.interceptor = Interceptor(tap=TokenMeans(sites=sites))
-        self.shape = (context.shape[0], *probes.shape[1:])
+    def __init__(self, inputs: Inputs, *, linearize: bool = False, taps: Mapping[str, Tap] | None = None):
+        self.inputs, self.linearize = inputs, linearize
+        self.first, self.late_level = inputs.levels
+        self.velocity, self.entropy_site = inputs.velocity, inputs.entropy_site
+        self.shape = (inputs.context.shape[0], *inputs.probes.shape[1:])
+        lengths = jnp.repeat(inputs.lengths, self.shape[1])
+        self.interceptor = Interceptor(taps={"tokens": TokenMeans()} | dict(taps or {}), lengths=lengths)
 
     def _rows(self, values: Array) -> Array:
         return values.reshape(-1, *self.shape[2:])  # [batch, probes, h, w, channels] → [batch · probes, h, w, channels]
 
-    def _call(self, latents: Array, context: Array, level: NoiseLevel) -> tuple[Array, dict[str, Array]]:
-        output, taps = self.unet(latents, level.timestep, context, self.interceptor)
+    def _call(self, latents: Array, context: Array, level: NoiseLevel, interceptor: Interceptor) -> tuple[Array, Any]:
+        output, taps = self.inputs.unet(latents, level.timestep, context, interceptor)
         return output.astype(jnp.float32), taps
 
-    def _noise(self, latents: Array, context: Array) -> tuple[Array, dict[str, Array]]:
-        output, taps = self._call(latents, context, self.first)
+    def _noise(self, latents: Array, context: Array, interceptor: Interceptor = Interceptor()) -> tuple[Array, Any]:  # noqa: B008 -- immutable
+        output, taps = self._call(latents, context, self.first, interceptor)
         return self.first.latents * latents + self.first.output * output, taps
 
     @cached_property
     def _latents(self) -> Array:
-        return self._rows(jnp.broadcast_to(self.probes, self.shape))
+        return self._rows(jnp.broadcast_to(self.inputs.probes, self.shape))
 
     @cached_property
-    def _conditional(self) -> tuple[Array, Callable[[Array, Array], Array] | None, dict[str, Array]]:
+    def _conditional(self) -> tuple[Array, Callable[[Array, Array], Array] | None, dict[str, Any]]:
         """ε of every row, the linear map (latents, context) ↦ ε at it, and the taps."""
+
+        def forward(latents: Array, context: Array) -> tuple[Array, Any]:
+            return self._noise(latents, context, self.interceptor)
+
         if not self.linearize:
-            noise, taps = self._noise(self._latents, self.context)
+            noise, taps = forward(self._latents, self.inputs.context)
             return noise, None, taps
-        return jax.linearize(self._noise, self._latents, self.context, has_aux=True)
+        return jax.linearize(forward, self._latents, self.inputs.context, has_aux=True)
 
     @cached_property
     def _unconditional(self) -> tuple[Array, Callable[[Array], Array]]:
-        return jax.linearize(lambda latents: self._noise(latents, self.empty)[0], self._rows(self.probes))
+        return jax.linearize(lambda latents: self._noise(latents, self.inputs.empty)[0], self._rows(self.inputs.probes))
 
     @cached_property
+    def taps(self) -> dict[str, Any]:
+        """{name: {site: [batch, probes, ...]}} of the conditional forward."""
+        return jax.tree.map(lambda tap: tap.reshape(*self.shape[:2], *tap.shape[1:]), self._conditional[2])
+
+    @property
     def tokens(self) -> dict[str, Array]:
         """{site: float32 [batch, probes, heads, tokens]}, mean attention over pixels."""
-        taps = self._conditional[2]
-        return {site: tap.reshape(*self.shape[:2], *tap.shape[1:]) for site, tap in taps.items()}
+        return self.taps["tokens"]
 
     @cached_property
     def conditional(self) -> Array:
@@ -159,54 +174,59 @@ class FirstStep:
     @cached_property
     def unconditional(self) -> Array:
         """ε_u, [1 or batch, probes, h, w, channels]."""
-        if self.given is not None and self.given.noise is not None:
-            return self.given.noise
-        rows = self._unconditional[0] if self.linearize else self._noise(self._rows(self.probes), self.empty)[0]
-        return rows.reshape(self.probes.shape)
+        if self.inputs.unconditional.noise is not None:
+            return self.inputs.unconditional.noise
+        probes = self.inputs.probes
+        rows = self._unconditional[0] if self.linearize else self._noise(self._rows(probes), self.inputs.empty)[0]
+        return rows.reshape(probes.shape)
 
     @cached_property
     def difference(self) -> Array:
         """D = ε_c − ε_u."""
         return self.conditional - self.unconditional
 
+    def _late(self, latents: Array, context: Array) -> Array:
+        return self._call(latents, context, self.late_level, Interceptor())[0]
+
     @cached_property
     def late_conditional(self) -> Array:
         """The UNet's output for the prompt at the late timestep, on the probes as they are."""
-        return self._call(self._latents, self.context, self.late_level)[0].reshape(self.shape)
+        return self._late(self._latents, self.inputs.context).reshape(self.shape)
 
     @cached_property
     def late_unconditional(self) -> Array:
         """The same for the empty prompt, [1 or batch, probes, h, w, channels]."""
-        if self.given is not None and self.given.late is not None:
-            return self.given.late
-        return self._call(self._rows(self.probes), self.empty, self.late_level)[0].reshape(self.probes.shape)
+        if self.inputs.unconditional.late is not None:
+            return self.inputs.unconditional.late
+        probes = self.inputs.probes
+        return self._late(self._rows(probes), self.inputs.empty).reshape(probes.shape)
 
-    def push(self, tangent: Array) -> Array:
+    def jvp(self, tangent: Array) -> Array:
         """(J_c − J_u) tangent, two forward derivatives."""
         _, conditional, _ = self._conditional
         assert conditional is not None
         _, unconditional = self._unconditional
-        own = conditional(self._rows(tangent), jnp.zeros_like(self.context))
-        grouped = tangent.reshape(
-            -1, *self._rows(self.probes).shape
-        )  # [batch / shared, shared · probes, h, w, channels]
+        own = conditional(self._rows(tangent), jnp.zeros_like(self.inputs.context))
+        # [batch / shared, shared · probes, h, w, channels]
+        grouped = tangent.reshape(-1, *self._rows(self.inputs.probes).shape)
         return (own - self._rows(jax.vmap(unconditional)(grouped))).reshape(self.shape)
 
-    def pull(self, cotangent: Array) -> tuple[Array, Array]:
+    def vjp(self, cotangent: Array) -> tuple[Array, Array]:
         """Reverse derivative of ε_c: J_cᵀ cotangent, and by the text embeddings, [batch, tokens, channels]."""
         _, conditional, _ = self._conditional
         assert conditional is not None
-        latents, context = jax.linear_transpose(conditional, self._latents, self.context)(self._rows(cotangent))
+        transposed = jax.linear_transpose(conditional, self._latents, self.inputs.context)
+        latents, context = transposed(self._rows(cotangent))
         return latents.reshape(self.shape), context
 
     @cached_property
     def unconditional_energy_gradient(self) -> Array:
         """J_uᵀ ε_u, [1 or batch, probes, h, w, channels]."""
-        if self.given is not None and self.given.energy_gradient is not None:
-            return self.given.energy_gradient
+        if self.inputs.unconditional.energy_gradient is not None:
+            return self.inputs.unconditional.energy_gradient
         noise, unconditional = self._unconditional
         (gradient,) = jax.linear_transpose(unconditional, noise)(noise)
-        return gradient.reshape(self.probes.shape)
+        return gradient.reshape(self.inputs.probes.shape)
 
     def describe_unconditional(self, parts: frozenset[str]) -> Unconditional:
         """The named parts of the empty prompt, for later batches with the same probes."""

@@ -8,7 +8,10 @@ probes are shared, since the second term is then the model's alone (the authors'
 
 from jax import Array
 
+from memattn_jax.detectors.first_step import FirstStep
 from memattn_jax.detectors.noise_norm import norm
+from memattn_jax.detectors.protocol import FirstStepDetector
+from memattn_jax.pytree import pytree
 
 
 def hessian_difference(conditional: Array, unconditional: Array) -> Array:
@@ -22,3 +25,15 @@ def hessian_difference(conditional: Array, unconditional: Array) -> Array:
       float32 [batch].
     """
     return (norm(conditional - unconditional) ** 2).mean(axis=1)
+
+
+@pytree
+class HessianDifference(FirstStepDetector):
+    """See the module."""
+
+    shared = frozenset({"energy_gradient"})
+    derivatives = True
+
+    def score(self, step: FirstStep) -> Array:
+        """See `FirstStepDetector.score`."""
+        return hessian_difference(step.vjp(step.conditional)[0], step.unconditional_energy_gradient)

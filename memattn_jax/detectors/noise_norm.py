@@ -7,8 +7,18 @@ sampling run at later steps. No gradients. ε is the noise prediction whatever t
 is √ᾱ v + √(1 − ᾱ) x, so at one step the norm is √ᾱ times that of the raw outputs, which the authors' code takes.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from memattn_jax.detectors.first_step import FirstStep
+from memattn_jax.detectors.protocol import FirstStepDetector, TrajectoryDetector
+from memattn_jax.diffusion.sampling import Call
+from memattn_jax.errors import InputError
+from memattn_jax.pytree import pytree, static
 
 PIXELS = (-3, -2, -1)
 
@@ -41,3 +51,47 @@ def noise_norm_over_steps(norms: Array, chosen: Array) -> Array:
       float32 [batch].
     """
     return norms.mean(axis=0, where=chosen[:, None])
+
+
+@pytree
+class NoiseNorm(FirstStepDetector):
+    """At the first step."""
+
+    shared = frozenset({"noise"})
+
+    def score(self, step: FirstStep) -> Array:
+        """See `FirstStepDetector.score`."""
+        return noise_norm(step.difference)
+
+
+@pytree
+class NoiseNormSteps(TrajectoryDetector):
+    """Over the steps of a sampling run.
+
+    Attributes:
+      noise_norm_steps: those to average over, counted from 0; None is all.
+      chosen: the same for runs of one number of steps, bool [steps].
+    """
+
+    noise_norm_steps: tuple[int, ...] | None = static(default=None)
+    chosen: Array | np.ndarray | None = None
+
+    def bind(self, model: Any, steps: int) -> "NoiseNormSteps":
+        """See `TrajectoryDetector.bind`."""
+        if self.noise_norm_steps == ():
+            raise InputError("noise_norm_steps: no steps; None is all")
+        for step in self.noise_norm_steps or ():
+            if not 0 <= step < steps:
+                raise InputError(f"noise_norm_steps: no step {step} among {steps}, counted from 0")
+        every = np.arange(steps)
+        chosen = every >= 0 if self.noise_norm_steps is None else np.isin(every, self.noise_norm_steps)
+        return replace(self, noise_norm_steps=None, chosen=chosen)  # a traced number: others compile nothing
+
+    def observe(self, call: Call) -> Array:
+        """‖ε_c − ε_u‖₂, [batch]."""
+        return norm(call.noise_difference)
+
+    def finish(self, kept: Array, lengths: Array) -> Array:
+        """See `TrajectoryDetector.finish`."""
+        assert self.chosen is not None
+        return noise_norm_over_steps(kept, jnp.asarray(self.chosen))

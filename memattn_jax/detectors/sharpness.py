@@ -9,7 +9,10 @@ the score −ε / σ too; the code's (√ᾱ v − x) / σ² has the opposite si
 
 from jax import Array
 
+from memattn_jax.detectors.first_step import FirstStep
 from memattn_jax.detectors.noise_norm import norm
+from memattn_jax.detectors.protocol import FirstStepDetector
+from memattn_jax.pytree import pytree
 
 
 def sharpness(curvature: Array, sigma: Array) -> Array:
@@ -23,3 +26,15 @@ def sharpness(curvature: Array, sigma: Array) -> Array:
       float32 [batch].
     """
     return norm(curvature).mean(axis=1) / sigma**2
+
+
+@pytree
+class Sharpness(FirstStepDetector):
+    """See the module."""
+
+    shared = frozenset({"noise"})
+    derivatives = True
+
+    def score(self, step: FirstStep) -> Array:
+        """See `FirstStepDetector.score`."""
+        return sharpness(step.jvp(step.difference), step.first.sigma)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from memattn_jax.detectors.protocol import PromptDetector
+
 
 def text_baseline(prompts: Sequence[str]) -> np.ndarray:
     """Score of each prompt, float32 [batch]; 0 for the empty prompt."""
@@ -26,3 +28,11 @@ def capitals(prompt: str) -> float:
 def non_letters(prompt: str) -> float:
     """Share of characters that are neither letters nor white space."""
     return sum(not (character.isalpha() or character.isspace()) for character in prompt) / max(1, len(prompt))
+
+
+class TextBaseline(PromptDetector):
+    """See the module."""
+
+    def score(self, prompts: Sequence[str]) -> np.ndarray:
+        """See `text_baseline`."""
+        return text_baseline(prompts)

@@ -1,22 +1,20 @@
 """Inference-time mitigation of Ren et al. (ECCV 2024, arXiv 2403.11052): mask tokens, strengthen the begin token."""
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from memattn_jax.diffusion.mitigation import Mitigation, Step
 from memattn_jax.errors import check_name
-from memattn_jax.interceptors import Edit, MaskTokens, ScaleBeginToken, Sites, static
+from memattn_jax.interceptors import Edit, MaskTokens, ScaleBeginToken, Sites
+from memattn_jax.pytree import pytree, static
 
 Mask = Literal["padding", "summary"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class AttentionMask:
+@pytree
+class AttentionMask(Mitigation):
     """Removes padding or all summary tokens from the softmax and multiplies the begin token's logit.
 
         probs = softmax([C·s₀, s₁, …, s_{keep−1}, −∞, …])
@@ -36,37 +34,20 @@ class AttentionMask:
     """
 
     begin_scale: float | Array | np.ndarray = 1.25
-    mask: Mask | None = static("padding")
-    mask_unconditional: bool = static(True)
-    sites: Sites = static(None)
+    mask: Mask | None = static(default="padding")
+    mask_unconditional: bool = static(default=True)
+    sites: Sites = static(default=None)
 
     def __post_init__(self) -> None:
+        if isinstance(self.begin_scale, int):  # another dtype would compile again
+            object.__setattr__(self, "begin_scale", float(self.begin_scale))
         if self.mask is not None:
             check_name("mask", self.mask, get_args(Mask))
 
-    def edits(
-        self,
-        lengths: Array | np.ndarray,
-        conditional: Array | np.ndarray,
-        tokens: int,
-        active: Array | bool = True,
-    ) -> tuple[Edit, ...]:
-        """The edits for one batch.
-
-        Args:
-          lengths: int [rows], of each row's conditional prompt, begin and end token counted.
-          conditional: bool [rows].
-          tokens: length of the padded sequence.
-          active: bool, one or [rows]; the attention of other rows stays as it is.
-        """
-        lengths, conditional = jnp.asarray(lengths), jnp.asarray(conditional)
-        begin_scale = jnp.asarray(self.begin_scale, jnp.float32)
-        if begin_scale.ndim:  # one a prompt, for both halves of guidance
-            begin_scale = jnp.tile(begin_scale, len(conditional) // len(begin_scale))
-        scale = ScaleBeginToken(begin_scale, conditional & active, sites=self.sites)
+    def edits(self, step: Step) -> tuple[Edit, ...]:
+        """See `Mitigation.edits`."""
+        scale = ScaleBeginToken(self.begin_scale, sites=self.sites)
         if self.mask is None:
             return (scale,)
-        keep = lengths - 1 if self.mask == "summary" else lengths
-        if not self.mask_unconditional:
-            keep = jnp.where(conditional, keep, tokens)
-        return MaskTokens(jnp.where(active, keep, tokens), sites=self.sites), scale
+        keep = step.lengths - 1 if self.mask == "summary" else step.lengths
+        return MaskTokens(keep, unconditional=self.mask_unconditional, sites=self.sites), scale

@@ -14,7 +14,7 @@ from memattn_jax.models.layers import Conv1x1, Linear, group_norm
 
 KeysValues = tuple[Array, Array]  # each [batch, tokens, heads, head_dim]
 Text = dict[str, KeysValues]  # {site: keys and values of the text at that site}
-Taps = dict[str, Any]  # {site: array, or what the tap makes of it}
+Taps = dict[str, dict[str, Any]]  # inside a model {site: {name: tap}}, as a model returns them {name: {site: tap}}
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -68,7 +68,7 @@ class CrossAttention(nnx.Module):
         return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
 
     def __call__(self, hidden: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
-        """Hidden [batch, pixels, channels] to the same, and the tap if one was asked for here."""
+        """Hidden [batch, pixels, channels] to the same, and the taps that were asked for here."""
         query = split_heads(self.to_q(hidden), self.heads)
         out, taps = cross_attention(query, *text[self.site], interceptor, self.site)
         return self.to_out[0](merge_heads(out)), taps
@@ -87,7 +87,7 @@ class GEGLU(nnx.Module):
 
 
 class Dropout(nnx.Module):
-    """Holds the place of PyTorch's dropout, which does nothing at inference, in the numbering of a list."""
+    """No-op; keeps list indices aligned with PyTorch's `net.{0,1,2}`."""
 
     def __call__(self, hidden: Array) -> Array:
         """The identity."""

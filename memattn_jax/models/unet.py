@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memattn_jax.interceptors import Interceptor
+from memattn_jax.interceptors import Interceptor, by_name
 from memattn_jax.models.attention import CrossAttention, Taps, Text, Transformer2DModel
 from memattn_jax.models.configs import UNetConfig
 from memattn_jax.models.layers import (
@@ -194,9 +194,14 @@ class UNet2DConditionModel(nnx.Module):
         """See the class."""
         return tuple(layer.site for layer in self._cross_attentions())
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the weights, and so of the computation."""
+        return self.conv_in.kernel.dtype
+
     def text_keys_values(self, context: Array) -> Text:
         """Keys and values of text embeddings [batch, tokens, cross_attention_dim] at every site."""
-        context = context.astype(self.conv_in.kernel.dtype)
+        context = context.astype(self.dtype)
         return {layer.site: layer.keys_values(context) for layer in self._cross_attentions()}
 
     def __call__(
@@ -216,14 +221,15 @@ class UNet2DConditionModel(nnx.Module):
           interceptor: what to edit and what to return of the cross-attention.
 
         Returns:
-          The prediction [batch, height, width, out_channels] in the dtype of the weights, and `{site: tap}`.
+          The prediction [batch, height, width, out_channels] in the dtype of the weights, and `{name: {site: tap}}`.
 
         Raises:
           InputError: the interceptor names a site that this model lacks.
         """
         interceptor.check_sites(self.sites)
+        interceptor = interceptor.at(timesteps)
         text = context if isinstance(context, dict) else self.text_keys_values(context)
-        dtype = self.conv_in.kernel.dtype
+        dtype = self.dtype
         embedding = timestep_embedding(
             jnp.broadcast_to(timesteps, latents.shape[:1]),
             self.config.block_out_channels[0],
@@ -246,4 +252,4 @@ class UNet2DConditionModel(nnx.Module):
             size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
             hidden, new = self._run(up, hidden, own, time, text, interceptor, size=size)
             taps |= new
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(hidden))), taps
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(hidden))), by_name(taps, interceptor.taps)

@@ -10,7 +10,7 @@ from memattn_jax.report.results import AS_JSON
 from memattn_jax.text import printable
 
 if TYPE_CHECKING:
-    from memattn_jax.tokenizer import Tokenizer
+    from memattn_jax.checkpoints.tokenizer import Tokenizer
 
 PREFIX = "kept_"
 

@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 
 from memattn_jax.detectors import Detection
-from memattn_jax.detectors.attention_excess import CleanAttention, labels, listed
+from memattn_jax.detectors.calibration.attention_excess import CleanAttention, labels, listed
+from memattn_jax.detectors.calibration.verdicts import MEMORIZED, UNKNOWN, Rule
 from memattn_jax.report.results import LABEL, number
 from memattn_jax.text import printable
-from memattn_jax.verdicts import MEMORIZED, UNKNOWN, Rule
 
 if TYPE_CHECKING:
+    from memattn_jax.checkpoints.tokenizer import Tokenizer
     from memattn_jax.prompts import Prompt
-    from memattn_jax.tokenizer import Tokenizer
 
 BLAMED = 3  # tokens that the terminal names
 PER_TOKEN = ("attention", "attention_excess", "gradient")
@@ -43,8 +43,8 @@ def detection_schema(detectors: Iterable[str], explain: bool) -> pa.Schema:
     prompt
     length            tokens, begin and end token counted
     (a detector)      its score; null where it is not finite
-    p                 joint p-value of the scores against clean prompts, see `memattn_jax.verdicts`; null without a
-                      calibration
+    p                 joint p-value of the scores against clean prompts, see `detectors/calibration/verdicts.py`; null
+                      without a calibration
     verdict           "memorized" where p is at most --fpr, "unknown" where it is not and a score is missing or clean
                       prompts are too few to tell, else "clean"; null without a calibration, and with --fdr, whose
                       verdicts are in _verdicts.parquet
@@ -56,7 +56,7 @@ def detection_schema(detectors: Iterable[str], explain: bool) -> pa.Schema:
     attention_excess  that share against the mean share in clean prompts; null without a calibration
     gradient          of each, see `Detection`; the padding's is the norm over all of it
     blamed            those of `tokens` that stand out, largest attention_excess first, see
-                      `memattn_jax.detectors.attention_excess`; null without a calibration
+                      `detectors/calibration/attention_excess.py`; null without a calibration
     error             why the prompt, or one of its scores, is missing; else null
     """
     fields = [pa.field("row", pa.int64()), pa.field("prompt", pa.string()), pa.field("length", pa.int32())]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from memattn_jax.metrics import auroc, auroc_interval, nearest_tpr_at_fpr, roc_curve, tpr_at_fpr
+from memattn_jax.evaluation.metrics import auroc, auroc_interval, nearest_tpr_at_fpr, roc_curve, tpr_at_fpr
 
 FALSE_POSITIVE_RATES = (0.01, 0.03, 0.05, 0.10)
 

@@ -15,17 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memattn_jax.conformal import benjamini_hochberg
-from memattn_jax.likeness import Kind
+from memattn_jax.detectors.calibration.conformal import benjamini_hochberg
+from memattn_jax.detectors.calibration.likeness import Kind
+from memattn_jax.detectors.calibration.verdicts import MEMORIZED, UNKNOWN, Rule
 from memattn_jax.report.carried import Carried
 from memattn_jax.report.detection import tell
 from memattn_jax.report.results import write_json_lines
 from memattn_jax.runs.table import Row, ShardedTable
 from memattn_jax.text import printable
-from memattn_jax.verdicts import MEMORIZED, UNKNOWN, Rule
 
 if TYPE_CHECKING:
-    from memattn_jax.tokenizer import Tokenizer
+    from memattn_jax.checkpoints.tokenizer import Tokenizer
 
 LISTED = 50  # prompts on the terminal
 NAMED = 2  # statistics in which they differ, that a warning names

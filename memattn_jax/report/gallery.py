@@ -4,10 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memattn_jax.commands import versions
 from memattn_jax.report.results import Measured, measure, picture_row, png
 from memattn_jax.runs.run import fill_up
 from memattn_jax.runs.table import row_name
+from memattn_jax.runs.versions import versions
 
 if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples, StableDiffusion

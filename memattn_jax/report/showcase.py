@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from memattn_jax import demo
+from memattn_jax.copies.correlation import normalized_correlation
 from memattn_jax.entropy import mean_over_sites, token_entropy
 from memattn_jax.report.plots import BAND, MITIGATED, PLAIN, draw_band
-from memattn_jax.similarity import normalized_correlation
 
 if TYPE_CHECKING:
+    from memattn_jax.checkpoints.tokenizer import Tokenizer
     from memattn_jax.pipeline import Samples
     from memattn_jax.runs.store import Store
-    from memattn_jax.tokenizer import Tokenizer
 
 WHICH_WAY_IS_BAD = (
     "How to read it: for a memorized prompt, attention leaves the words and spreads over the end token and the padding "

@@ -1,4 +1,4 @@
-"""Deterministic samplers of Stable Diffusion: DDIM, PNDM (PLMS), Euler and DPM-Solver++ 2M.
+"""Samplers of Stable Diffusion, and what a sampler of your own is made of.
 
 What depends on the configuration and the number of steps alone is computed on the host, in float64, into a
 table with one row per UNet call. The denoising loop is then one `jax.lax.scan` over `Schedule.rows()`, whose
@@ -12,38 +12,48 @@ alpha_t^2 = `alphas_cumprod[t]`. Karras et al. write x_0 + sigma eps instead, wi
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from memattn_jax.errors import InputError
-from memattn_jax.schedulers.config import SCHEDULERS, SchedulerConfig, as_pipeline
-from memattn_jax.schedulers.ddim import ddim
-from memattn_jax.schedulers.dpm_solver import dpm_solver
-from memattn_jax.schedulers.euler import euler
+from memattn_jax.errors import InputError, check_name
+from memattn_jax.registries import SCHEDULERS, load
+from memattn_jax.schedulers.config import SchedulerConfig, as_pipeline
 from memattn_jax.schedulers.noise import alphas_cumprod
-from memattn_jax.schedulers.pndm import pndm
-from memattn_jax.schedulers.schedule import Row, Schedule
+from memattn_jax.schedulers.schedule import Row, Schedule, Solver, tabulate
 
-__all__ = ["SCHEDULERS", "Row", "Schedule", "SchedulerConfig", "alphas_cumprod", "as_pipeline", "make_schedule"]
+__all__ = [
+    "SCHEDULERS",
+    "MakeSchedule",
+    "Row",
+    "Schedule",
+    "SchedulerConfig",
+    "Solver",
+    "alphas_cumprod",
+    "as_pipeline",
+    "make_schedule",
+    "tabulate",
+]
 
-_TABULATE: dict[str, Callable[[SchedulerConfig, int], Schedule]] = {
-    "ddim": ddim,
-    "pndm": pndm,
-    "euler": euler,
-    "dpm-solver++": dpm_solver,
-}
+MakeSchedule = Callable[[SchedulerConfig, int], Schedule]
 
 
-def make_schedule(config: Mapping[str, Any], scheduler: str, steps: int) -> Schedule:
+def make_schedule(config: Mapping[str, Any], scheduler: str | Schedule | MakeSchedule, steps: int) -> Schedule:
     """The schedule of a checkpoint.
 
     Args:
       config: the parsed scheduler_config.json, written for whichever scheduler, after `as_pipeline` if its model is
         Stable Diffusion.
-      scheduler: one of `SCHEDULERS`.
+      scheduler: a name in `SCHEDULERS`; or a schedule, which is returned as it is; or a function that makes one, which
+        gets the config as DDIM reads it.
       steps: number of denoising steps, 1 to num_train_timesteps.
 
     Raises:
       InputError: as `SchedulerConfig.from_json`, or this many steps cannot be taken.
     """
-    parsed = SchedulerConfig.from_json(config, scheduler)
+    if isinstance(scheduler, Schedule):
+        return scheduler
+    if isinstance(scheduler, str):
+        check_name("scheduler", scheduler, SCHEDULERS)
+    parsed = SchedulerConfig.from_json(config, scheduler if isinstance(scheduler, str) else "ddim")
     if not 1 <= steps <= parsed.num_train_timesteps:
         raise InputError(f"steps is {steps}; choose 1 to {parsed.num_train_timesteps}, the timesteps of the training")
-    return _TABULATE[scheduler](parsed, steps)
+    if not isinstance(scheduler, str):
+        return scheduler(parsed, steps)
+    return load(SCHEDULERS[scheduler])(parsed, steps)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from memattn_jax.errors import InputError, check_name
+from memattn_jax.registries import SCHEDULERS
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -59,8 +60,6 @@ _WITHOUT_EFFECT = {"dynamic_thresholding_ratio", "sample_max_value", "flow_shift
 _WITHOUT_EFFECT |= {"predict_x0", "solver_p", "disable_corrector", "shift_terminal", "tensor_format"}
 _WITHOUT_EFFECT |= {"original_inference_steps", "timestep_scaling", "timestep_values", "noise_sampler_seed"}
 _WITHOUT_EFFECT |= {"predictor_order", "corrector_order", "tau_func"}
-
-SCHEDULERS = tuple(_DEFAULTS)
 
 
 def as_pipeline(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """A schedule: the table that the denoising loop scans over, and the solver that reads it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from memattn_jax.pytree import pytree, static
 
 Coefficients = dict[str, Array]
 
@@ -17,11 +17,14 @@ class Solver(NamedTuple):
 
     Attributes:
       init: float32 zeros of the latents' shape to the memory before the first call.
-      step: coefficients of one call, memory, model output and latents, in float32, to latents and memory.
+      step: coefficients of one call, memory, model output and latents, in float32, to latents and memory. A stochastic
+        solver takes a fifth argument, a PRNG key of each row for this call, [batch].
+      stochastic: whether it draws noise.
     """
 
     init: Callable[[Array], Any]
-    step: Callable[[Coefficients, Any, Array, Array], tuple[Array, Any]]
+    step: Callable[..., tuple[Array, Any]]
+    stochastic: bool = False
 
 
 def no_memory(zeros: Array) -> tuple[()]:
@@ -40,8 +43,7 @@ class Row(NamedTuple):
     coefficients: Coefficients
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class Schedule:
     """A solver and its numbers for a given count of steps, a pytree; only the solver is static.
 
@@ -57,7 +59,7 @@ class Schedule:
     input_scale: Array
     init_noise_sigma: Array
     coefficients: Coefficients
-    solver: Solver = field(metadata={"static": True})
+    solver: Solver = static()
 
     def rows(self) -> Row:
         """The table to scan over: a Row whose leaves have a leading axis of length calls."""
@@ -67,7 +69,9 @@ class Schedule:
         """The solver's memory before the first call, float32, for latents of this shape."""
         return self.solver.init(jnp.zeros_like(latents, jnp.float32))
 
-    def step(self, row: Row, memory: Any, model_output: Array, latents: Array) -> tuple[Array, Any]:
+    def step(
+        self, row: Row, memory: Any, model_output: Array, latents: Array, keys: Array | None = None
+    ) -> tuple[Array, Any]:
         """Advances latents [batch, ...] by one UNet call, in float32; the result has the latents' dtype.
 
         Args:
@@ -75,10 +79,11 @@ class Schedule:
           memory: what `init` or the previous call returned.
           model_output: the UNet's output for `latents * row.input_scale` at `row.timestep`, after guidance.
           latents: any shape, that of model_output.
+          keys: for a stochastic solver, a PRNG key of each row.
         """
-        x, memory = self.solver.step(
-            row.coefficients, memory, model_output.astype(jnp.float32), latents.astype(jnp.float32)
-        )
+        arrays = (model_output.astype(jnp.float32), latents.astype(jnp.float32))
+        drawn = (keys,) if self.solver.stochastic else ()
+        x, memory = self.solver.step(row.coefficients, memory, *arrays, *drawn)
         return x.astype(latents.dtype), memory
 
 

@@ -12,30 +12,14 @@ compiles once and costs no forward pass.
 Wen et al.'s gate (ICLR 2024, arXiv 2407.21720) takes ‖ε_c − ε_u‖₂ as the score, at one forward pass more.
 """
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from memattn_jax.entropy import TokenAttention, token_entropy
-from memattn_jax.interceptors import static
+from memattn_jax.pytree import pytree, static
 
 
-def attention_entropy(attention: TokenAttention) -> Array:
-    """Entropy of the mean over sites and heads: {site: float32 [batch, heads, tokens]} to float32 [batch]."""
-    mean = jnp.stack([tap.mean(axis=1) for tap in attention.values()]).mean(axis=0)  # [batch, tokens]
-    return token_entropy(mean)
-
-
-def noise_norm(conditional: Array, unconditional: Array) -> Array:
-    """‖ε_c − ε_u‖₂ of each row, float32 [batch] (Wen et al., equation 2)."""
-    difference = conditional.astype(jnp.float32) - unconditional.astype(jnp.float32)
-    return jnp.sqrt(jnp.sum(difference**2, axis=tuple(range(1, difference.ndim))))
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class Thresholds:
     """γ(t) as a table, fitted before training on held-out clean pairs.
 
@@ -54,8 +38,7 @@ class Thresholds:
         return self
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class Window:
     """γ(t) as a running quantile of the scores seen last in each bin.
 
@@ -69,7 +52,7 @@ class Window:
     scores: Array
     seen: Array
     quantile: Array | float
-    minimum: int = static(32)
+    minimum: int = static(default=32)
 
     @classmethod
     def empty(cls, bins: int, size: int, quantile: float, minimum: int = 32) -> "Window":

@@ -7,14 +7,14 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from memattn_jax.errors import InputError
-from memattn_jax.parallel import replicate, spread
 from memattn_jax.runs.stream import asked_to_stop
+from memattn_jax.sharding.placement import replicate, spread
 from memattn_jax.text import printable
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import Batch, Setup, TrainState, train_step
@@ -106,6 +106,18 @@ def pinned_step(state: TrainState) -> Callable[..., tuple[TrainState, dict[str, 
     return jax.jit(train_step, donate_argnames="state", out_shardings=(shardings, None))
 
 
+class Callbacks(NamedTuple):
+    """What a training run calls on the way.
+
+    Attributes:
+      start: called before the first step, which compiles, with the number of steps made already.
+      step: called after each step with its number, metrics and the new state.
+    """
+
+    start: Callable[[int], None] = lambda _: None
+    step: Callable[[int, dict[str, float], TrainState], None] = lambda *_: None
+
+
 def train(
     state: TrainState,
     setup: Setup,
@@ -115,8 +127,7 @@ def train(
     out: Path,
     checkpoint_every: int = 500,
     mesh: jax.sharding.Mesh | None = None,
-    on_start: Callable[[int], None] = lambda _: None,
-    on_step: Callable[[int, dict[str, float], TrainState], None] = lambda *_: None,
+    callbacks: Callbacks = Callbacks(),  # noqa: B008 -- immutable
 ) -> tuple[TrainState, bool]:
     """Trains to `steps`, from the newest checkpoint in `out` if there is one.
 
@@ -133,8 +144,7 @@ def train(
       checkpoint_every: steps between checkpoints.
       mesh: devices to spread the batch over; parameters lie as the model was loaded, and the optimizer's moments and
         the moving average beside them.
-      on_start: called before the first step, which compiles, with the number of steps made already.
-      on_step: called after each step with its number, metrics and the new state.
+      callbacks: what to call on the way.
 
     Returns:
       The last state, and whether it is the end.
@@ -148,7 +158,7 @@ def train(
     first = int(state.step)
     keep_until(out / "metrics.jsonl", first)
     update = train_step if mesh is None else pinned_step(state)
-    on_start(first)
+    callbacks.start(first)
     with asked_to_stop() as stopping, (out / "metrics.jsonl").open("a", encoding="utf-8") as log:
         for step, batch in zip(range(first + 1, steps + 1), batches(first), strict=False):
             rows = spread(Batch(batch["pictures"], batch["input_ids"]), mesh)
@@ -164,7 +174,7 @@ def train(
                 )
             log.write(json.dumps(line) + "\n")
             log.flush()
-            on_step(step, line, state)
+            callbacks.step(step, line, state)
             stopped = stopping()
             if stopped or step == steps or step % checkpoint_every == 0:
                 checkpoints.save(step, state)

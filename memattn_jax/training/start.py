@@ -11,9 +11,9 @@ from flax import nnx
 from jax import Array
 
 from memattn_jax.errors import InputError
-from memattn_jax.parallel import spread
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
+from memattn_jax.sharding.placement import spread
 from memattn_jax.training.gate import Gate, Thresholds, Window, fit_thresholds, timestep_bins
 from memattn_jax.training.objective import row_keys
 from memattn_jax.training.settings import TrainSettings

@@ -1,6 +1,5 @@
 """One training step: a compiled program from state and batch to state and metrics."""
 
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,12 +9,15 @@ import optax
 from flax import nnx
 from jax import Array
 
-from memattn_jax.interceptors import Interceptor, TokenMeans, static
+from memattn_jax.detectors.noise_norm import norm
+from memattn_jax.entropy import mean_over_sites, token_entropy
+from memattn_jax.interceptors import Interceptor, TokenMeans
 from memattn_jax.keys import fixed_draws
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
-from memattn_jax.training.gate import Gate, attention_entropy, noise_norm, timestep_bins, weights
+from memattn_jax.pytree import pytree, static
+from memattn_jax.training.gate import Gate, timestep_bins, weights
 from memattn_jax.training.objective import add_noise, row_keys, squared_error, training_target
 
 Score = Literal["entropy", "noise_norm"]
@@ -40,8 +42,7 @@ class Trained(NamedTuple):
     text_encoder: CLIPTextModel
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class TrainState:
     """All that changes from step to step; a checkpoint holds it and nothing else.
 
@@ -63,8 +64,7 @@ class TrainState:
     gate: Gate | None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class Setup:
     """What stays the same during a run.
 
@@ -94,13 +94,13 @@ class Setup:
     dropout: Array
     high_noise: Array
     ema_decay: Array
-    graphs: tuple[tuple[str, nnx.GraphDef], ...] = static(())
-    optimizer: optax.GradientTransformation = static(None)
-    prediction_type: str = static("epsilon")
-    accumulation: int = static(1)
-    score: Score = static("entropy")
-    sites: tuple[str, ...] | None = static(None)
-    dtype: str = static("float32")
+    graphs: tuple[tuple[str, nnx.GraphDef], ...] = static(default=())
+    optimizer: optax.GradientTransformation = static(default=None)
+    prediction_type: str = static(default="epsilon")
+    accumulation: int = static(default=1)
+    score: Score = static(default="entropy")
+    sites: tuple[str, ...] | None = static(default=None)
+    dtype: str = static(default="float32")
 
 
 class Draws(NamedTuple):
@@ -152,14 +152,15 @@ def forward(setup: Setup, params: Any, batch: Batch, draws: Draws, gated: bool) 
     context = text_encoder(input_ids)
 
     by_entropy = gated and setup.score == "entropy"
-    tap = TokenMeans(sites=setup.sites) if by_entropy else None
-    prediction, taps = unet(noisy, draws.timesteps, context, Interceptor(tap=tap))
+    interceptor = Interceptor(taps={"tokens": TokenMeans(sites=setup.sites)} if by_entropy else {})
+    prediction, taps = unet(noisy, draws.timesteps, context, interceptor)
     error = squared_error(prediction, training_target(setup.prediction_type, latents, draws.noise, signal))
     if by_entropy:
-        scores = attention_entropy(taps)
+        scores = token_entropy(mean_over_sites(taps["tokens"]))
     elif gated:
         nothing = text_encoder(setup.empty_ids[None])  # one text for all rows
-        scores = noise_norm(prediction, jax.lax.stop_gradient(unet(noisy, draws.timesteps, nothing)[0]))
+        unconditional = jax.lax.stop_gradient(unet(noisy, draws.timesteps, nothing)[0])
+        scores = norm(prediction.astype(jnp.float32) - unconditional.astype(jnp.float32))  # Wen et al., equation 2
     else:
         scores = jnp.zeros_like(error)
     return error, jax.lax.stop_gradient(scores)

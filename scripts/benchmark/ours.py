@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import numpy as np
 from benchmark.worker import Call, inputs
 from memattn_jax import StableDiffusion, demo
 from memattn_jax.checkpoints.diffusers_folder import load_part
-from memattn_jax.detectors.entropy_metrics import first_step_entropy
-from memattn_jax.detectors.first_step import noise_levels
-from memattn_jax.detectors.registry import FIRST_STEP
-from memattn_jax.detectors.scorer import METRIC_E_SITE, describe_unconditional, score_first_step
-from memattn_jax.interceptors import Interceptor, TokenMeans
-from memattn_jax.mitigations import AttentionMask
-from memattn_jax.pipeline import decode, embed
+from memattn_jax.detectors.first_step import Inputs, Unconditional, noise_levels
+from memattn_jax.detectors.programs import describe_unconditional, score_first_step
+from memattn_jax.detectors.scorer import named_detectors
+from memattn_jax.diffusion.model import decode, embed
+from memattn_jax.entropy import METRIC_E_SITE
+from memattn_jax.interceptors import Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
+from memattn_jax.registries import FIRST_STEP
 
 
 def program(function: Any, *arguments: Any, **static: Any) -> Call:
@@ -48,27 +49,26 @@ def unet(folder: str, size: int, calls: tuple[str, ...]) -> dict[str, Call]:
     latents, context = map(jnp.asarray, inputs(2, size, model.config.cross_attention_dim))
     step = jnp.float32(981)
     forward = jax.jit(lambda unet, *args: unet(*args))
-    edits = AttentionMask().edits(np.array([2, 12]), np.array([False, True]), 77)
+    edits = (MaskTokens(np.array([2, 12])), ScaleBeginToken(1.25))  # as AttentionMask() has them
 
     def pair(interceptor: Interceptor) -> Call:
         return program(forward, model, latents, step, context, interceptor)
 
-    def first_step() -> Call:
-        levels = noise_levels({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, 50)
-        probes, empty = latents[None, :1], context[:1]
-        parts = frozenset({"noise", "late", "energy_gradient"})
-        shared = describe_unconditional(model, probes, empty, levels, parts=parts, velocity=False)
-        static = {"names": FIRST_STEP, "site": model.sites[METRIC_E_SITE], "velocity": False, "attribute": False}
-        return program(score_first_step, model, probes, context[1:], empty, levels, shared, **static)
+    levels = noise_levels({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, 50)
+    prompt = Inputs(model, latents[None, :1], context[1:], context[:1], jnp.array([12]), levels)
+
+    def first_step(*names: str) -> Call:
+        detectors = named_detectors(names, site=model.sites[METRIC_E_SITE])
+        parts = frozenset[str]().union(*(one.shared for one in detectors.values()))  # type: ignore[union-attr]
+        shared = describe_unconditional(prompt, parts=parts) if parts else Unconditional()
+        return program(score_first_step, replace(prompt, unconditional=shared), detectors)
 
     made = {
         "pair": lambda: pair(Interceptor()),
-        "tapped": lambda: pair(Interceptor(tap=TokenMeans())),
-        "mitigated": lambda: pair(Interceptor(edits)),
-        "detector": lambda: program(
-            first_step_entropy, model, latents[1:], step, context[1:], site=model.sites[METRIC_E_SITE]
-        ),
-        "first_step": first_step,
+        "tapped": lambda: pair(Interceptor(taps={"tokens": TokenMeans()})),
+        "mitigated": lambda: pair(Interceptor(edits, conditional=np.array([False, True]))),
+        "detector": lambda: first_step("entropy_e"),
+        "first_step": lambda: first_step(*FIRST_STEP),
     }
     return {name: made[name]() for name in calls}
 

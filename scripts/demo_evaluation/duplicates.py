@@ -10,13 +10,13 @@ from jax import Array
 
 from demo_evaluation.separation import auroc
 from demo_evaluation.tables import percent, table
-from memattn_jax.entropy import token_entropy
+from memattn_jax.detectors.noise_norm import norm
+from memattn_jax.entropy import entropy_over_heads, mean_over_sites, token_entropy
 from memattn_jax.interceptors import Interceptor, TokenMeans
 from memattn_jax.keys import seed_key
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
-from memattn_jax.training.gate import attention_entropy, noise_norm
 from memattn_jax.training.objective import add_noise, squared_error
 from memattn_jax.training.settings import TrainSettings
 
@@ -55,13 +55,13 @@ def score_rows(
     """Scores of pairs at one timestep, float32 [batch] each; `texts`: the captions' and the empty prompt's states."""
     context, empty = texts
     noisy = add_noise(latents, noise, jnp.broadcast_to(signal[timestep], len(latents)))
-    prediction, taps = unet(noisy, timestep, context, Interceptor(tap=TokenMeans()))
-    norm = noise_norm(prediction, unet(noisy, timestep, jnp.broadcast_to(empty, context.shape))[0])
-    by_site = {site: token_entropy(tap.mean(axis=1)) for site, tap in taps.items()}
+    prediction, taps = unet(noisy, timestep, context, Interceptor(taps={"tokens": TokenMeans()}))
+    unconditional = unet(noisy, timestep, jnp.broadcast_to(empty, context.shape))[0]
+    by_site = {site: entropy_over_heads(tap) for site, tap in taps["tokens"].items()}
     return {
         "negative loss": -squared_error(prediction, noise),
-        "noise_norm": norm,
-        "entropy": attention_entropy(taps),
+        "noise_norm": norm(prediction - unconditional),
+        "entropy": token_entropy(mean_over_sites(taps["tokens"])),
         **by_site,
     }
 

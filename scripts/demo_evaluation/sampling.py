@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from memattn_jax import detectors
+from memattn_jax.detectors.noise_norm import norm
+from memattn_jax.diffusion.noise import unit_noise
 from memattn_jax.entropy import token_entropy
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.pipeline import StableDiffusion
-from memattn_jax.sampling import unit_noise
 from memattn_jax.schedulers import make_schedule
-from memattn_jax.training.gate import noise_norm
 
 
 class Observed(NamedTuple):
@@ -40,7 +40,7 @@ def first_noise_norm(
     unet: UNet2DConditionModel, latents: jax.Array, timestep: jax.Array, context: jax.Array, nothing: jax.Array
 ) -> jax.Array:
     """‖ε(x, c) − ε(x, ∅)‖ of the first step (Wen et al., arXiv 2407.21720), float32 [batch]."""
-    return noise_norm(unet(latents, timestep, context)[0], unet(latents, timestep, nothing)[0])
+    return norm(unet(latents, timestep, context)[0] - unet(latents, timestep, nothing)[0])
 
 
 def observe(
@@ -54,9 +54,9 @@ def observe(
     for seed in range(seeds):
         run = sd.sample(prompts, seeds=seed, steps=steps, mitigation=mitigation)
         noise = unit_noise(jnp.full(len(prompts), seed, jnp.uint32), run.latents.shape[1:])
-        norm = first_noise_norm(
+        first = first_noise_norm(
             sd.unet, noise * schedule.init_noise_sigma, jnp.float32(run.timesteps[0]), context, nothing
         )
         entropy = {site: token_entropy(tokens.mean(axis=2)).T for site, tokens in run.tokens.items()}
-        seen.append(Observed(run.images, entropy, detectors.entropy_e(run), detectors.entropy_d(run), norm))
+        seen.append(Observed(run.images, entropy, detectors.entropy_e(run), detectors.entropy_d(run), first))
     return jax.tree.map(lambda *parts: np.stack(parts, axis=1), *seen)

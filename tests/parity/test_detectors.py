@@ -14,14 +14,13 @@ from torch_detectors import TorchDetectors
 
 from memattn_jax import StableDiffusion
 from memattn_jax.detectors import DETECTORS, Detection
-from memattn_jax.detectors.latent_step_deviation import CleanMoves
 
 pytestmark = pytest.mark.slow
 
 PROMPTS = ("the cat", "an odd and long line on the hill in the land of the sun", "Z")
 SEED, PROBES, STEPS, GUIDANCE, CHOSEN = 5, 2, 10, 3.0, (0, 3, 8)
-CLEAN = CleanMoves(np.linspace(1, 2, STEPS, dtype=np.float32), np.linspace(0.1, 0.3, STEPS, dtype=np.float32))
-MODEL_SCORES = tuple(name for name, detector in DETECTORS.items() if detector.sees != "prompt")
+CLEAN = (np.linspace(1, 2, STEPS, dtype=np.float32), np.linspace(0.1, 0.3, STEPS, dtype=np.float32))
+MODEL_SCORES = tuple(name for name, (needs, _) in DETECTORS.items() if needs != "prompt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,8 @@ def pair(request, tmp_path_factory, random_model) -> Pair:
         MODEL_SCORES,
         guidance_scale=GUIDANCE,
         noise_norm_steps=CHOSEN,
-        clean_moves=CLEAN,
+        mean=CLEAN[0],
+        deviation=CLEAN[1],
         attribute=blamed is None,  # once all in one program, once apart
         **settings,
     )

@@ -97,9 +97,10 @@ def test_only_cross_attention(tmp_path):
     ours = load_part(tmp_path, "unet", "float32")
     latents, context = randn(1, 8, 8, 4), randn(1, 77, 24, seed=1)
     expected = theirs(nchw(latents), 500, torch.from_numpy(context)).sample
-    interceptor = Interceptor(tap=TokenMeans())
+    interceptor = Interceptor(taps={"tokens": TokenMeans()})
     out, taps = jax.jit(lambda unet, *args: unet(*args))(ours, latents, jnp.float32(500), context, interceptor)
     assert_close(out, nhwc(expected), MODEL)
+    taps = taps["tokens"]
     assert "down_blocks.0.attentions.0.transformer_blocks.1.attn1" in taps
     assert "down_blocks.1.attentions.0.transformer_blocks.1.attn1" not in taps
     assert set(taps) == set(ours.sites)
@@ -151,13 +152,13 @@ def test_half_precision(checkpoint, dtype):
     """Weights and activations in half precision stay within its rounding of float32."""
     unet = load_part(checkpoint.folder, "unet", dtype)
     latents, timesteps, context = unet_inputs(checkpoint, 16, 16)
-    tapped = Interceptor(tap=TokenMeans())
+    tapped = Interceptor(taps={"tokens": TokenMeans()})
     run = jax.jit(lambda unet, *args: unet(*args, tapped))
     exact, exact_taps = run(checkpoint.ours.unet, latents, timesteps, context)
     out, taps = run(unet, latents, timesteps, context)
     assert out.dtype == dtype
     np.testing.assert_allclose(out.astype(jnp.float32), exact, atol={"bfloat16": 0.1, "float16": 0.02}[dtype])
-    for site, tap in taps.items():
+    for site, tap in taps["tokens"].items():
         assert tap.dtype == jnp.float32
         np.testing.assert_allclose(tap.sum(-1), 1.0, atol=1e-5)
-        np.testing.assert_allclose(tap, exact_taps[site], atol=0.02)
+        np.testing.assert_allclose(tap, exact_taps["tokens"][site], atol=0.02)

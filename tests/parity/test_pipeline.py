@@ -19,7 +19,7 @@ from diffusers import (
 from reference import Settings, run_reference
 
 from memattn_jax import detectors
-from memattn_jax.interceptors import AttentionMaps, Interceptor, TokenMeans
+from memattn_jax.interceptors import AttentionMaps, Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
 from memattn_jax.mitigations import AttentionMask
 
 pytestmark = pytest.mark.slow
@@ -157,15 +157,14 @@ def reference_metrics(recorded: list[np.ndarray], length: int) -> tuple[float, f
     return float(e), float(d)
 
 
-def test_logit_form_equals_key_form(checkpoint):
+def test_a_scaled_logit_equals_a_scaled_key(checkpoint):
     ours = checkpoint.ours
     context, tokens = ours.encode(["", "", *PROMPTS[:2]])
-    lengths, conditional = np.tile(tokens.lengths[2:], 2), np.repeat([False, True], 2)
-    edits = AttentionMask(begin_scale=1.5, mask="summary").edits(lengths, conditional, 77)
     call = jax.jit(lambda unet, *args: unet(*args))
-    for tap in (None, TokenMeans(), AttentionMaps()):
-        forms = [
-            call(ours.unet, noise(4), np.float32(981), context, Interceptor(edits=edits, tap=tap, form=form))
-            for form in ("keys", "logits")
-        ]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *forms)
+    stages = []
+    for stage in ("inputs", "logits"):
+        edits = (MaskTokens(tokens.lengths[2:] - 1), ScaleBeginToken(1.5, stage=stage))
+        taps = {"tokens": TokenMeans(), "maps": AttentionMaps()}
+        interceptor = Interceptor(edits, taps, conditional=np.repeat([False, True], 2))
+        stages.append(call(ours.unet, noise(4), np.float32(981), context, interceptor))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *stages)

@@ -16,7 +16,7 @@ from jax import P as Spec
 
 from memattn_jax import StableDiffusion, demo, pipeline
 from memattn_jax.detectors import Scorer, scorer
-from memattn_jax.parallel import make_mesh
+from memattn_jax.sharding.placement import make_mesh
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import train_step
 

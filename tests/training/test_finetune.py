@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from memattn_jax import InputError, StableDiffusion, pipeline
-from memattn_jax.finetune import Options, main
+from memattn_jax.commands.finetune import Options, main
 from memattn_jax.report import plots
 from memattn_jax.training import loop
 from memattn_jax.training.loop import Checkpoints
@@ -259,7 +259,7 @@ def untrained(monkeypatch):
 
     def note(state, setup, batches, **settings):
         given.append(state)
-        settings["on_start"](0)
+        settings["callbacks"].start(0)
         return state, True
 
     monkeypatch.setattr(loop, "train", note)

@@ -51,7 +51,7 @@ def test_ctrl_c_saves_and_resumes(run, tmp_path, capfd):
     assert loop.last_checkpoint(tmp_path / "out") == 6
     assert "Ctrl-C again stops at once" in capfd.readouterr().err
     begun = []
-    state, finished = run(on_start=begun.append)
+    state, finished = run(callbacks=loop.Callbacks(begun.append))
     assert (begun, finished, float(state.params["w"])) == ([6], True, sum(range(11)))
     assert steps_of(tmp_path / "out") == list(range(1, 11))
 

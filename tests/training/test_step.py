@@ -77,8 +77,8 @@ def test_gated_rows_are_out_of_the_loss_and_its_gradient(sd):
 @pytest.mark.slow
 def test_the_score_is_read_from_the_training_forward_pass(sd):
     """It is the entropy of what the interceptor taps for the noisy latents, and costs next to nothing."""
+    from memattn_jax.entropy import mean_over_sites, token_entropy
     from memattn_jax.interceptors import Interceptor, TokenMeans
-    from memattn_jax.training.gate import attention_entropy
 
     settings = dataclasses.replace(SETTINGS, gate="entropy", dropout=0.0)
     (_, metrics), setup = step(sd, settings)
@@ -89,12 +89,13 @@ def test_the_score_is_read_from_the_training_forward_pass(sd):
     noisy = add_noise(latents * sd.vae.config.scaling_factor, draws.noise, setup.signal[draws.timesteps])
     unet, text_encoder = networks(setup, state.params)
     context = text_encoder(batch(sd).input_ids)
-    _, taps = unet(noisy, draws.timesteps, context, Interceptor(tap=TokenMeans()))
-    np.testing.assert_allclose(metrics["score"], attention_entropy(taps), atol=1e-5)
+    _, taps = unet(noisy, draws.timesteps, context, Interceptor(taps={"tokens": TokenMeans()}))
+    taps = taps["tokens"]
+    np.testing.assert_allclose(metrics["score"], token_entropy(mean_over_sites(taps)), atol=1e-5)
     (_, metrics), _ = step(sd, dataclasses.replace(settings, gate_sites="up_blocks"))
     some = {site: tap for site, tap in taps.items() if site.startswith("up_blocks.")}
     assert 0 < len(some) < len(taps)
-    np.testing.assert_allclose(metrics["score"], attention_entropy(some), atol=1e-5)
+    np.testing.assert_allclose(metrics["score"], token_entropy(mean_over_sites(some)), atol=1e-5)
     with pytest.raises(InputError, match=r"no cross-attention layer 'middle'…; this model has down_blocks\.0"):
         start(sd, dataclasses.replace(settings, gate_sites="middle"))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.backend import get_backend
 
+from memattn_jax.interceptors.seam import attention_logits, weighted_values
 from memattn_jax.models.kernels.blocks import even_block, overwrite
 
 BLOCKED_FROM = 1024  # pixels; below, the whole map is small and one matrix product is faster
@@ -30,12 +31,8 @@ def plain_attention(query: Array, keys: Array, values: Array, mask: Array | None
     Returns:
       [batch, queries, heads, head_dim], in the dtype of values.
     """
-    # b batch, q queries, k keys, h heads, d head_dim
-    # heads before pixels: XLA's batched matrix product on a CPU is several times faster when batch axes come first
-    query, keys, values = (x.swapaxes(1, 2) for x in (query, keys, values))
-    logits = jnp.einsum("bhqd,bhkd->bhqk", query, keys, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1, where=mask)
-    return jnp.einsum("bhqk,bhkd->bhqd", probs.astype(values.dtype), values).swapaxes(1, 2)
+    probs = jax.nn.softmax(attention_logits(query, keys), axis=-1, where=mask)
+    return weighted_values(probs, values)
 
 
 def blocked_attention(query: Array, keys: Array, values: Array, rows_together: bool = False) -> Array:

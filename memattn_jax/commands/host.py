@@ -8,27 +8,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from memattn_jax.errors import RepeatedWarning
+from memattn_jax.settings import jax_settings
 from memattn_jax.text import printable
 
 WARNED = 20  # a prompt log may hold many prompts that are cut
-
-
-@contextlib.contextmanager
-def jax_settings(**values: Any) -> Iterator[None]:
-    """Settings of `jax.config` for a while, for all threads."""
-    import jax
-
-    before = {name: getattr(jax.config, name) for name in values}
-    try:
-        for name, value in values.items():
-            jax.config.update(name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
 
 
 @contextlib.contextmanager

@@ -10,15 +10,14 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import pairwise
 from threading import enumerate as threads
 from threading import main_thread
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from memattn_jax.commands.host import environment_default, kept_programs, lenient_streams, short_warnings
 from memattn_jax.errors import LIMIT, InputError
-from memattn_jax.host import environment_default, kept_programs, lenient_streams, short_warnings
 from memattn_jax.text import printable
 
 FORMAT = 2  # of tables: their columns and what these mean; a run goes on with its own only
@@ -121,8 +120,3 @@ def parse_error(box: str) -> str:
     near = next((line.split()[0] for line in lines[end:] if re.match("--[a-z]", line)), None)
     meant = f"did you mean {near}? " if near is not None and message.startswith("Unrecognized") else ""
     return f"{message}; {meant}see --help"
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers."""
-    return {name: version(name) for name in ("memattn_jax", "jax", "jaxlib", "flax", "transformers")}

@@ -18,10 +18,11 @@ class WeightCache:
     is one of weights that can change in place, as NumPy's.
 
     Args:
-      rows: how many rows of values, along their leading axis, to remember at most; the values used last stay.
+      rows: how many rows of values, along their leading axis, to remember at most; the values used last stay. What is
+        no array counts as one.
     """
 
-    def __init__(self, rows: int):
+    def __init__(self, rows: int = 8):
         self.rows = rows
         self.values: dict[Hashable, Any] = {}
         self._weights: list[weakref.ref] = []
@@ -32,10 +33,10 @@ class WeightCache:
         Args:
           key: of the value, for one model.
           model: a pytree, all that the value depends on besides its key.
-          compute: makes the value, an array or a tree of them.
+          compute: makes the value, any pytree.
         """
         leaves = jax.tree.leaves(model)
-        if not all(map(concrete, leaves)):
+        if not all(isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) for leaf in leaves):
             return compute()
         if len(leaves) != len(self._weights) or any(
             held() is not leaf for held, leaf in zip(self._weights, leaves, strict=True)
@@ -46,13 +47,14 @@ class WeightCache:
         value = self.values.pop(key, None)
         if value is None:
             value = compute()
-        if all(map(concrete, jax.tree.leaves(value))):
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
             self.values[key] = value
-            while sum(len(jax.tree.leaves(kept)[0]) for kept in self.values.values()) > self.rows:
+            while sum(map(rows_of, self.values.values())) > self.rows:
                 del self.values[next(iter(self.values))]
         return value
 
 
-def concrete(leaf: Any) -> bool:
-    """Whether it is an array whose numbers are fixed."""
-    return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+def rows_of(value: Any) -> int:
+    """Rows of the first array of a tree, 1 where there is none."""
+    first = jax.tree.leaves(value)[0]
+    return len(first) if isinstance(first, jax.Array) and first.ndim else 1

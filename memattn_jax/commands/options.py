@@ -11,9 +11,9 @@ from memattn_jax import demo
 from memattn_jax.checkpoints import hub
 from memattn_jax.checkpoints.folder import Geometry
 from memattn_jax.errors import InputError, check_name
-from memattn_jax.mesh import mesh_sizes
-from memattn_jax.names import DTYPES
+from memattn_jax.registries import DTYPES
 from memattn_jax.runs.store import is_local
+from memattn_jax.sharding.mesh import mesh_sizes
 from memattn_jax.text import printable
 
 if TYPE_CHECKING:

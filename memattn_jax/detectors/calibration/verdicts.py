@@ -7,7 +7,7 @@ detectors; no correction for their number is needed beyond it.
 
 Median and quantile are fitted on a quarter of the clean prompts, at most 100, and p-values are computed against the
 others: the statistic is then a fixed function, as split conformal inference and the theorem on the false discovery
-rate ask for (see `memattn_jax.conformal`). A level of the joint p-value is one threshold for each detector.
+rate ask for (see `conformal.py`). A level of the joint p-value is one threshold for each detector.
 
 Source: the maximum of standardized statistics as in Westfall and Young, Resampling-Based Multiple Testing (1993),
 section 2.3, with clean prompts in the place of resamples.
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from memattn_jax.conformal import ROUNDING, p_values, threshold
+from memattn_jax.detectors.calibration.conformal import ROUNDING, p_values, threshold
 
 FITTED = 100  # clean prompts at most that a detector's scale is fitted on
 TAIL = 0.95  # quantile of clean scores that is 1 on the common scale

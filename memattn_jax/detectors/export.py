@@ -12,12 +12,12 @@ The program is what `Scorer` runs. Arrays are its arguments and not constants in
 """
 
 import importlib.util
-import inspect
 import json
 import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +27,14 @@ import numpy as np
 from jax import Array, export
 from safetensors.numpy import save
 
+from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.detectors.cost import flops
-from memattn_jax.detectors.registry import FIRST_STEP, check_names
-from memattn_jax.detectors.scorer import Scorer, score_first_step
+from memattn_jax.detectors.programs import score_first_step
+from memattn_jax.detectors.scorer import Scorer
+from memattn_jax.diffusion.model import embed
 from memattn_jax.errors import InputError, check_name
-from memattn_jax.host import jax_settings
-from memattn_jax.names import PLATFORMS
-from memattn_jax.pipeline import embed
-from memattn_jax.tokenizer import Tokenizer
+from memattn_jax.registries import PLATFORMS
+from memattn_jax.settings import jax_settings
 
 CUDNN = "__cudnn$fmhaSoftmax"  # fused attention, which the model takes on NVIDIA GPUs in half precision
 
@@ -59,12 +59,11 @@ class Artifact(NamedTuple):
     flops: float
 
 
-def check_exportable(names: tuple[str, ...]) -> None:
-    """Raises InputError where a detector does not exist, or sees more than the first step."""
-    check_names(names)
-    for name in names:
-        if name not in FIRST_STEP:
-            raise InputError(f"{name} cannot be exported; {', '.join(FIRST_STEP)} can, which see the first step alone")
+def check_exportable(scorer: Scorer) -> None:
+    """Raises InputError where a detector looks at more than the first step."""
+    for name in scorer.detectors:
+        if name not in scorer.first_step:
+            raise InputError(f"{name} cannot be exported; detectors can that look at the first step alone")
 
 
 def check_platforms(platforms: tuple[str, ...]) -> None:
@@ -91,9 +90,9 @@ def block_program(scorer: Scorer) -> tuple[Score, Arrays]:
 
     The function takes some of the arrays, too: those left out are zero.
     """
-    arguments, static = scorer.first_step_arguments(scorer.probes_for(None), None)
-    named = dict(zip(inspect.signature(score_first_step).parameters, arguments, strict=False))
-    leaves, structure = jax.tree_util.tree_flatten_with_path({"text_encoder": scorer.sd.text_encoder, **named})
+    inputs = scorer.inputs(scorer.probes_for(None), None, None)
+    parts = {"text_encoder": scorer.model.text_encoder, "inputs": inputs, "detectors": scorer.first_step}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(parts)
     arrays = {
         jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): jnp.asarray(leaf)
         for path, leaf in leaves
@@ -104,8 +103,10 @@ def block_program(scorer: Scorer) -> tuple[Score, Arrays]:
     def score(given: Arrays, input_ids: Array) -> dict[str, Array]:
         filled = [given[name] if name in given else jnp.zeros(of.shape, of.dtype) for name, of in shapes.items()]
         parts = jax.tree.unflatten(structure, filled)
-        parts["context"] = embed(parts.pop("text_encoder"), input_ids)
-        return score_first_step(**parts, **static)[0]
+        context = embed(parts["text_encoder"], input_ids)
+        lengths = jnp.full(len(input_ids), input_ids.shape[1], jnp.int32)  # token ids alone do not say them
+        inputs = replace(parts["inputs"], context=context, lengths=lengths)
+        return score_first_step(inputs, parts["detectors"])[0]
 
     return score, arrays
 
@@ -173,16 +174,16 @@ def export_detector(scorer: Scorer, batch_size: int, platforms: tuple[str, ...] 
         flatbuffers is missing.
     """
     check_serializer()
-    check_exportable(scorer.detectors)
+    check_exportable(scorer)
     check_platforms(platforms)
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
     if scorer.seed is None:
         raise InputError("an exported detector shows all prompts one noise, and cannot show each its own")
-    assert scorer.sd.mesh is None
+    assert scorer.model.mesh is None
     assert not scorer.attribute
     platforms = platforms or (export.default_export_platform(),)
-    tokens = scorer.sd.tokenizer.tokens
+    tokens = scorer.model.tokenizer.tokens
     score, arrays = block_program(scorer)
     block = jax.ShapeDtypeStruct((batch_size, tokens), jnp.int32)
     used = used_by(lower(score, arrays, block, platforms), arrays)

@@ -1,0 +1,107 @@
+"""What `detect` knows of clean prompts: calibrations made, checked, and turned into the rule that verdicts follow."""
+
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from memattn_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from memattn_jax.detectors import Detection, Scorer
+    from memattn_jax.detectors.calibration import Calibration
+    from memattn_jax.detectors.calibration.verdicts import Rule
+    from memattn_jax.runs.store import Store
+
+FPR = 0.01
+
+
+def noise_seed(prompt: str, first: int, probes: int) -> int:
+    """Seed of the first probe where each prompt has its own, from its text and the seed of the command line."""
+    return (zlib.crc32(prompt.encode()) + first) % (2**32 - probes)
+
+
+def fit(
+    scorer: "Scorer", prompts: Sequence[str], store: "Store", *, fpr: float | None, seed: int, batch_size: int
+) -> "Calibration":
+    """Scores clean prompts, writes calibration.json and returns it."""
+    from tqdm import tqdm
+
+    from memattn_jax.detectors.calibration.file import to_json
+    from memattn_jax.detectors.calibration.fit import calibrate
+    from memattn_jax.detectors.scorer import score_batches
+    from memattn_jax.sharding.placement import rows_multiple
+
+    clean = list(dict.fromkeys(prompts))
+    size = rows_multiple(min(batch_size, len(clean)), scorer.model.mesh)
+    looks = [scorer]
+    if scorer.first_step:  # and once as a guard looks, through a noise of each prompt's own
+        looks.append(replace(scorer, detectors=scorer.first_step, seed=None, probes=1, attribute=False))
+    with tqdm(total=len(looks) * len(clean), unit="prompt", desc="calibrating", disable=None) as bar:
+        found: list[list[Detection]] = []
+        for look in looks:
+            found.append([])
+            rows = ((text, noise_seed(text, seed, look.probes)) for text in clean)
+            for detection in score_batches(look, rows, size):
+                found[-1].append(detection)
+                bar.update(len(detection.prompts))
+    calibration = calibrate(scorer, found[0], FPR if fpr is None else fpr, *found[1:])
+    store.write("calibration.json", to_json(calibration).encode())
+    if len(clean) > (kept := len(next(iter(calibration.scores.values())))):
+        warnings.warn(
+            f"{len(clean) - kept} clean prompts have a score that is not finite, and are left out", stacklevel=1
+        )
+    return calibration
+
+
+def checked(scorer: "Scorer", given: "Calibration | None", *, asked_for: bool) -> "Calibration | None":
+    """The calibration if it fits the scorer; else InputError where the user named it, and a warning where not."""
+    if given is not None:
+        try:
+            given.check(scorer)
+        except InputError as error:
+            if asked_for:
+                raise
+            warnings.warn(f"no verdicts: {error}", stacklevel=1)
+            return None
+    return given
+
+
+def rule_of(scorer: "Scorer", calibration: "Calibration | None", fpr: float | None, fdr: float | None) -> "Rule | None":
+    """How verdicts are made of the scores, and a warning where clean prompts are too few for any."""
+    from memattn_jax.detectors.calibration.conformal import clean_needed
+    from memattn_jax.detectors.calibration.verdicts import Rule
+
+    joint = None if calibration is None else calibration.joint(scorer.judging)
+    if joint is None or calibration is None:
+        if calibration is None and (fpr, fdr) != (None, None):
+            raise InputError(f"--{'fpr' if fdr is None else 'fdr'} needs clean prompts: --calibration FILE")
+        return None
+    if others := [name for name in scorer.judging if name not in joint.names]:
+        warnings.warn(
+            f"no clean scores of {', '.join(others)}; verdicts come from {', '.join(joint.names)}", stacklevel=1
+        )
+    level = calibration.fpr if fpr is None and fdr is None else fpr
+    rule = Rule(joint, level, fdr)
+    if not rule.resolved:
+        rate = fdr if level is None else level
+        warnings.warn(
+            f"{len(joint.clean)} clean prompts cannot resolve a rate of {rate:g}, and no verdict is clean; "
+            f"{clean_needed(rate)} are needed, besides those that scales are fitted on",  # type: ignore[arg-type]
+            stacklevel=1,
+        )
+    return rule
+
+
+def tell_thresholds(rule: "Rule") -> None:
+    """Prints where each detector's scores make a verdict "memorized"."""
+    from memattn_jax.evaluation.metrics import threshold_at_fpr
+
+    if rule.fpr is None:
+        return
+    interval = threshold_at_fpr(rule.joint.clean, rule.fpr)
+    for i, (name, value) in enumerate(rule.joint.thresholds(rule.fpr).items()):
+        low, high = (rule.joint.centre[i] + rule.joint.spread[i] * bound for bound in (interval.low, interval.high))
+        interval_text = f"95 % interval {low:.4f} to {high:.4f}"
+        print(f"{name}: threshold {value:.4f}, {interval_text}, {len(rule.joint.clean)} clean prompts")

@@ -1,0 +1,170 @@
+"""Export a checkpoint's detectors for other programs: `python -m memattn_jax.convert`.
+
+--export detector writes one file, by default detector.zip: the first-step detectors from token ids to scores, compiled
+to StableHLO, with their weights, tokenizer and thresholds. It runs in Python with JAX and without this package; the
+README's "Serve a detector" shows how.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+from memattn_jax import demo
+from memattn_jax.commands import detect
+from memattn_jax.commands.calibrating import checked
+from memattn_jax.commands.command import run_command
+from memattn_jax.commands.options import BY_DEFAULT, names_of, one_of, some_of
+from memattn_jax.errors import InputError, check_name
+from memattn_jax.registries import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
+from memattn_jax.runs.versions import versions
+
+if TYPE_CHECKING:
+    from memattn_jax.detectors import Scorer
+    from memattn_jax.detectors.calibration.calibration import Calibration
+    from memattn_jax.detectors.export import Artifact
+
+ALL_FIRST = ", ".join(FIRST_STEP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Export first-step detectors as one file that runs without this package."""
+
+    export: Literal["detector"] = "detector"
+    """What to export; there is one kind."""
+    out: Path = Path("detector.zip")
+    """File to write."""
+    overwrite: bool = False
+    """Replace an existing file."""
+    model: Annotated[str | None, BY_DEFAULT] = None
+    """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder with safetensors weights, or owner/name on the Hugging
+    Face Hub. Default: the built-in demo model."""
+    dtype: Annotated[str | None, BY_DEFAULT, one_of(*DTYPES)] = None
+    """Data type of weights and computation. Default: what detect uses on this machine."""
+    detectors: Annotated[str, some_of("First-step detectors to export, separated by commas", FIRST_STEP)] = (
+        "entropy_e,noise_norm"
+    )
+    calibration: Annotated[Path | None, BY_DEFAULT] = None
+    """Calibration file from `detect --calibrate`; its thresholds and settings are exported too. Default: the built-in
+    model's own."""
+    batch_size: int = 16
+    """Number of prompts that the exported program computes at once; it accepts any number, and pads the last batch."""
+    platforms: Annotated[str | None, BY_DEFAULT] = None
+    """Platforms to compile for, separated by commas: cpu, cuda, rocm, tpu. Default: this machine's."""
+    seed: Annotated[int | None, BY_DEFAULT] = None
+    """Random seed for the probe noise. Default: the calibration's, or 0."""
+    probes: Annotated[int | None, BY_DEFAULT] = None
+    """Number of noise samples to average scores over. Default: the calibration's, or 1."""
+    steps: Annotated[int | None, BY_DEFAULT] = None
+    """Number of sampling steps, of which the first is looked at. Default: the calibration's, or 50."""
+    site: Annotated[str | None, BY_DEFAULT] = None
+    """Cross-attention layer that entropy_e reads. Default: the model's own, for most the paper's, the fourth."""
+
+    def check(self) -> None:
+        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        for name in self.detectors.split(","):  # one that exists, but sees more, gets a reason
+            if name in DETECTORS and name not in FIRST_STEP:
+                raise InputError(f"--detectors {name}: cannot be exported; first-step detectors can: {ALL_FIRST}")
+        for platform in () if self.platforms is None else self.platforms.split(","):
+            check_name("platform", platform, PLATFORMS, "--platforms")
+        detect_options(self, names_of(self.detectors, FIRST_STEP, "--detectors", "detector")).check()
+        check_out(self.out, self.overwrite)
+
+
+def check_out(path: Path, overwrite: bool) -> None:
+    """Raises InputError or OSError where the file cannot be written, before any work is done."""
+    if path.is_dir():
+        raise InputError(f"--out {path}: is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"--out {path}: exists already; choose another file, or give --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    probe = path.with_name(f".{path.name}.partial")
+    probe.touch()
+    probe.unlink()
+
+
+def detect_options(options: Options, names: tuple[str, ...]) -> detect.Options:
+    """What `detect` would be called with for the same scores."""
+    same = ("model", "dtype", "calibration", "seed", "probes", "steps", "site")
+    given = {name: getattr(options, name) for name in same}
+    return detect.Options(
+        prompt=("",), detectors=",".join(names), explain=False, batch_size=options.batch_size, **given
+    )
+
+
+def metadata(
+    scorer: "Scorer", artifact: "Artifact", calibration: "Calibration | None", options: Options
+) -> dict[str, Any]:
+    """What the archive's metadata.json says."""
+    joint = None if calibration is None else calibration.joint(scorer.detectors)
+    limits = {} if calibration is None or joint is None else joint.thresholds(calibration.fpr)
+    return {
+        "detectors": list(scorer.detectors),
+        "thresholds": limits,
+        "fpr": None if calibration is None else calibration.fpr,
+        "tokens": scorer.model.tokenizer.tokens,
+        "batch_size": options.batch_size,
+        "platforms": list(artifact.platforms),
+        "settings": {
+            "seed": scorer.seed,
+            "probes": scorer.probes,
+            "steps": scorer.steps,
+            "site": scorer.read_site,
+            "dtype": scorer.model.dtype,
+        },
+        "flops_per_prompt": artifact.flops,
+        "model": options.model or "built-in",
+        "fingerprint": scorer.model.fingerprint(),
+        "versions": versions(),
+    }
+
+
+def print_summary(options: Options, scorer: "Scorer", artifact: "Artifact", about: dict[str, Any]) -> None:
+    """Prints what was written and what was left out."""
+    import jax
+
+    sd = scorer.model
+    all_weights = [leaf for part in (sd.unet, sd.vae, sd.text_encoder) for leaf in jax.tree.leaves(part)]
+    kept, whole = (sum(array.nbytes for array in arrays) for arrays in (artifact.arrays.values(), all_weights))
+    print(
+        f"{options.out}: {options.out.stat().st_size:,} bytes, of them program {len(artifact.program):,} and "
+        f"{len(artifact.arrays)} arrays {kept:,}; the checkpoint has {len(all_weights)}, {whole:,} bytes in {sd.dtype}"
+    )
+    print(
+        f"{', '.join(about['detectors'])} on {', '.join(about['platforms'])}: any number of prompts, "
+        f"{options.batch_size} at once, {artifact.flops / 1e9:.4g} GFLOP a prompt"
+    )
+    limits = ", ".join(f"{name} {value:.4f}" for name, value in about["thresholds"].items())
+    print(f"thresholds: {limits or 'none; fit them with detect --calibrate, and give --calibration'}")
+    print('the README\'s "Serve a detector" has the program that runs it, with jax, flatbuffers and transformers alone')
+
+
+def main(options: Options) -> None:
+    """Exports what was asked for."""
+    from memattn_jax.detectors import export
+    from memattn_jax.pipeline import StableDiffusion
+
+    names = names_of(options.detectors, FIRST_STEP, "--detectors", "detector")
+    platforms = () if options.platforms is None else tuple(options.platforms.split(","))
+    export.check_platforms(platforms)
+    export.check_serializer()
+    asked = detect_options(options, names)
+    given = detect.given_calibration(asked)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=asked.model_dtype)
+    scorer = detect.make_scorer(sd, asked, given)
+    calibration = checked(scorer, given, asked_for=options.calibration is not None)
+    joint = None if calibration is None else calibration.joint(names)
+    if calibration is not None and joint is not None and not joint.resolves(calibration.fpr):
+        raise InputError(
+            f"the calibration has too few clean prompts for thresholds at a rate of {calibration.fpr:g}; "
+            "make one with more, or with a larger --fpr"
+        )
+    artifact = export.export_detector(scorer, options.batch_size, platforms)
+    about = metadata(scorer, artifact, calibration, options)
+    export.write_artifact(options.out, artifact, about, sd.tokenizer)
+    print_summary(options, scorer, artifact, about)
+
+
+def cli() -> NoReturn:
+    """Runs the command line of `memattn convert`."""
+    run_command("convert", Options, main)

@@ -1,0 +1,203 @@
+"""Measure how well detectors separate memorized from clean prompts, and at what cost: `python -m memattn_jax.evaluate`.
+
+Writes to --out: evaluation.json; evaluation.md with the same table; roc.png; and scores.csv with each prompt's scores.
+With neither --memorized nor --clean, it evaluates the built-in model on its own reported prompts: memorized ones
+against control and unseen ones, which have the same grammar, length and kind of words. `text_baseline`, which looks at
+characters alone, is always in the table: where its AUROC is high, the two sets of prompts differ in kind, and the other
+rows may measure that difference instead of memorization.
+"""
+
+import csv
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from memattn_jax import demo
+from memattn_jax.commands.command import run_command
+from memattn_jax.commands.options import BY_DEFAULT, ModelOptions, at_least, files, finite, names_of, seeds, some_of
+from memattn_jax.errors import InputError
+from memattn_jax.prompts import read_prompts
+from memattn_jax.registries import DETECTORS
+from memattn_jax.runs.versions import versions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from memattn_jax.detectors import Detection, Scorer
+    from memattn_jax.pipeline import StableDiffusion
+
+BASELINE = "text_baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ModelOptions):
+    """Measure how well detectors separate memorized from clean prompts."""
+
+    memorized: Annotated[str | None, BY_DEFAULT] = None
+    """File of memorized prompts, in any format that detect reads. Default: those of the built-in model."""
+    clean: Annotated[str | None, BY_DEFAULT] = None
+    """File of prompts that are not memorized, likewise."""
+    detectors: Annotated[str, some_of("Detectors to evaluate, separated by commas", tuple(DETECTORS))] = "all"
+    seed: int = 0
+    """Random seed for the probe noise."""
+    probes: int = 1
+    """Number of noise samples to average scores over."""
+    steps: int = 50
+    """Number of sampling steps; first-step detectors look at the first one."""
+    guidance_scale: float = 7.5
+    """Guidance scale for trajectory detectors."""
+    site: Annotated[str | None, BY_DEFAULT] = None
+    """Cross-attention layer that entropy_e reads. Default: the model's own, for most the paper's, the fourth."""
+    calibration: Annotated[Path | None, BY_DEFAULT] = None
+    """Calibration file with the clean runs that latent_step_deviation compares to, of other prompts than these.
+    Default: the built-in model's own."""
+    batch_size: int = 16
+    """Number of prompts scored at once, rounded up to a multiple of the devices."""
+    out: Path = Path("out/evaluate")
+    """Output folder."""
+
+    def check(self) -> None:
+        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
+        at_least(self, 1, "batch_size", "probes", "steps")
+        finite(self, "guidance_scale")
+        seeds(self.seed, self.probes)
+        files(self, "memorized", "clean", "calibration")
+        if self.model is not None and self.memorized is None and self.clean is None:
+            raise InputError("no prompts: give --memorized FILE and --clean FILE")
+        if (self.memorized is None) != (self.clean is None):
+            raise InputError(f"--{'memorized' if self.memorized is None else 'clean'} FILE is needed too")
+        if (self.out / "evaluation.json").exists() and not self.overwrite:
+            raise InputError(f"{self.out}: holds an evaluation already; choose another --out, or give --overwrite")
+        self.check_model(self.steps, self.site)
+
+
+def prompt_sets(options: Options) -> tuple[list[str], list[str]]:
+    """Memorized and clean prompts."""
+    if options.memorized is None or options.clean is None:
+        return demo.prompts("memorized", "report"), demo.prompts("control", "report") + demo.prompts("unseen", "report")
+    return read_prompts(options.memorized, options.column), read_prompts(options.clean, options.column)
+
+
+def detector_names(options: Options) -> tuple[str, ...]:
+    """The detectors to evaluate; the baseline is always among them."""
+    names = names_of(options.detectors, tuple(DETECTORS), "--detectors", "detector")
+    return names if BASELINE in names else (*names, BASELINE)
+
+
+def make_scorer(sd: "StableDiffusion", options: Options) -> "Scorer":
+    """The detectors; those that compare to clean prompts as a calibration has fitted them.
+
+    Where "all" asked for these and there is no such calibration, they are left out, with a warning.
+
+    Raises:
+      InputError: one was asked for by name, or --calibration given, and there is no fit with these settings.
+    """
+    from memattn_jax.detectors import Scorer
+    from memattn_jax.detectors.calibration import load_calibration
+    from memattn_jax.detectors.protocol import is_fitted
+    from memattn_jax.detectors.scorer import named_detectors
+
+    detectors = dict(named_detectors(detector_names(options), site=options.site))
+    unfitted = [name for name, one in detectors.items() if not is_fitted(one)]
+    ready = {name: one for name, one in detectors.items() if name not in unfitted}
+    scorer = Scorer(sd, ready, options.seed, options.probes, options.steps, options.guidance_scale, options.site)
+    if not unfitted:
+        return scorer
+    path = options.calibration or (demo.CALIBRATION if options.model is None else None)
+    try:
+        if path is None:
+            raise InputError(f"{unfitted[0]} compares to clean runs; give --calibration FILE, from detect --calibrate")
+        calibration = load_calibration(path)
+        calibration.check(scorer)
+        if missing := [name for name in unfitted if name not in calibration.fits]:
+            raise InputError(f"{path}: holds no clean runs; make it with `detect --calibrate` and {missing[0]}")
+        return replace(scorer, detectors=calibration.fitted(detectors))
+    except InputError as error:
+        if options.calibration is not None or options.detectors != "all":
+            raise
+        warnings.warn(f"{', '.join(unfitted)} is left out: {error}", stacklevel=1)
+        return scorer
+
+
+def seconds_per_prompt(scorer: "Scorer", prompts: Sequence[str]) -> float:
+    """Seconds for each prompt of one batch, after compilation and the empty prompt's share of the work."""
+    scorer(prompts)
+    start = time.perf_counter()
+    scorer(prompts)
+    return (time.perf_counter() - start) / len(prompts)
+
+
+def write_scores(path: Path, detection: "Detection", labels: "np.ndarray") -> None:
+    """Writes one line per prompt: its text, its label and its scores."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "memorized", *detection.scores])
+        writer.writerows(zip(detection.prompts, labels.astype(int), *detection.scores.values(), strict=True))
+
+
+def main(options: Options) -> None:
+    """Scores both sets with all detectors at once, then times each alone."""
+    memorized, clean = prompt_sets(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    import numpy as np
+    from tqdm import tqdm
+
+    from memattn_jax.detectors.calibration.calibration import settings_of
+    from memattn_jax.detectors.cost import forwards_per_prompt
+    from memattn_jax.detectors.detection import concatenate
+    from memattn_jax.detectors.scorer import score_batches
+    from memattn_jax.evaluation.metrics import negatives_needed
+    from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.evaluation import Evaluated, unresolved, write_evaluation
+    from memattn_jax.sharding.placement import make_mesh, rows_multiple
+
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, make_mesh(options.mesh))
+    scorer = make_scorer(sd, options)
+    if rates := unresolved(len(clean)):
+        percent = ", ".join(f"{100 * rate:g} %" for rate in rates)
+        needed = negatives_needed(min(rates))
+        warnings.warn(
+            f"{len(clean)} clean prompts cannot resolve a false-positive rate of {percent}; {needed} can", stacklevel=1
+        )
+    prompts = memorized + clean
+    size = rows_multiple(min(options.batch_size, len(prompts)), sd.mesh)
+    timed = list(islice(cycle(prompts), size))
+    with tqdm(total=len(prompts) + len(scorer.detectors), unit="prompt", disable=None) as bar:
+        parts = []
+        for part in score_batches(scorer, ((prompt, 0) for prompt in prompts), size):
+            parts.append(part)
+            bar.update(len(part.prompts))
+        detection = concatenate(parts)
+        labels = np.arange(len(prompts)) < len(memorized)
+        write_scores(options.out / "scores.csv", detection, labels)
+        evaluated = {}
+        for name, scores in detection.scores.items():
+            alone = replace(scorer, detectors={name: scorer.detectors[name]})
+            finite = np.isfinite(scores)
+            evaluated[name] = Evaluated(
+                scores[labels & finite],
+                scores[~labels & finite],
+                int((~finite).sum()),
+                forwards_per_prompt(alone, size),
+                seconds_per_prompt(alone, timed),
+            )
+            bar.update()
+    about: dict[str, Any] = {
+        "model": options.model or "built-in",
+        "fingerprint": sd.fingerprint(),
+        "settings": settings_of(scorer) | {"dtype": sd.dtype, "batch_size": size},
+        "versions": versions(),
+    }
+    print(write_evaluation(options.out, evaluated, len(memorized), len(clean), about), end="")
+    print(f"entropy_e reads {scorer.read_site}")
+    print(f"evaluation.json, evaluation.md, roc.png and scores.csv in {options.out}")
+
+
+def cli() -> NoReturn:
+    """Runs the command line of `memattn evaluate`."""
+    run_command("evaluate", Options, main)

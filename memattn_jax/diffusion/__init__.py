@@ -1,0 +1,1 @@
+"""Sampling: a model's networks, the denoising loop, and what a run returns."""

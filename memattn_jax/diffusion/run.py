@@ -1,0 +1,205 @@
+"""A sampling run from prompts to `Samples`: what the host does around the compiled loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from memattn_jax.diffusion.mitigation import Mitigation, overrides
+from memattn_jax.diffusion.model import Model, check_seeds
+from memattn_jax.diffusion.noise import row_keys
+from memattn_jax.diffusion.samples import Samples, choose_samples
+from memattn_jax.diffusion.sampling import Plan, Taps, continue_run, denoise, needs_guidance, start_run
+from memattn_jax.diffusion.settings import Between, Settings, as_list
+from memattn_jax.errors import InputError
+from memattn_jax.pytree import as_arrays, as_pytree
+from memattn_jax.schedulers import Schedule, make_schedule
+from memattn_jax.sharding.placement import replicate, rows_multiple, spread, take_rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch, each with all that it depends on.
+
+    Attributes:
+      prompts: the texts; empty where there are embeddings alone.
+      negative: negative prompts.
+      seeds: one a row.
+      scales: of guidance, float32 [1 or calls, batch].
+      noise: of unit variance, [batch, h, w, channels].
+      embeddings: in place of the prompts', or None.
+    """
+
+    prompts: tuple[str, ...]
+    negative: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scales: np.ndarray
+    noise: Array
+    embeddings: Any
+
+    def take(self, rows: np.ndarray) -> "Rows":
+        """Some rows, int [rows]."""
+
+        def pick(values: tuple) -> tuple:
+            return tuple(values[row] for row in rows) if values else ()
+
+        embeddings = None if self.embeddings is None else self.embeddings[rows]
+        texts = (pick(self.prompts), pick(self.negative), pick(self.seeds))
+        return Rows(*texts, self.scales[:, rows], self.noise[rows], embeddings)
+
+
+def sample(model: Model, prompts: Sequence[str] | None, settings: Settings) -> Samples:
+    """Generates one image for each prompt, in one compiled program; see `StableDiffusion.sample`."""
+    schedule = make_schedule(model.scheduler_config, settings.scheduler, settings.steps)
+    rows = read_rows(model, prompts, settings, len(schedule.timesteps))
+    batch = len(rows.seeds)
+    chosen = settings.mitigation if settings.guard is None else settings.guard.mitigation
+    mitigation = as_arrays(as_pytree(Mitigation() if chosen is None else chosen))
+    filled = np.minimum(np.arange(rows_multiple(batch, model.mesh)), batch - 1)  # with the last one again
+    if len(filled) > batch:
+        rows, mitigation = rows.take(filled), take_rows(mitigation, batch, filled)
+    if settings.guard is None:
+        samples = run(model, rows, schedule, settings, mitigation)
+    else:
+        samples = guarded(model, rows, schedule, settings, mitigation)
+    samples = samples.first_rows(batch) if len(filled) > batch else samples
+    return samples.fetch() if settings.wait else samples
+
+
+def read_rows(model: Model, prompts: Sequence[str] | None, settings: Settings, calls: int) -> Rows:
+    """What the arguments say of each row; InputError where they do not fit together."""
+    prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
+    given = settings.embeddings
+    if given is not None and np.ndim(given) != 3:
+        raise InputError(f"embeddings have the shape {np.shape(given)}; [batch, tokens, channels] is needed")
+    batch = len(prompts) if given is None else len(given)
+    if not batch:
+        raise InputError("no prompts: at least one is needed")
+    if prompts and len(prompts) != batch:
+        raise InputError(f"{len(prompts)} prompts for {batch} rows of embeddings; give one for each, or none")
+    seeds = tuple(int(seed) for seed in as_list(settings.seeds, batch, "seeds"))
+    check_seeds(seeds)
+    negative = as_list(settings.negative_prompts or "", batch, "negative prompts")
+    size = (settings.height, settings.width)
+    if settings.latents is None:
+        noise = model.noise(seeds, *size)
+    else:
+        noise = model.check_latents(settings.latents, batch, *size)
+    return Rows(prompts, tuple(negative), seeds, settings.scales(calls, batch), noise, given)
+
+
+def guarded(model: Model, rows: Rows, schedule: Schedule, settings: Settings, mitigation: Mitigation) -> Samples:
+    """Lets the guard look, and samples with the mitigation on the rows that it finds."""
+    assert settings.guard is not None
+    context, lengths, _ = encode(model, rows)
+    noise, counts = spread((rows.noise, jnp.asarray(lengths)), model.mesh)
+    scores, active = settings.guard.look(model, noise, context, counts)
+    if overrides(mitigation, "weights"):  # all rows of a program share the weights
+        changed, plain = (run(model, rows, schedule, settings, each) for each in (mitigation, Mitigation()))
+        samples = choose_samples(active, changed, plain)
+    else:
+        samples = run(model, rows, schedule, settings, mitigation, active)
+    return replace(samples, guard_scores=scores, mitigated=active)
+
+
+def encode(model: Model, rows: Rows) -> tuple[Array, np.ndarray, np.ndarray | None]:
+    """Text embeddings [batch, tokens, channels], lengths [batch] and token ids."""
+    if not rows.prompts:
+        tokens = rows.embeddings.shape[1]
+        return spread(jnp.asarray(rows.embeddings), model.mesh), np.full(len(rows.seeds), tokens, np.int32), None
+    tokens = model.tokenizer(rows.prompts)
+    if rows.embeddings is None:
+        return model.embed(tokens), tokens.lengths, tokens.input_ids
+    return spread(jnp.asarray(rows.embeddings), model.mesh), tokens.lengths, tokens.input_ids
+
+
+def changed_prompts(rows: Rows, mitigation: Mitigation, active: Array | None) -> Rows:
+    """The rows with the prompts that a mitigation puts in their place."""
+    if not overrides(mitigation, "prompts") or not rows.prompts:
+        return rows
+    new = tuple(mitigation.prompts(rows.prompts, rows.seeds))
+    if len(new) != len(rows.prompts):
+        raise InputError(f"{type(mitigation).__name__}.prompts returned {len(new)} prompts for {len(rows.prompts)}")
+    chosen = np.ones(len(new), bool) if active is None else np.asarray(active)
+    prompts = tuple(other if take else own for own, other, take in zip(rows.prompts, new, chosen, strict=True))
+    return replace(rows, prompts=prompts)
+
+
+def run(
+    model: Model,
+    rows: Rows,
+    schedule: Schedule,
+    settings: Settings,
+    mitigation: Mitigation,
+    active: Array | None = None,
+) -> Samples:
+    """Samples rows, as many as divide among the devices; `active` as in `Plan`."""
+    mesh = model.mesh
+    changed = changed_prompts(rows, mitigation, active)
+    context, lengths, input_ids = encode(model, changed)
+    guided = needs_guidance(rows.scales, mitigation)
+    negative = model.encode(rows.negative)[0] if guided or overrides(mitigation, "embeddings") else context
+    taps = settings.tap_objects()
+    plan = Plan(
+        unet=change_weights(mitigation, model.unet) if overrides(mitigation, "weights") else model.unet,
+        schedule=replicate(schedule, mesh),
+        noise=spread(rows.noise, mesh),
+        context=context,
+        negative=negative,
+        guidance_scale=replicate(jnp.asarray(rows.scales), mesh),
+        lengths=spread(jnp.asarray(lengths), mesh),
+        keys=spread(row_keys(jnp.asarray(rows.seeds, jnp.uint32)), mesh),
+        mitigation=spread(mitigation, mesh),
+        active=active,
+        taps=replicate(as_arrays({name: as_pytree(tap) for name, tap in taps.items()}), mesh),
+        guided=guided,
+    )
+    latents, tapped = denoise(plan) if settings.callback is None else in_chunks(plan, settings)
+    images, finite = model.start_decoding(latents)
+    return Samples(
+        prompts=rows.prompts,
+        seeds=rows.seeds,
+        images=images,
+        latents=latents,
+        taps={name: in_order(tapped[name], model.sites) for name in taps},  # jit sorts by name
+        input_ids=input_ids,
+        lengths=lengths,
+        timesteps=np.asarray(schedule.timesteps),
+        finite=finite,
+        entropy_site=model.site_of_entropy(),
+    )
+
+
+def in_order(tapped: dict[str, Any], sites: tuple[str, ...]) -> dict[str, Any]:
+    """Taps by site, in forward order."""
+    return {site: tapped[site] for site in sites if site in tapped}
+
+
+@jax.jit
+def change_weights(mitigation: Mitigation, unet: Any) -> Any:
+    """The UNet as the mitigation changes it."""
+    return mitigation.weights(unet)
+
+
+def in_chunks(plan: Plan, settings: Settings) -> tuple[Array, Taps]:
+    """`denoise`, with a callback between chunks of steps."""
+    assert settings.callback is not None
+    plan, text, state = start_run(plan)
+    calls, batch = len(plan.schedule.timesteps), len(plan.noise)
+    scales = jnp.broadcast_to(plan.guidance_scale, (calls, batch))
+    table, parts = plan.schedule.rows(), []
+    for first in range(0, calls, settings.callback_steps):
+        chunk = slice(first, first + settings.callback_steps)
+        rows = jax.tree.map(lambda x, chunk=chunk: x[chunk], table)
+        state, taps = continue_run(plan, text, state, rows, scales[chunk])
+        parts.append(taps)
+        given = settings.callback(Between(min(chunk.stop, calls), calls, state.latents))
+        if given is not None:
+            if np.shape(given) != state.latents.shape:
+                raise InputError(f"the callback returned latents {np.shape(given)}, not {state.latents.shape}")
+            state = state._replace(latents=jnp.asarray(given, jnp.float32))
+    return state.latents, jax.tree.map(lambda *taps: jnp.concatenate(taps), *parts)

@@ -1,0 +1,249 @@
+"""The denoising loop: one `lax.scan` over the scheduler's calls of the UNet, with the places a mitigation may change.
+
+begin     weights, embeddings, noise        once
+advance   edits, guidance, update           at every call
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from memattn_jax.diffusion.mitigation import Mitigation, Prediction, Start, Step, choose_rows, overrides
+from memattn_jax.diffusion.noise import step_keys
+from memattn_jax.interceptors import Interceptor, OnRows, Tap
+from memattn_jax.models.protocols import prepare_text
+from memattn_jax.pytree import pytree, static
+from memattn_jax.schedulers import Row, Schedule
+
+Taps = dict[str, dict[str, Any]]  # {name: {site: tap}}
+
+
+@pytree
+class Plan:
+    """All that a run is made from.
+
+    Attributes:
+      unet: see `memattn_jax.models.protocols`.
+      schedule: timesteps and coefficients, from `make_schedule`.
+      noise: [batch, height, width, channels], of unit variance.
+      context: text embeddings of the prompts [batch, tokens, channels].
+      negative: of the negative prompts, likewise.
+      guidance_scale: float32, broadcastable to [calls, batch].
+      lengths: int32 [batch], tokens of each prompt, begin and end token counted.
+      keys: a PRNG key of each row, [batch].
+      mitigation: what to change.
+      active: bool [batch], the rows that it changes; None is all.
+      taps: what to return of the conditional rows' attention, by name.
+      guided: whether the unconditional half is computed.
+    """
+
+    unet: Any
+    schedule: Schedule
+    noise: Array
+    context: Array
+    negative: Array
+    guidance_scale: Array
+    lengths: Array
+    keys: Array
+    mitigation: Mitigation = field(default_factory=Mitigation)
+    active: Array | None = None
+    taps: Mapping[str, Tap] = field(default_factory=dict)
+    guided: bool = static(default=True)
+
+
+class State(NamedTuple):
+    """Between two calls.
+
+    Attributes:
+      latents: float32 [batch, h, w, channels].
+      solver: memory of the solver.
+      guidance: memory of the mitigation's guidance.
+      number: int32 [], calls made.
+    """
+
+    latents: Array
+    solver: Any
+    guidance: Any
+    number: Array
+
+
+class Call(NamedTuple):
+    """What an observer sees of one call of the UNet: float32 [batch, h, w, channels], and taps.
+
+    Attributes:
+      row: timestep and coefficients.
+      latents: before the call.
+      moved: the latents after it.
+      conditional: the UNet's output for the prompts.
+      unconditional: for the negative prompts; the conditional output where there is no guidance.
+      taps: of the conditional rows, {name: {site: [batch, ...]}}.
+      lengths: int32 [batch], tokens of each prompt, begin and end token counted.
+    """
+
+    row: Row
+    latents: Array
+    moved: Array
+    conditional: Array
+    unconditional: Array
+    taps: Taps
+    lengths: Array
+
+    @property
+    def noise_difference(self) -> Array:
+        """ε_c − ε_u, of the noise predictions, whatever the model predicts; in a run with DDIM."""
+        return self.row.coefficients["noise_output"] * (self.conditional - self.unconditional)
+
+
+Kept = Any
+Observer = Callable[[Call], Kept]  # what to keep of every call
+
+
+def call_unet(unet: Any, latents: Array, row: Row, context: Any, interceptor: Interceptor) -> tuple[Array, Taps]:
+    """The UNet's output, float32, for latents as the schedule scales them, and taps."""
+    output, taps = unet(latents * row.input_scale, row.timestep, context, interceptor)
+    return output.astype(jnp.float32), taps
+
+
+def begin(plan: Plan) -> tuple[Plan, Any, State]:
+    """Applies what a mitigation changes before the first step.
+
+    Returns:
+      The plan with the changed embeddings; both halves' text as the UNet takes it; the state before the first call.
+    """
+    mitigation, noise = plan.mitigation, plan.noise.astype(jnp.float32)
+    first = jax.tree.map(lambda x: x[0], plan.schedule.rows())
+    sigma = plan.schedule.init_noise_sigma
+
+    def predict(noise: Array, context: Array) -> Array:
+        return call_unet(plan.unet, noise * sigma, first, context, Interceptor(lengths=plan.lengths))[0]
+
+    scale = jnp.broadcast_to(plan.guidance_scale[0], len(noise))
+    start = Start(noise, plan.context, plan.negative, plan.lengths, scale, plan.keys, plan.schedule, predict)
+    start = start._replace(context=choose_rows(plan.active, mitigation.embeddings(start), plan.context))
+    start = start._replace(noise=choose_rows(plan.active, mitigation.noise(start), noise))
+    context = jnp.concatenate([plan.negative, start.context]) if plan.guided else start.context
+    text = prepare_text(plan.unet, context)  # no step changes it
+    latents = start.noise * sigma
+    state = State(latents, plan.schedule.init(latents), mitigation.begin(start), jnp.int32(0))
+    return replace(plan, context=start.context), text, state
+
+
+def step_once(plan: Plan, text: Any, state: State, row: Row, scale: Array) -> tuple[State, Call]:
+    """One call of the UNet, and the latents' step that follows from it.
+
+    Args:
+      plan: as `begin` returns it.
+      text: likewise.
+      state: before the call.
+      row: of the schedule.
+      scale: of guidance, [1 or batch].
+    """
+    batch, mitigation, latents = len(state.latents), plan.mitigation, state.latents
+    halves = 2 if plan.guided else 1
+    keys = step_keys(plan.keys, state.number)
+
+    def predict(context: Array) -> Array:
+        return call_unet(plan.unet, latents, row, context, Interceptor(step=state.number, lengths=plan.lengths))[0]
+
+    step = Step(
+        state.number,
+        len(plan.schedule.timesteps),
+        row,
+        latents,
+        plan.lengths,
+        plan.context,
+        plan.negative,
+        keys,
+        predict,
+    )
+    edits = mitigation.edits(step)
+    if plan.active is not None:
+        edits = tuple(OnRows(edit, jnp.tile(plan.active, halves)) for edit in edits)
+    interceptor = Interceptor(
+        edits,
+        plan.taps,
+        state.number,
+        conditional=jnp.arange(halves * batch) >= (halves - 1) * batch,
+        lengths=jnp.tile(plan.lengths, halves),
+    )
+    output, taps = call_unet(plan.unet, jnp.concatenate([latents] * halves), row, text, interceptor)
+    plain = Prediction(output[-batch:], output[:batch], jnp.broadcast_to(scale, batch))
+    changed, memory = mitigation.guidance(step, plain, state.guidance)
+    prediction = Prediction(*(choose_rows(plan.active, *pair) for pair in zip(changed, plain, strict=True)))
+    guided = prediction.guided() if plan.guided else prediction.conditional
+    moved, solver = plan.schedule.step(row, state.solver, guided, latents, keys)
+    moved = choose_rows(plan.active, mitigation.update(step, moved), moved)
+    call = Call(
+        row,
+        latents,
+        moved,
+        plain.conditional,
+        plain.unconditional,
+        jax.tree.map(lambda tap: tap[-batch:], taps),
+        plan.lengths,
+    )
+    return State(moved, solver, memory, state.number + 1), call
+
+
+def advance(plan: Plan, text: Any, state: State, rows: Row, scales: Array, observer: Observer) -> tuple[State, Kept]:
+    """Some calls in one `lax.scan`; what the observer keeps has a leading axis [calls].
+
+    Args:
+      plan: as `begin` returns it.
+      text: likewise.
+      state: before the first of the calls.
+      rows: of the schedule, one for each call.
+      scales: of guidance, [calls, 1 or batch].
+      observer: see `Observer`.
+    """
+
+    def body(state: State, inputs: tuple[Row, Array]) -> tuple[State, Kept]:
+        state, call = step_once(plan, text, state, *inputs)
+        return state, observer(call)
+
+    return jax.lax.scan(body, state, (rows, scales))
+
+
+def observe(plan: Plan, observer: Observer) -> tuple[Array, Kept]:
+    """A whole run.
+
+    Returns:
+      Latents float32 [batch, height, width, channels], before the decoder, and what was kept of every call, with a
+      leading axis [calls].
+    """
+    plan, text, state = begin(plan)
+    scales = jnp.broadcast_to(plan.guidance_scale, (len(plan.schedule.timesteps), plan.guidance_scale.shape[1]))
+    state, kept = advance(plan, text, state, plan.schedule.rows(), scales, observer)
+    return state.latents, kept
+
+
+def keep_taps(call: Call) -> Taps:
+    """An observer that keeps all taps."""
+    return call.taps
+
+
+@jax.jit
+def denoise(plan: Plan) -> tuple[Array, Taps]:
+    """Latents float32 [batch, height, width, channels], before the decoder, and {name: {site: [calls, batch, ...]}}.
+
+    Compiled once for each scheduler, number of steps, shape and kind of mitigation and taps; every number is traced.
+    """
+    return observe(plan, keep_taps)
+
+
+start_run = jax.jit(begin)
+
+
+@jax.jit
+def continue_run(plan: Plan, text: Any, state: State, rows: Row, scales: Array) -> tuple[State, Taps]:
+    """`advance` as a program of its own, for runs that return to the host between chunks of steps."""
+    return advance(plan, text, state, rows, scales, keep_taps)
+
+
+def needs_guidance(scales: Any, mitigation: Mitigation) -> bool:
+    """Whether a run computes the unconditional half: some scale is over 1, or the mitigation reads both halves."""
+    return bool((scales > 1).any()) or overrides(mitigation, "guidance")

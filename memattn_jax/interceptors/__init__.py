@@ -1,0 +1,36 @@
+"""Cross-attention interceptors: what may change or read a layer's attention; see `seam.py`.
+
+seam.py    `cross_attention`, which any JAX model can call, and `Interceptor`, which it is called with
+edits.py   edits of the attention that the papers use
+taps.py    reductions of it
+"""
+
+from memattn_jax.interceptors.edits import MaskTokens, OnRows, ScaleBeginToken
+from memattn_jax.interceptors.seam import (
+    Attention,
+    Context,
+    Edit,
+    Interceptor,
+    Sites,
+    Tap,
+    by_name,
+    cross_attention,
+)
+from memattn_jax.interceptors.taps import AttentionMaps, EndTokenMap, TokenMeans
+
+__all__ = [
+    "Attention",
+    "AttentionMaps",
+    "Context",
+    "Edit",
+    "EndTokenMap",
+    "Interceptor",
+    "MaskTokens",
+    "OnRows",
+    "ScaleBeginToken",
+    "Sites",
+    "Tap",
+    "TokenMeans",
+    "by_name",
+    "cross_attention",
+]

@@ -1,0 +1,76 @@
+"""Several mitigations as one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax import Array
+
+from memattn_jax.diffusion.mitigation import Mitigation, Prediction, Start, Step, overrides
+from memattn_jax.interceptors import Edit
+from memattn_jax.pytree import as_pytree, pytree
+
+
+def compose(*mitigations: Mitigation) -> "Composed":
+    """A mitigation that applies others in order, each to what the one before it returned; edits add up."""
+    return Composed(tuple(map(as_pytree, mitigations)))
+
+
+@pytree
+class Composed(Mitigation):
+    """See `compose`.
+
+    Attributes:
+      parts: the mitigations.
+    """
+
+    parts: tuple[Mitigation, ...]
+
+    def overrides(self, method: str) -> bool:
+        """Whether one of the parts changes what this method returns."""
+        return any(overrides(part, method) for part in self.parts)
+
+    def prompts(self, prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[str]:
+        """See `Mitigation`; likewise the following."""
+        for part in self.parts:
+            prompts = part.prompts(prompts, seeds)
+        return prompts
+
+    def embeddings(self, start: Start) -> Array:
+        """One after the other."""
+        for part in self.parts:
+            start = start._replace(context=part.embeddings(start))
+        return start.context
+
+    def noise(self, start: Start) -> Array:
+        """One after the other."""
+        for part in self.parts:
+            start = start._replace(noise=part.noise(start))
+        return start.noise
+
+    def edits(self, step: Step) -> tuple[Edit, ...]:
+        """All of them, in order."""
+        return sum((tuple(part.edits(step)) for part in self.parts), ())
+
+    def begin(self, start: Start) -> Any:
+        """The memory of each."""
+        return tuple(part.begin(start) for part in self.parts)
+
+    def guidance(self, step: Step, prediction: Prediction, memory: Any) -> tuple[Prediction, Any]:
+        """One after the other, each with its own memory."""
+        kept = []
+        for part, own in zip(self.parts, memory, strict=True):
+            prediction, own = part.guidance(step, prediction, own)
+            kept.append(own)
+        return prediction, tuple(kept)
+
+    def update(self, step: Step, moved: Array) -> Array:
+        """One after the other."""
+        for part in self.parts:
+            moved = part.update(step, moved)
+        return moved
+
+    def weights(self, unet: Any) -> Any:
+        """One after the other."""
+        for part in self.parts:
+            unet = part.weights(unet)
+        return unet

@@ -1,0 +1,108 @@
+"""Guarded generation: a detector looks at each row's first step, and only rows over its threshold are mitigated."""
+
+import math
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from memattn_jax.detectors.calibration import conformal
+from memattn_jax.detectors.calibration.calibration import Calibration
+from memattn_jax.detectors.first_step import Inputs, noise_levels
+from memattn_jax.detectors.programs import score_first_step
+from memattn_jax.detectors.protocol import FirstStepDetector
+from memattn_jax.detectors.scorer import named_detectors
+from memattn_jax.diffusion.mitigation import Mitigation
+from memattn_jax.diffusion.model import Model
+from memattn_jax.errors import InputError, check_name
+from memattn_jax.mitigations.attention_mask import AttentionMask
+from memattn_jax.registries import FIRST_STEP
+from memattn_jax.sharding.placement import replicate
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When to mitigate, and how.
+
+    Attributes:
+      threshold: scores above it are mitigated; and so are scores that are not finite, and all where it is not.
+      detector: a first-step detector, by name or your own; it looks through the noise that the row is sampled from.
+      site: where metric E is read; None is the model's own, see `StableDiffusion`.
+      mitigation: for rows over the threshold.
+      steps: of the schedule whose first timestep the threshold was fitted at.
+
+    Raises:
+      InputError: a detector that does not look at the first step.
+    """
+
+    threshold: float
+    detector: str | FirstStepDetector = "noise_norm"
+    site: str | None = None
+    mitigation: Mitigation = field(default_factory=AttentionMask)
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.detector, FirstStepDetector):
+            check_name("first-step detector", self.detector, FIRST_STEP)
+
+    @classmethod
+    def from_calibration(
+        cls,
+        calibration: Calibration,
+        detector: str = "noise_norm",
+        mitigation: Mitigation | None = None,
+        fpr: float | None = None,
+    ) -> "Guard":
+        """A guard that mitigates at most a share `fpr` of clean prompts; by default the calibration's.
+
+        A guard looks through one noise, the row's own, and so its threshold comes from the scores that clean prompts
+        had through one noise of their own each, whatever noises the calibration's other scores were seen through.
+
+        Raises:
+          InputError: the calibration has no such scores of this detector, or too few for the rate.
+        """
+        if detector not in calibration.own_noise:
+            known = ", ".join(calibration.own_noise) or "no detector"
+            raise InputError(f"the calibration has no guard's scores of {detector!r}, only of {known}")
+        level = calibration.fpr if fpr is None else fpr
+        clean = np.sort(calibration.own_noise[detector])
+        threshold = conformal.threshold(clean, level)
+        if not math.isfinite(threshold):
+            raise InputError(
+                f"a guard at a rate of {level:g} needs {conformal.clean_needed(level)} clean prompts, and the "
+                f"calibration has {len(clean)}; calibrate on more, or at a larger --fpr"
+            )
+        settings = calibration.settings
+        return cls(threshold, detector, settings["site"], mitigation or AttentionMask(), settings["steps"])
+
+    def look(self, model: Model, noise: Array, context: Array, lengths: Array) -> tuple[Array, Array]:
+        """Scores of rows, float32 [batch], and which of them to mitigate, bool [batch].
+
+        Args:
+          model: the networks.
+          noise: of unit variance, [batch, h, w, channels]: the detector's probe.
+          context: text embeddings of the prompts [batch, tokens, channels].
+          lengths: int32 [batch], tokens of each prompt, begin and end token counted.
+        """
+        (detector,) = named_detectors(self.detector, site=self.site).values()
+        detector = detector.bind(model, self.steps)
+        inputs = Inputs(
+            model.unet,
+            noise[:, None],
+            context,
+            model.encode([""])[0],
+            lengths,
+            replicate(noise_levels(model.scheduler_config, self.steps), model.mesh),
+            velocity=model.velocity,
+            entropy_site=model.site_of_entropy(self.site),
+        )
+        scores, _ = score_first_step(inputs, {"guard": detector})
+        return scores["guard"], is_memorized(scores["guard"], jnp.float32(self.threshold))
+
+
+@jax.jit
+def is_memorized(scores: Array, threshold: Array) -> Array:
+    """Which scores a guard takes for memorized, bool [batch]: what it cannot tell is not clean."""
+    return ~((scores <= threshold) & jnp.isfinite(scores) & jnp.isfinite(threshold))

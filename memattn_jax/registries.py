@@ -1,0 +1,40 @@
+"""What the names of detectors, mitigations and schedulers stand for; read without importing JAX.
+
+A name is a shorthand of the command line and of arguments that also take the object itself: yours needs none.
+"""
+
+from importlib import import_module
+from typing import Any
+
+DETECTORS = {  # name: what it needs, and the class
+    "entropy_e": ("first step", "memattn_jax.detectors.entropy_metrics:EntropyE"),
+    "noise_norm": ("first step", "memattn_jax.detectors.noise_norm:NoiseNorm"),
+    "sharpness": ("first step", "memattn_jax.detectors.sharpness:Sharpness"),
+    "anisotropy": ("first step", "memattn_jax.detectors.anisotropy:Anisotropy"),
+    "hessian_difference": ("first step", "memattn_jax.detectors.hessian_difference:HessianDifference"),
+    "entropy_d": ("trajectory", "memattn_jax.detectors.entropy_metrics:EntropyD"),
+    "entropy_d_paper": ("trajectory", "memattn_jax.detectors.entropy_metrics:EntropyDPaper"),
+    "noise_norm_steps": ("trajectory", "memattn_jax.detectors.noise_norm:NoiseNormSteps"),
+    "bright_ending": ("trajectory", "memattn_jax.detectors.bright_ending:BrightEnding"),
+    "latent_step_deviation": ("trajectory", "memattn_jax.detectors.latent_step_deviation:LatentStepDeviation"),
+    "text_baseline": ("prompt", "memattn_jax.detectors.text_baseline:TextBaseline"),
+}
+FIRST_STEP = tuple(name for name, (needs, _) in DETECTORS.items() if needs == "first step")
+
+MITIGATIONS = {"attention_mask": "memattn_jax.mitigations.attention_mask:AttentionMask"}
+
+SCHEDULERS = {  # name: function that makes the schedule of a SchedulerConfig and a number of steps
+    "ddim": "memattn_jax.schedulers.ddim:ddim",
+    "pndm": "memattn_jax.schedulers.pndm:pndm",
+    "euler": "memattn_jax.schedulers.euler:euler",
+    "dpm-solver++": "memattn_jax.schedulers.dpm_solver:dpm_solver",
+}
+
+DTYPES = ("float32", "bfloat16", "float16")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that programs are exported for
+
+
+def load(path: str) -> Any:
+    """What "module:name" names, imported."""
+    module, name = path.split(":")
+    return getattr(import_module(module), name)

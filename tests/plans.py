@@ -1,0 +1,25 @@
+"""Sampling runs of a UNet alone, for tests that look at the compiled loop."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from memattn_jax.diffusion.noise import row_keys
+from memattn_jax.diffusion.sampling import Plan
+
+
+def make_plan(unet, schedule, noise, context, scale=7.5, lengths=None, **options) -> Plan:
+    """A run of one prompt a row; `context` is both halves', negative first, or the conditional one's alone."""
+    rows = len(noise)
+    lengths = np.full(rows, context.shape[1]) if lengths is None else lengths
+    return Plan(
+        unet=unet,
+        schedule=schedule,
+        noise=jnp.asarray(noise),
+        context=jnp.asarray(context[-rows:]),
+        negative=jnp.asarray(context[:rows]),
+        guidance_scale=jnp.full((1, rows), scale, jnp.float32),
+        lengths=jnp.asarray(lengths, jnp.int32),
+        keys=row_keys(jnp.zeros(rows, jnp.uint32)),
+        guided=len(context) == 2 * rows,
+        **options,
+    )

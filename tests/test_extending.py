@@ -1,0 +1,462 @@
+"""What a stranger may bring, written as a stranger would: docs/extending.md shows the marked parts of this file."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memattn_jax import InputError, StableDiffusion
+from memattn_jax.mitigations import AttentionMask, compose
+from memattn_jax.mitigations.guard import Guard
+
+PROMPTS = ["the cat", "a"]
+STEPS = 3
+DOCS = Path(__file__).parents[1] / "docs" / "extending.md"
+
+# [tap]
+from memattn_jax.interceptors import Interceptor, TokenMeans, by_name, cross_attention  # noqa: E402
+from memattn_jax.pytree import pytree, static  # noqa: E402
+
+
+@pytree
+class Peak:
+    """Tap: the largest attention that a token has at any pixel, [batch, heads, tokens]."""
+
+    sites: tuple[str, ...] | None = static(default=None)  # None: every cross-attention layer
+
+    def __call__(self, probs, context):  # float32 [batch, heads, pixels, tokens]
+        return probs.max(axis=2)
+
+
+# [end]
+# [edit]
+@pytree
+class QuietEndToken:
+    """Edit: the end token keeps a part of its attention, from some step on."""
+
+    factor: float = 0.1
+    after: int = 1
+
+    def __call__(self, attention, context):
+        is_end = jnp.arange(attention.keys.shape[1]) == context.lengths[:, None] - 1  # [batch, tokens]
+        strength = jnp.where(context.step >= self.after, jnp.log(self.factor), 0.0)
+        return attention.add_bias(jnp.where(is_end, strength, 0.0)[:, None, None, :])
+
+
+# [end]
+# [mitigations]
+from memattn_jax.mitigations import Mitigation  # noqa: E402
+
+
+@pytree
+class QuietLater(Mitigation):
+    """Attention edits that depend on the step."""
+
+    factor: float = 0.1
+
+    def edits(self, step):
+        return (QuietEndToken(self.factor),)
+
+
+@pytree
+class CloserEmbedding(Mitigation):
+    """Optimises the text embeddings until the prompt moves the prediction less."""
+
+    rate: float = 1e-3
+    updates: int = static(default=2)
+
+    def embeddings(self, start):
+        unconditional = start.predict(start.noise, start.negative)
+
+        def pull(context):
+            return jnp.sum((start.predict(start.noise, context) - unconditional) ** 2)
+
+        return jax.lax.fori_loop(0, self.updates, lambda _, e: e - self.rate * jax.grad(pull)(e), start.context)
+
+
+@pytree
+class MirroredNoise(Mitigation):
+    """Another starting noise, in one program with what else changes."""
+
+    def noise(self, start):
+        return start.noise[:, :, ::-1]
+
+
+@pytree
+class LateGuidance(Mitigation):
+    """No guidance at first; remembers how far the prompt has pulled so far."""
+
+    free: int = 1
+
+    def begin(self, start):
+        return jnp.zeros(len(start.noise))
+
+    def guidance(self, step, prediction, memory):
+        pull = jnp.linalg.norm((prediction.conditional - prediction.unconditional).reshape(len(memory), -1), axis=1)
+        scale = jnp.where(step.number < self.free, 1.0, prediction.scale)
+        return prediction._replace(scale=scale), memory + pull
+
+
+@pytree
+class Clamped(Mitigation):
+    """Bounds how far one step moves the latents."""
+
+    limit: float = 1.0
+
+    def update(self, step, moved):
+        return step.latents + jnp.clip(moved - step.latents, -self.limit, self.limit)
+
+
+class Repeated(Mitigation):
+    """Other words, chosen on the host."""
+
+    def prompts(self, prompts, seeds):
+        return [f"{prompt} {prompt.split()[-1]}" for prompt in prompts]
+
+
+@pytree
+class Weaker(Mitigation):
+    """Other weights: the output of the last layer is scaled."""
+
+    factor: float = 0.5
+
+    def weights(self, unet):
+        return jax.tree.map(lambda weight: self.factor * weight, unet)
+
+
+# [end]
+# [detectors]
+from memattn_jax.detectors import FirstStepDetector, TrajectoryDetector  # noqa: E402
+
+
+@pytree
+class LargestDifference(FirstStepDetector):
+    """First step: the largest entry of ε_c − ε_u, mean over probes."""
+
+    shared = frozenset({"noise"})  # ε_u of the empty prompt, computed once
+
+    def score(self, step):
+        return jnp.abs(step.difference).max(axis=(2, 3, 4)).mean(axis=1)
+
+
+@pytree
+class PeakDrift(TrajectoryDetector):
+    """A run: how much the largest attention of the begin token moves from the first step to the last."""
+
+    weight: float = 1.0
+
+    @property
+    def taps(self):
+        return {"peak": Peak()}
+
+    def observe(self, call):
+        return jnp.stack([peak[..., 0].mean(axis=1) for peak in call.taps["peak"].values()]).mean(axis=0)
+
+    def finish(self, kept, lengths):  # [calls, runs]
+        return self.weight * jnp.abs(kept[-1] - kept[0])
+
+
+# [end]
+# [scheduler]
+from memattn_jax.schedulers import Solver, alphas_cumprod, tabulate  # noqa: E402
+from memattn_jax.schedulers.noise import conversion  # noqa: E402
+
+
+def noisy_ddim(config, steps):
+    """DDIM that forgets a little of its noise at every step, in evenly spaced timesteps."""
+    timesteps = np.arange(steps)[::-1] * (config.num_train_timesteps // steps)
+    signal = alphas_cumprod(config).astype(np.float64)
+    alpha, sigma = np.sqrt(signal[timesteps]), np.sqrt(1 - signal[timesteps])
+    after = np.append(signal[timesteps][1:], 1.0)
+    table = conversion(config.prediction_type, alpha, sigma)._asdict()  # the UNet's output to x₀ and ε
+    return tabulate(NOISY, timesteps, alpha=np.sqrt(after), sigma=np.sqrt(1 - after), **table)
+
+
+def noisy_step(c, memory, output, x, keys):  # one PRNG key a row
+    clean = c["clean_latents"] * x + c["clean_output"] * output
+    noise = c["noise_latents"] * x + c["noise_output"] * output
+    drawn = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+    return c["alpha"] * clean + c["sigma"] * (0.8 * noise + 0.6 * drawn), memory
+
+
+NOISY = Solver(init=lambda zeros: (), step=noisy_step, stochastic=True)
+# [end]
+
+# [jax model]
+from types import SimpleNamespace  # noqa: E402
+
+
+@pytree
+class PlainUNet:
+    """A UNet of three matrices: pixels that attend to the text, and a residual."""
+
+    query: jax.Array  # [channels, width]
+    text: jax.Array  # [2, text channels, width]
+    out: jax.Array  # [width, channels]
+
+    config = SimpleNamespace(in_channels=4, sample_size=4)
+    sites = ("attention",)
+    dtype = jnp.float32
+
+    def __call__(self, latents, timesteps, context, interceptor=Interceptor()):  # noqa: B008
+        pixels = latents.reshape(len(latents), -1, latents.shape[-1])
+        query, keys, values = (x[:, :, None] for x in (pixels @ self.query, *(context @ w for w in self.text)))
+        out, taps = cross_attention(query, keys, values, interceptor.at(timesteps), "attention")
+        return latents + (out[:, :, 0] @ self.out).reshape(latents.shape), by_name(taps, interceptor.taps)
+
+
+# [end]
+# [equinox model]
+import equinox as eqx  # noqa: E402
+
+
+class EquinoxUNet(eqx.Module):
+    """The same as an Equinox module."""
+
+    to_q: eqx.nn.Linear
+    to_k: eqx.nn.Linear
+    to_v: eqx.nn.Linear
+    to_out: eqx.nn.Linear
+    config = SimpleNamespace(in_channels=4, sample_size=4)
+    sites = ("attention",)
+    dtype = jnp.float32
+
+    def __call__(self, latents, timesteps, context, interceptor=Interceptor()):  # noqa: B008
+        def each(layer, x):
+            return jax.vmap(jax.vmap(layer))(x)
+
+        pixels = latents.reshape(len(latents), -1, latents.shape[-1])
+        query, keys, values = each(self.to_q, pixels), each(self.to_k, context), each(self.to_v, context)
+        heads = (x[:, :, None] for x in (query, keys, values))
+        out, taps = cross_attention(*heads, interceptor.at(timesteps), "attention")
+        return latents + each(self.to_out, out[:, :, 0]).reshape(latents.shape), by_name(taps, interceptor.taps)
+
+
+# [end]
+# [linen model]
+from flax import linen  # noqa: E402
+
+
+class Network(linen.Module):
+    """The same as a Flax Linen module, whose parameters lie outside it."""
+
+    @linen.compact
+    def __call__(self, latents, timesteps, context, interceptor):
+        pixels = latents.reshape(len(latents), -1, latents.shape[-1])
+        query = linen.DenseGeneral((1, 8), name="to_q")(pixels)
+        keys, values = (linen.DenseGeneral((1, 8), name=name)(context) for name in ("to_k", "to_v"))
+        out, taps = cross_attention(query, keys, values, interceptor.at(timesteps), "attention")
+        return latents + linen.Dense(4, name="to_out")(out[:, :, 0]).reshape(latents.shape), taps
+
+
+@pytree
+class LinenUNet:
+    """Its parameters, as a UNet."""
+
+    parameters: dict
+
+    config = SimpleNamespace(in_channels=4, sample_size=4)
+    sites = ("attention",)
+    dtype = jnp.float32
+
+    def __call__(self, latents, timesteps, context, interceptor=Interceptor()):  # noqa: B008
+        output, taps = Network().apply(self.parameters, latents, timesteps, context, interceptor)
+        return output, by_name(taps, interceptor.taps)
+
+
+# [end]
+
+
+def linen_unet(key, channels: int) -> LinenUNet:
+    arguments = (jnp.zeros((1, 4, 4, 4)), jnp.float32(1), jnp.zeros((1, 77, channels)), Interceptor())
+    return LinenUNet(Network().init(key, *arguments))
+
+
+def equinox_unet(key, channels: int) -> EquinoxUNet:
+    keys = jax.random.split(key, 4)
+    sizes = ((4, 8), (channels, 8), (channels, 8), (8, 4))
+    return EquinoxUNet(*(eqx.nn.Linear(*size, key=key) for size, key in zip(sizes, keys, strict=True)))
+
+
+def plain_unet(key, channels: int) -> PlainUNet:
+    keys = jax.random.split(key, 3)
+    shapes = ((4, 8), (2, channels, 8), (8, 4))
+    return PlainUNet(*(0.3 * jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def base(sd):
+    return sd.sample(PROMPTS, steps=STEPS, seeds=[0, 1])
+
+
+def test_the_documentation_shows_this_file():
+    parts = dict(re.findall(r"^# \[([\w ]+)\]\n(.*?)^# \[end\]", Path(__file__).read_text(), re.M | re.S))
+    page = DOCS.read_text()
+    assert len(parts) == 8
+    for name, code in parts.items():
+        assert re.sub(r"  # noqa: \w+", "", code).strip() in page, name
+
+
+def test_taps_of_ones_own(sd, base):
+    """Several by name, beside a plain function."""
+    taps = {"tokens": TokenMeans(), "peak": Peak(sites=sd.sites[:1]), "mean": lambda probs, context: probs.mean((1, 2))}
+    run = sd.sample(PROMPTS, steps=STEPS, seeds=[0, 1], taps=taps)
+    assert list(run.taps) == ["tokens", "peak", "mean"]
+    assert list(run.taps["peak"]) == [sd.sites[0]]
+    assert run.taps["peak"][sd.sites[0]].shape == (STEPS, 2, 2, 77)
+    for site, tokens in run.tokens.items():
+        np.testing.assert_allclose(run.taps["mean"][site], tokens.mean(2), atol=1e-6)
+    np.testing.assert_allclose(run.latents, base.latents, atol=1e-5 * np.abs(base.latents).max())
+
+
+def test_an_edit_under_jit_vmap_and_grad(sd):
+    """The end token's attention as a function of the edit's number: monotone, batched and differentiable."""
+    (latents, context), lengths = (sd.noise([0]), sd.encode(PROMPTS[:1])[0]), jnp.asarray([5])
+
+    @jax.jit
+    def end_attention(factor):
+        interceptor = Interceptor((QuietEndToken(factor, after=0),), {"tokens": TokenMeans()}, lengths=lengths)
+        tokens = sd.unet(latents, jnp.float32(981), context, interceptor)[1]["tokens"]
+        return tokens[sd.sites[0]][0, :, lengths[0] - 1].mean()
+
+    factors = jnp.asarray([0.25, 0.5, 1.0])
+    attention = jax.vmap(end_attention)(factors)
+    assert (jnp.diff(attention) > 0).all()
+    step = 1e-2
+    slope = (end_attention(0.5 + step) - end_attention(0.5 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(end_attention)(0.5), slope, rtol=1e-2)
+
+
+MITIGATIONS = {
+    "edits": QuietLater(),
+    "embeddings": CloserEmbedding(),
+    "noise": MirroredNoise(),
+    "guidance": LateGuidance(),
+    "update": Clamped(0.5),
+    "prompts": Repeated(),
+    "weights": Weaker(),
+    "two": compose(QuietLater(), Clamped(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", MITIGATIONS)
+def test_mitigations_of_ones_own(sd, base, name):
+    """Each changes the run; under a guard, the memorized row alone; a row does not depend on its batch."""
+    settings = {"steps": STEPS, "seeds": [0, 1], "taps": None}
+    run = sd.sample(PROMPTS, mitigation=MITIGATIONS[name], **settings)
+    size = np.abs(base.latents).max()
+    changed = np.abs(run.latents - base.latents).max(axis=(1, 2, 3)) / size
+    assert (changed > 1e-4).all()
+    scores = sd.detect(PROMPTS, LargestDifference(), seeds=[0, 1])["LargestDifference"]
+    threshold = float(np.mean(scores))
+    guard = Guard(threshold, detector=LargestDifference(), mitigation=MITIGATIONS[name])
+    guarded = sd.sample(PROMPTS, guard=guard, **settings)
+    np.testing.assert_allclose(guarded.guard_scores, scores, rtol=1e-5)
+    assert guarded.mitigated.tolist() == (scores > threshold).tolist()
+    expected = np.where(guarded.mitigated[:, None, None, None], run.latents, base.latents)
+    np.testing.assert_allclose(guarded.latents / size, expected / size, atol=1e-5)
+
+
+def test_a_mitigations_numbers_compile_nothing(sd):
+    from memattn_jax.diffusion.sampling import denoise
+
+    for mitigation, other in ((QuietLater(0.2), QuietLater(0.3)), (LateGuidance(1), LateGuidance(2))):
+        sd.sample(PROMPTS, steps=STEPS, mitigation=mitigation, taps=None)
+        before = denoise._cache_size()
+        sd.sample(PROMPTS, steps=STEPS, mitigation=other, taps=None)
+        assert denoise._cache_size() == before
+
+
+def test_detectors_of_ones_own(sd):
+    """Beside named ones in the same programs; alone they score the same."""
+    mine = {"largest": LargestDifference(), "drift": PeakDrift(2.0)}
+    detectors = ["noise_norm", *mine.values(), "noise_norm_steps"]
+    found = sd.detect(PROMPTS, detectors, steps=STEPS)
+    assert list(found.scores) == ["noise_norm", "LargestDifference", "PeakDrift", "noise_norm_steps"]
+    alone = sd.detect(PROMPTS, mine, steps=STEPS)
+    np.testing.assert_allclose(alone["largest"], found["LargestDifference"], rtol=1e-5)
+    np.testing.assert_allclose(alone["drift"], found["PeakDrift"], rtol=1e-4)
+    run = sd.sample(PROMPTS, steps=STEPS, taps={"peak": Peak()})
+    peaks = np.stack([tap[..., 0].mean(2) for tap in run.taps["peak"].values()]).mean(0)  # [steps, batch]
+    np.testing.assert_allclose(found["PeakDrift"], 2 * np.abs(peaks[-1] - peaks[0]), rtol=1e-3)
+
+
+def test_a_scheduler_of_ones_own(sd):
+    """A row's noise follows from its seed alone, whichever rows are beside it."""
+    run = sd.sample(PROMPTS, steps=STEPS, seeds=[3, 4], scheduler=noisy_ddim, taps=None)
+    size = np.abs(run.latents).max()
+    alone = sd.sample(PROMPTS[1:], steps=STEPS, seeds=4, scheduler=noisy_ddim, taps=None)
+    np.testing.assert_allclose(alone.latents[0] / size, run.latents[1] / size, atol=1e-5)
+    again = sd.sample(PROMPTS, steps=STEPS, seeds=[3, 5], scheduler=noisy_ddim(sd_config(sd), STEPS), taps=None)
+    np.testing.assert_array_equal(again.latents[0], run.latents[0])
+    assert np.abs(again.latents[1] - run.latents[1]).max() / size > 1e-2
+
+
+def sd_config(sd: StableDiffusion):
+    from memattn_jax.schedulers import SchedulerConfig
+
+    return SchedulerConfig.from_json(sd.scheduler_config, "ddim")
+
+
+@pytest.mark.parametrize("make", [plain_unet, equinox_unet, linen_unet], ids=["jax", "equinox", "linen"])
+def test_models_of_ones_own(sd, make):
+    """Sampled, tapped, mitigated and scored, also by a detector that differentiates it."""
+    mine = dataclasses.replace(sd, unet=make(jax.random.key(0), sd.encode(["a"])[0].shape[-1]))
+    run = mine.sample(PROMPTS, steps=2, taps={"tokens": TokenMeans(), "peak": Peak()})
+    assert run.taps["peak"]["attention"].shape == (2, 2, 1, 77)
+    np.testing.assert_allclose(run.tokens["attention"].sum(-1), 1.0, atol=1e-5)
+    masked = mine.sample(PROMPTS, steps=2, mitigation=AttentionMask())
+    assert not np.asarray(masked.tokens["attention"][:, 0, :, run.lengths[0] :]).any()  # padding
+    scores = mine.detect(PROMPTS, ["noise_norm", "sharpness"], attribute=True)
+    assert all(np.isfinite(score).all() and score[0] != score[1] for score in scores.scores.values())
+    assert len(mine.fingerprint()) == 32
+
+
+def test_embeddings_guidance_by_step_and_a_callback(sd, base):
+    """Embeddings give what their prompts give; guidance of each step and row; latents between steps."""
+    size = np.abs(base.latents).max()
+    given = sd.sample(embeddings=sd.encode(PROMPTS)[0], steps=STEPS, seeds=[0, 1])
+    np.testing.assert_allclose(given.latents, base.latents, atol=1e-5 * size)
+    scales = np.full((STEPS, 2), 7.5)
+    scales[1:, 1] = 1.0
+    varied = sd.sample(PROMPTS, steps=STEPS, seeds=[0, 1], guidance_scale=scales)
+    np.testing.assert_allclose(varied.latents[0], base.latents[0], atol=1e-5 * size)
+    assert np.abs(varied.latents[1] - base.latents[1]).max() / size > 1e-3
+    seen = []
+    chunks = {"steps": STEPS, "seeds": [0, 1], "callback_steps": 2}
+    followed = sd.sample(PROMPTS, callback=lambda between: seen.append((between.step, between.calls)), **chunks)
+    assert seen == [(2, STEPS), (3, STEPS)]
+    np.testing.assert_allclose(followed.latents, base.latents, atol=1e-5 * size)
+    np.testing.assert_allclose(followed.tokens[sd.sites[0]], base.tokens[sd.sites[0]], atol=1e-5)
+    zeroed = sd.sample(PROMPTS, callback=lambda between: 0 * between.latents, **chunks)
+    assert not np.asarray(zeroed.latents).any()
+
+
+def test_samples_and_detections_are_pytrees(sd, base):
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, base)
+    np.testing.assert_array_equal(doubled.latents, 2 * base.latents)
+    assert doubled.prompts == base.prompts
+    found = sd.detect(PROMPTS, "entropy_e")
+    assert jax.tree.map(np.shape, found).scores == {"entropy_e": (2,)}
+    for value in (base, found, sd):
+        assert len(repr(value).splitlines()) == 1
+        assert len(repr(value)) < 120
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"taps": Peak()}, "taps"),
+        ({"taps": {"x": Peak(sites=("attic",))}}, "attic"),
+        ({"guidance_scale": np.ones((2, 3))}, "guidance_scale"),
+        ({"embeddings": np.ones((3, 77, 32))}, "embeddings"),
+        ({"callback_steps": 0}, "callback_steps"),
+    ],
+)
+def test_what_does_not_fit_is_named(sd, options, named):
+    with pytest.raises(InputError, match=named):
+        sd.sample(PROMPTS, steps=STEPS, **options)

@@ -1,0 +1,70 @@
+"""Classes that JAX carries, and objects that it does not know."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from memattn_jax.pytree import as_arrays, as_pytree, pytree, static
+
+
+@pytree
+class One:
+    number: float = 1.0
+    name: str = static(default="a")
+
+
+@pytree
+class Other:
+    number: float = 1.0
+    name: str = static(default="a")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    number: float = 1.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AlsoRegistered:
+    number: float = 1.0
+
+
+class Plain:
+    number = 3.0
+
+    def __call__(self, x):
+        return x + self.number
+
+
+def same(a, b) -> bool:
+    return jax.tree.structure(as_pytree(a)) == jax.tree.structure(as_pytree(b))
+
+
+def test_another_class_or_static_value_is_another_program():
+    """Of classes registered elsewhere too, which JAX itself does not tell apart."""
+    assert same(One(1.0), One(2.0))
+    assert not same(One(), One(name="b"))
+    assert not same(One(), Other())
+    assert same(Registered(1.0), Registered(2.0))
+    assert not same(Registered(), AlsoRegistered())
+
+
+def test_numbers_are_leaves_by_name():
+    ((path, leaf),) = jax.tree_util.tree_leaves_with_path(One(2.0))
+    assert (jax.tree_util.keystr(path), leaf) == (".number", 2.0)
+    assert jax.tree.map(lambda x: 2 * x, One(2.0)) == One(4.0)
+    assert as_arrays(One(2)).number.dtype == jnp.int32
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        One().number = 2.0
+
+
+def test_what_jax_does_not_know_passes_through_a_program():
+    plain, function = Plain(), jnp.sin
+    run = jax.jit(lambda f, x: (f(x), getattr(f, "number", 0.0)))
+    assert run(as_pytree(plain), 1.0) == (4.0, 3.0)
+    assert run(as_pytree(function), 0.0) == (0.0, 0.0)
+    assert as_pytree(as_pytree(plain)) == as_pytree(plain)
