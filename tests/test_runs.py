@@ -338,7 +338,7 @@ def main(options):
         return (Slow if len(calls) == 4 else test_runs.Scores)(scores)
     test_runs.fill({str(tmp_path)!r}, 100, start=start)
 
-commands.run_command("verb", Options, main)
+commands.run_command("verb", Options, main, alone=True)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 130, done.stderr

@@ -1,4 +1,4 @@
-"""What the `python -m memattn_jax.<verb>` commands share."""
+"""Parsing, error lines, exit statuses and interrupts, the same for every command."""
 
 import ast
 import contextlib
@@ -16,7 +16,14 @@ from threading import main_thread
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from memattn_jax.commands.host import environment_default, kept_programs, lenient_streams, short_warnings
+from memattn_jax.commands.host import (
+    broken_streams,
+    environment_default,
+    kept_programs,
+    lenient_streams,
+    quiet_pipes,
+    short_warnings,
+)
 from memattn_jax.errors import LIMIT, InputError
 from memattn_jax.text import printable
 
@@ -38,25 +45,39 @@ def run_command(
     options: type[Options],
     main: Callable[[Options], None],
     kept: str = "nothing is kept; the same command starts over",
+    alone: bool = False,
 ) -> NoReturn:
     """Parses the command line into a dataclass, checks it, and runs `main`.
 
     Exit status: 0 done; 2 for what the user got wrong, after one line on standard error; 130 interrupted, after one
     that says what is kept: the interrupt's own text or `kept`. Any other exception is a defect and keeps its traceback.
     A program that calls this finds its own settings afterwards.
+
+    Args:
+      verb: name of the command.
+      options: dataclass of its options.
+      main: what it does.
+      kept: what an interrupt that has no text of its own leaves behind.
+      alone: whether the process exists for this command only, so that an interrupt may end it while a thread still
+        waits for the device; a host program may want to go on, and can catch SystemExit.
     """
-    with lenient_streams(), environment_default("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"):  # that PyTorch is missing
+    with (
+        quiet_pipes(),
+        lenient_streams(),
+        environment_default("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
+    ):  # that PyTorch is missing
         parsed = parse(verb, options)
         try:
             parsed.check()
             with kept_programs(), short_warnings():
                 main(parsed)
         except (InputError, OSError) as error:
+            if isinstance(error, BrokenPipeError) and broken_streams():
+                raise
             print(f"error: {printable(str(error))}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as interrupt:
             print(f"interrupted: {printable(str(interrupt) or kept)}", file=sys.stderr, flush=True)
-            alone = main.__module__ == "__main__"  # else a host program called it, which may catch the exit
             if alone and any(not thread.daemon for thread in threads() if thread is not main_thread()):
                 sys.stdout.flush()
                 os._exit(130)  # a thread waits for the device, and Python would wait for it
@@ -73,7 +94,7 @@ def parse(verb: str, options: type[Options]) -> Options:
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(options, prog=f"python -m memattn_jax.{verb}", config=(tyro.conf.DisallowNone,))
+            return tyro.cli(options, prog=f"memattn {verb}", config=(tyro.conf.DisallowNone,))
     except SystemExit as stop:
         if stop.code:
             print(f"error: {printable(parse_error(box.getvalue()), LIMIT)}", file=sys.stderr)

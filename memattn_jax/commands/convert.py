@@ -1,4 +1,4 @@
-"""Export a checkpoint's detectors for other programs: `python -m memattn_jax.convert`.
+"""Export a checkpoint's detectors for other programs: `memattn convert`.
 
 --export detector writes one file, by default detector.zip: the first-step detectors from token ids to scores, compiled
 to StableHLO, with their weights, tokenizer and thresholds. It runs in Python with JAX and without this package; the
@@ -165,6 +165,6 @@ def main(options: Options) -> None:
     print_summary(options, scorer, artifact, about)
 
 
-def cli() -> NoReturn:
-    """Runs the command line of `memattn convert`."""
-    run_command("convert", Options, main)
+def cli(*, alone: bool = False) -> NoReturn:
+    """Runs `memattn convert`; for `alone` see `run_command`."""
+    run_command("convert", Options, main, alone=alone)

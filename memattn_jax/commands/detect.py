@@ -1,4 +1,4 @@
-"""Detect memorized prompts, and the tokens to blame: `python -m memattn_jax.detect`.
+"""Detect memorized prompts, and the tokens to blame: `memattn detect`.
 
 Writes to --out a table in Parquet files, one row per prompt, in the order of the prompts: scores, joint p-value,
 verdict, and each token's attention and gradient; manifest.json holds the settings, and results.jsonl repeats up to
@@ -250,6 +250,6 @@ def main(options: Options) -> None:
     summarize(table, tuple(scorer.detectors), rule, None if calibration is None else calibration.kind, carried)
 
 
-def cli() -> NoReturn:
-    """Runs the command line of `memattn detect`."""
-    run_command("detect", Options, main, kept="what --out holds is kept; the same command resumes")
+def cli(*, alone: bool = False) -> NoReturn:
+    """Runs `memattn detect`; for `alone` see `run_command`."""
+    run_command("detect", Options, main, kept="what --out holds is kept; the same command resumes", alone=alone)

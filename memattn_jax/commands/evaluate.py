@@ -1,4 +1,4 @@
-"""Measure how well detectors separate memorized from clean prompts, and at what cost: `python -m memattn_jax.evaluate`.
+"""Measure how well detectors separate memorized from clean prompts, and at what cost: `memattn evaluate`.
 
 Writes to --out: evaluation.json; evaluation.md with the same table; roc.png; and scores.csv with each prompt's scores.
 With neither --memorized nor --clean, it evaluates the built-in model on its own reported prompts: memorized ones
@@ -198,6 +198,6 @@ def main(options: Options) -> None:
     print(f"evaluation.json, evaluation.md, roc.png and scores.csv in {options.out}")
 
 
-def cli() -> NoReturn:
-    """Runs the command line of `memattn evaluate`."""
-    run_command("evaluate", Options, main)
+def cli(*, alone: bool = False) -> NoReturn:
+    """Runs `memattn evaluate`; for `alone` see `run_command`."""
+    run_command("evaluate", Options, main, alone=alone)

@@ -1,4 +1,4 @@
-"""Fine-tune a checkpoint, with or without the memorization gate: `python -m memattn_jax.finetune`.
+"""Fine-tune a checkpoint, with or without the memorization gate: `memattn finetune`.
 
 Writes into --out: settings.json, metrics.jsonl with a line a step, checkpoints/, training.png with the loss and the
 gate's scores, samples/ with a grid of pictures every so often, and in the end model/, a diffusers folder in float32.
@@ -259,6 +259,6 @@ def run(options: Options) -> None:
         say(f"stopped after step {int(state.step)} of {settings.steps}, which is saved; the same command resumes there")
 
 
-def cli() -> NoReturn:
-    """Runs the command line of `memattn finetune`."""
-    run_command("finetune", Options, main)
+def cli(*, alone: bool = False) -> NoReturn:
+    """Runs `memattn finetune`; for `alone` see `run_command`."""
+    run_command("finetune", Options, main, alone=alone)

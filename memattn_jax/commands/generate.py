@@ -1,4 +1,4 @@
-"""Generate images, with the attention entropy of each prompt: `python -m memattn_jax.generate`.
+"""Generate images, with the attention entropy of each prompt: `memattn generate`.
 
 Writes to --out: the images, 00000.png, 00001.png, …, each with its parameters in the PNG's text; a table in Parquet
 files with one row per image, in the order of the prompts; entropy.png; and manifest.json with the settings.
@@ -269,6 +269,6 @@ def main(options: Options) -> None:
     print(f"{made} images, Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png in {store}")
 
 
-def cli() -> NoReturn:
-    """Runs the command line of `memattn generate`."""
-    run_command("generate", Options, main, kept="what --out holds is kept; the same command resumes")
+def cli(*, alone: bool = False) -> NoReturn:
+    """Runs `memattn generate`; for `alone` see `run_command`."""
+    run_command("generate", Options, main, kept="what --out holds is kept; the same command resumes", alone=alone)

@@ -3,16 +3,19 @@
 import contextlib
 import io
 import os
+import select
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from memattn_jax.errors import RepeatedWarning
 from memattn_jax.settings import jax_settings
 from memattn_jax.text import printable
 
+READER_LEFT = 141  # exit status that shells report where SIGPIPE ended a program
 WARNED = 20  # a prompt log may hold many prompts that are cut
 
 
@@ -27,6 +30,34 @@ def environment_default(name: str, value: str) -> Iterator[None]:
         yield
     finally:
         os.environ.pop(name, None)
+
+
+def broken_streams() -> list[TextIO]:
+    """Standard output and standard error, as far as they are pipes that nobody reads any more."""
+    broken = []
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(io.UnsupportedOperation):  # a host program may have put a buffer in its place
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)  # no event is asked for; errors are reported always
+            if poll.poll(0):
+                broken.append(stream)
+    return broken
+
+
+@contextlib.contextmanager
+def quiet_pipes() -> Iterator[None]:
+    """Exits without a message once the reader of the output has gone, as in `memattn detect --help | head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not (streams := broken_streams()):
+            raise
+        for stream in streams:  # or Python would write what they still hold when it ends, and fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(READER_LEFT)
 
 
 @contextlib.contextmanager
