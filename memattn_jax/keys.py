@@ -19,6 +19,12 @@ def seed_key(seed: Array | int) -> Array:
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
+def draw_rows(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Unit noise of each row from its key alone: keys [batch] to float32 [batch, *shape]."""
+    with fixed_draws():
+        return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
 def fixed_draws() -> AbstractContextManager[Any]:
     """Within it, keys are split and numbers drawn as by default; dtypes remain to be given with each draw."""
     return jax.threefry_partitionable(True)

@@ -27,7 +27,10 @@ SCHEDULERS = {  # name: function that makes the schedule of a SchedulerConfig an
     "ddim": "memattn_jax.schedulers.ddim:ddim",
     "pndm": "memattn_jax.schedulers.pndm:pndm",
     "euler": "memattn_jax.schedulers.euler:euler",
+    "euler-ancestral": "memattn_jax.schedulers.euler_ancestral:euler_ancestral",
     "dpm-solver++": "memattn_jax.schedulers.dpm_solver:dpm_solver",
+    "dpm-solver++-sde": "memattn_jax.schedulers.dpm_solver_sde:dpm_solver_sde",
+    "lcm": "memattn_jax.schedulers.lcm:lcm",
 }
 
 DTYPES = ("float32", "bfloat16", "float16")

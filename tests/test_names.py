@@ -27,7 +27,7 @@ def test_names_stand_for_what_they_say():
 @pytest.mark.parametrize(
     ("name", "known", "message"),
     [
-        ("ddmi", SCHEDULERS, "did you mean 'ddim'? expected one of ddim, pndm, euler, dpm-solver++"),
+        ("ddmi", SCHEDULERS, "did you mean 'ddim'? expected one of ddim, pndm, euler, euler-ancestral, dpm-solver++, "),
         ("DDIM", SCHEDULERS, "did you mean 'ddim'?"),
         ("solver", SCHEDULERS, "did you mean 'dpm-solver++'?"),
         ("heun", SCHEDULERS, "unknown thing 'heun'; expected one of ddim, "),

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memattn_jax.keys import seed_key
 from memattn_jax.schedulers import SCHEDULERS, SchedulerConfig, alphas_cumprod, make_schedule
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "trained_betas": None}
@@ -39,11 +40,17 @@ CHECKPOINTS = {
     "turbo-euler-ancestral": BETAS
     | {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing", "steps_offset": 1}
     | {"prediction_type": "epsilon", "interpolation_type": "linear", "rescale_betas_zero_snr": False},
+    "lcm": BETAS
+    | {"_class_name": "LCMScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0}
+    | {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1, "timestep_spacing": "leading"},
     "ddpm": SD1 | {"variance_type": "fixed_small", "prediction_type": "epsilon"},
     "unipc": SD1
     | {"solver_type": "bh2", "predict_x0": True, "disable_corrector": [], "solver_p": None}
     | {"solver_order": 2, "lower_order_final": True, "thresholding": False},
 }
+
+
+STOCHASTIC = ("euler-ancestral", "dpm-solver++-sde", "lcm")
 
 
 def at(schedule, i):
@@ -54,15 +61,21 @@ def noise(seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal((2, 3, 5), dtype=np.float32))
 
 
-def denoise(schedule, latents):
+def keys_of(seeds, call):
+    return jax.vmap(lambda seed: jax.random.fold_in(seed_key(seed), call))(jnp.asarray(seeds))
+
+
+def denoise(schedule, latents, seeds=(0, 1)):
     """The loop as a sampler writes it, with a stand-in for the UNet."""
 
-    def call(carry, row):
+    def call(carry, inputs):
+        row, i = inputs
         latents, memory = carry
         output = jnp.tanh(latents * row.input_scale) + row.timestep / 1000
-        return schedule.step(row, memory, output, latents), None
+        return schedule.step(row, memory, output, latents, keys_of(seeds, i)), None
 
-    (latents, _), _ = jax.lax.scan(call, (latents, schedule.init(latents)), schedule.rows())
+    table = (schedule.rows(), jnp.arange(len(schedule.timesteps)))
+    (latents, _), _ = jax.lax.scan(call, (latents, schedule.init(latents)), table)
     return latents
 
 
@@ -80,6 +93,7 @@ def test_checkpoints_load_for_every_scheduler(config, scheduler):
 PATHS = [
     (scheduler, spacing, steps, skip_prk_steps)
     for scheduler in SCHEDULERS
+    if scheduler not in STOCHASTIC
     for spacing in ("leading", "trailing", "linspace")
     for steps in (1, 4, 20)
     for skip_prk_steps in (True, False)
@@ -106,6 +120,39 @@ def test_straight_path_ends_at_the_image(scheduler, spacing, steps, skip_prk_ste
     np.testing.assert_allclose(latents, noise(1), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("scheduler", STOCHASTIC)
+def test_noise_level_of_each_call_is_its_timesteps(scheduler, spacing, steps):
+    """Given the true noise of latents around one image, each call leaves the next timestep's noise level."""
+    image, start = jax.random.normal(jax.random.key(0), (2, 2, 64, 64))
+    # LCM keeps c_skip of the latents, which this scaling makes negligible.
+    config = BETAS | {"timestep_spacing": spacing, "timestep_scaling": 1e4}
+    schedule = make_schedule(config, scheduler, steps)
+    signal = alphas_cumprod(SchedulerConfig(**BETAS))
+    alphas = schedule.input_scale if scheduler == "euler-ancestral" else np.sqrt(signal[schedule.timesteps.astype(int)])
+    latents = (alphas[0] * image + np.sqrt(1 - alphas[0] ** 2) * start) / schedule.input_scale[0]
+    memory = schedule.init(latents)
+    for i, alpha in enumerate(alphas):
+        row = at(schedule, i)
+        true_noise = (latents * row.input_scale - alpha * image) / np.sqrt(1 - alpha**2)
+        np.testing.assert_allclose(true_noise.std(), 1, atol=0.05)  # 8192 numbers
+        latents, memory = schedule.step(row, memory, true_noise, latents, keys_of((0, 1), i))
+    np.testing.assert_allclose(latents, image, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("scheduler", STOCHASTIC)
+def test_noise_of_a_row_depends_on_its_seed_alone(scheduler):
+    schedule = make_schedule(SD1, scheduler, 6)
+    start = jnp.broadcast_to(noise()[0], (3, 3, 5)) * schedule.init_noise_sigma
+    run = jax.jit(denoise)
+    together = run(schedule, start, jnp.array([5, 9, 5]))
+    np.testing.assert_array_equal(together[0], together[2])
+    np.testing.assert_array_equal(together, run(schedule, start, jnp.array([5, 9, 5])))
+    np.testing.assert_allclose(run(schedule, start[:1], jnp.array([9]))[0], together[1], rtol=0, atol=1e-5)
+    assert jnp.abs(together[0] - together[1]).mean() > 0.01
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_scan_equals_loop_and_numbers_do_not_retrace(scheduler):
     chex.clear_trace_counter()
@@ -122,7 +169,7 @@ def test_scan_equals_loop_and_numbers_do_not_retrace(scheduler):
         for i in range(len(schedule.timesteps)):
             row = at(schedule, i)
             output = jnp.tanh(latents * row.input_scale) + row.timestep / 1000
-            latents, memory = schedule.step(row, memory, output, latents)
+            latents, memory = schedule.step(row, memory, output, latents, keys_of((0, 1), i))
         actual = compiled(schedule, start)
         np.testing.assert_allclose(actual, latents, rtol=0, atol=1e-5 * float(jnp.abs(latents).max()))
         assert not jnp.allclose(actual, start)
@@ -133,8 +180,9 @@ def test_bfloat16_latents_are_stepped_in_float32(scheduler):
     schedule = make_schedule(SD1, scheduler, 4)
     latents, output = noise(1).astype(jnp.bfloat16), noise(2).astype(jnp.bfloat16)
     row, memory = at(schedule, 0), schedule.init(latents)
-    actual, remembered = schedule.step(row, memory, output, latents)
-    expected, _ = schedule.step(row, memory, output.astype(jnp.float32), latents.astype(jnp.float32))
+    keys = keys_of((0, 1), 0)
+    actual, remembered = schedule.step(row, memory, output, latents, keys)
+    expected, _ = schedule.step(row, memory, output.astype(jnp.float32), latents.astype(jnp.float32), keys)
     assert actual.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(remembered))
     np.testing.assert_array_equal(actual, expected.astype(jnp.bfloat16))
@@ -157,7 +205,7 @@ ERRORS = [
     ("pndm", {"thresholding": True}, 10, "thresholding is True; pndm needs False or None"),
     ("euler", {"thresholding": True}, 10, "thresholding is True; euler needs False or None"),
     ("dpm-solver++", {"thresholding": True}, 10, "thresholding is True; dpm-solver++ needs False or None"),
-    ("lms", {}, 10, "unknown scheduler 'lms'; expected one of ddim, pndm, euler, dpm-solver++"),
+    ("lms", {}, 10, "unknown scheduler 'lms'; did you mean 'lcm'? expected one of ddim"),
     (
         "ddim",
         {"beta_schedule": "sigmoid"},
@@ -171,6 +219,7 @@ ERRORS = [
         "prediction_type is 'flow_prediction'; choose 'epsilon'",
     ),
     ("pndm", {"prediction_type": "sample"}, 10, "pndm needs 'epsilon' or 'v_prediction'"),
+    ("euler-ancestral", {"prediction_type": "sample"}, 10, "euler-ancestral needs 'epsilon' or 'v_prediction'"),
     ("euler", {"timestep_spacing": "log"}, 10, "timestep_spacing is 'log'; choose 'leading' or 'trailing'"),
     ("euler", {"interpolation_type": "cubic"}, 10, "interpolation_type is 'cubic'; choose 'linear'"),
     ("euler", {"final_sigmas_type": "one"}, 10, "final_sigmas_type is 'one'; choose 'zero' or 'sigma_min'"),
@@ -202,6 +251,10 @@ ERRORS = [
     ),
     ("dpm-solver++", {"solver_order": 3}, 10, "solver_order is 3; choose 1 or 2"),
     ("dpm-solver++", {"solver_type": "rk4"}, 10, "solver_type is 'rk4'; choose 'midpoint' or 'heun'"),
+    ("dpm-solver++-sde", {"use_lu_lambdas": True}, 10, "use_lu_lambdas is True; dpm-solver++-sde needs False"),
+    ("lcm", {"original_inference_steps": 2000}, 10, "original_inference_steps is 2000; choose at most 1000"),
+    ("lcm", {"original_inference_steps": 8}, 9, "steps is 9; lcm takes at most 8, the config's original_inference_st"),
+    ("lcm", {"rescale_betas_zero_snr": True}, 4, "rescale_betas_zero_snr, so lcm cannot start there"),
     ("ddim", {"predict_epsilon": False}, 10, "predict_epsilon is False; ddim needs True"),
     (
         "ddim",

@@ -1,10 +1,9 @@
 """What a row's seed decides: its starting noise, and the keys of what is drawn later."""
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
-from memattn_jax.keys import fixed_draws, seed_key
+from memattn_jax.keys import draw_rows, fixed_draws, seed_key
 
 
 def row_keys(seeds: Array) -> Array:
@@ -26,9 +25,3 @@ def unit_noise(seeds: Array, shape: tuple[int, ...]) -> Array:
     program sets; see `memattn_jax.keys`.
     """
     return draw_rows(row_keys(seeds), shape)
-
-
-def draw_rows(keys: Array, shape: tuple[int, ...]) -> Array:
-    """Unit noise of each row from its key: keys [batch] to float32 [batch, *shape]."""
-    with fixed_draws():
-        return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)

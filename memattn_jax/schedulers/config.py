@@ -21,45 +21,54 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 _OFF = (False, None)
+_DPM_SOLVER = {
+    "lambda_min_clipped": (-np.inf,),
+    "use_beta_sigmas": _OFF,
+    "use_dynamic_shifting": _OFF,
+    "use_exponential_sigmas": _OFF,
+    "use_flow_sigmas": _OFF,
+    "use_lu_lambdas": _OFF,
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+}
+_NO_SAMPLE = {"prediction_type": ("epsilon", "v_prediction")}
 _REQUIRED: dict[str, dict[str, tuple[Any, ...]]] = {
     # diffusers' PNDM and Euler overlook thresholding; it marks a model of pixels, so here none may.
     "every scheduler": {"thresholding": _OFF, "predict_epsilon": (True,)},
     "ddim": {},
-    "pndm": {"prediction_type": ("epsilon", "v_prediction")},
+    "pndm": _NO_SAMPLE,
     "euler": {"use_exponential_sigmas": _OFF, "use_beta_sigmas": _OFF, "timestep_type": ("discrete",)},
-    "dpm-solver++": {
-        "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads DEIS's as "dpmsolver++"
-        "lambda_min_clipped": (-np.inf,),
-        "use_beta_sigmas": _OFF,
-        "use_dynamic_shifting": _OFF,
-        "use_exponential_sigmas": _OFF,
-        "use_flow_sigmas": _OFF,
-        "use_lu_lambdas": _OFF,
-        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-    },
+    "euler-ancestral": _NO_SAMPLE,
+    # diffusers reads DEIS's algorithm_type as "dpmsolver++". The SDE solver accepts any: its name decides.
+    "dpm-solver++": _DPM_SOLVER | {"algorithm_type": ("dpmsolver++", "deis")},
+    "dpm-solver++-sde": _DPM_SOLVER,
+    "lcm": {},
 }
+_DPM_SOLVERS = ("dpm-solver++", "dpm-solver++-sde")
 _READ_BY: dict[str, tuple[str, ...]] = {  # fields that are not here are read by all
     "set_alpha_to_one": ("ddim", "pndm"),
     "skip_prk_steps": ("pndm",),
-    "rescale_betas_zero_snr": ("ddim", "euler", "dpm-solver++"),
+    "rescale_betas_zero_snr": ("ddim", "euler", "euler-ancestral", *_DPM_SOLVERS, "lcm"),
     "interpolation_type": ("euler",),
-    **dict.fromkeys(("clip_sample", "clip_sample_range"), ("ddim",)),
-    **dict.fromkeys(("final_sigmas_type", "use_karras_sigmas"), ("euler", "dpm-solver++")),
-    **dict.fromkeys(("sigma_min", "sigma_max"), ("euler", "dpm-solver++")),
-    **dict.fromkeys(("solver_order", "solver_type"), ("dpm-solver++",)),
-    **dict.fromkeys(("lower_order_final", "euler_at_final"), ("dpm-solver++",)),
+    **dict.fromkeys(("clip_sample", "clip_sample_range"), ("ddim", "lcm")),
+    **dict.fromkeys(("final_sigmas_type", "use_karras_sigmas"), ("euler", *_DPM_SOLVERS)),
+    **dict.fromkeys(("sigma_min", "sigma_max"), ("euler", *_DPM_SOLVERS)),
+    **dict.fromkeys(("solver_order", "solver_type"), _DPM_SOLVERS),
+    **dict.fromkeys(("lower_order_final", "euler_at_final"), _DPM_SOLVERS),
+    **dict.fromkeys(("original_inference_steps", "timestep_scaling"), ("lcm",)),
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {  # where a class of diffusers differs from SchedulerConfig
     "ddim": {"clip_sample": True, "set_alpha_to_one": True},
     "pndm": {},
     "euler": {"timestep_spacing": "linspace"},
+    "euler-ancestral": {"timestep_spacing": "linspace"},
     "dpm-solver++": {"timestep_spacing": "linspace"},
+    "dpm-solver++-sde": {"timestep_spacing": "linspace"},
+    "lcm": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "set_alpha_to_one": True},
 }
 # Keys that only other classes of diffusers read, old versions wrote, or only a setting refused above gives a meaning.
 _WITHOUT_EFFECT = {"dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"}
 _WITHOUT_EFFECT |= {"predict_x0", "solver_p", "disable_corrector", "shift_terminal", "tensor_format"}
-_WITHOUT_EFFECT |= {"original_inference_steps", "timestep_scaling", "timestep_values", "noise_sampler_seed"}
-_WITHOUT_EFFECT |= {"predictor_order", "corrector_order", "tau_func"}
+_WITHOUT_EFFECT |= {"timestep_values", "noise_sampler_seed", "predictor_order", "corrector_order", "tau_func"}
 
 
 def as_pipeline(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +100,7 @@ def _require(key: str, value: Any, choices: tuple[Any, ...], who: str = "choose"
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """What the four schedulers read of a scheduler_config.json; names and meanings are those of diffusers.
+    """What the schedulers read of a scheduler_config.json; names and meanings are those of diffusers.
 
     Raises:
       InputError: a field is none of the values it can take, or `trained_betas` has another length than
@@ -120,6 +129,8 @@ class SchedulerConfig:
     solver_type: str = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
         for key, choices in _CHOICES.items():

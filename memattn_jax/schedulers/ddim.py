@@ -4,9 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from memattn_jax.errors import InputError
 from memattn_jax.schedulers.config import SchedulerConfig
-from memattn_jax.schedulers.noise import conversion, signal_and_noise, spaced
+from memattn_jax.schedulers.noise import check_signal, conversion, signal_and_noise, spaced
 from memattn_jax.schedulers.schedule import Coefficients, Schedule, Solver, no_memory, tabulate
 
 
@@ -14,11 +13,7 @@ def ddim(config: SchedulerConfig, steps: int) -> Schedule:
     """DDIM, Song et al. 2021 (arXiv:2010.02502), equation 12 at eta 0; see diffusers' scheduling_ddim.py."""
     t = np.round(spaced(config, steps)).astype(int)
     alpha, sigma = signal_and_noise(config, t)
-    if config.prediction_type == "epsilon" and not alpha.all():
-        raise InputError(
-            f"timestep {t[0]} has no signal under rescale_betas_zero_snr, so ddim cannot start there with "
-            "prediction_type 'epsilon'; use 'v_prediction' or timestep_spacing 'leading'"
-        )
+    check_signal(config, t, alpha, "ddim", "use 'v_prediction' or timestep_spacing 'leading'")
     next_alpha, next_sigma = signal_and_noise(config, t - config.num_train_timesteps // steps)
     clip = np.full(steps, config.clip_sample_range if config.clip_sample else np.inf)
     to_clean_and_noise = conversion(config.prediction_type, alpha, sigma)._asdict()

@@ -4,7 +4,14 @@ import numpy as np
 from jax import Array
 
 from memattn_jax.schedulers.config import SchedulerConfig
-from memattn_jax.schedulers.noise import conversion, karras_sigmas, spaced, timesteps_of, training_sigmas
+from memattn_jax.schedulers.noise import (
+    conversion,
+    initial_sigma,
+    karras_sigmas,
+    spaced,
+    timesteps_of,
+    training_sigmas,
+)
 from memattn_jax.schedulers.schedule import Coefficients, Schedule, Solver, no_memory, tabulate
 
 
@@ -27,13 +34,12 @@ def euler(config: SchedulerConfig, steps: int) -> Schedule:
     sigma, dt = sigmas[:-1], np.diff(sigmas)
     alpha = 1 / np.sqrt(sigma**2 + 1)
     noise = conversion(config.prediction_type, alpha, alpha * sigma)
-    largest = sigmas.max()
     # One coefficient each, for x + dt eps would cancel in float32 where zero SNR starts from sigma 4096.
     return tabulate(
         SOLVER,
         t,
         input_scale=alpha,
-        init_noise_sigma=np.hypot(largest, 1) if config.timestep_spacing == "leading" else largest,
+        init_noise_sigma=initial_sigma(config, sigmas),
         latents=1 + dt * alpha * noise.noise_latents,
         output=dt * noise.noise_output,
     )

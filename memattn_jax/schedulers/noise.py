@@ -79,12 +79,29 @@ def signal_and_noise(config: SchedulerConfig, timesteps: np.ndarray) -> tuple[np
     return np.sqrt(signal), np.sqrt(1 - signal)
 
 
+def check_signal(
+    config: SchedulerConfig, timesteps: np.ndarray, alpha: np.ndarray, scheduler: str, remedy: str
+) -> None:
+    """Raises InputError if x_0 would have to be computed from a noise prediction where alpha is 0."""
+    if config.prediction_type == "epsilon" and not alpha.all():
+        raise InputError(
+            f"timestep {timesteps[0]} has no signal under rescale_betas_zero_snr, so {scheduler} cannot start there "
+            f"with prediction_type 'epsilon'; {remedy}"
+        )
+
+
 def training_sigmas(config: SchedulerConfig) -> np.ndarray:
     """Sigma of every training timestep, ascending, float64 [num_train_timesteps]."""
     signal = alphas_cumprod(config).astype(np.float64)
     if config.rescale_betas_zero_snr:
         signal[-1] = 2**-24  # keeps the first sigma finite; diffusers' value, float16's smallest
     return np.sqrt((1 - signal) / signal)
+
+
+def initial_sigma(config: SchedulerConfig, sigmas: np.ndarray) -> np.floating:
+    """Standard deviation of the initial latents of both Euler methods, as in diffusers; in Karras et al.'s scale."""
+    largest = sigmas.max()
+    return np.hypot(largest, 1) if config.timestep_spacing == "leading" else largest
 
 
 def karras_sigmas(config: SchedulerConfig, sigmas: np.ndarray, steps: int) -> np.ndarray:

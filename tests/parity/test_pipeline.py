@@ -1,10 +1,13 @@
 """Whole runs against diffusers and against the authors' arithmetic, from injected latents."""
 
 import dataclasses
+import itertools
 import json
 import shutil
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -19,18 +22,22 @@ from diffusers import (
 from reference import Settings, run_reference
 
 from memattn_jax import detectors
+from memattn_jax.diffusion.noise import row_keys, step_keys
 from memattn_jax.interceptors import AttentionMaps, Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
+from memattn_jax.keys import draw_rows
 from memattn_jax.mitigations import AttentionMask
 
 pytestmark = pytest.mark.slow
 
 PROMPTS = ["the cat", "an odd and long line on the hill in the land of the sun", ""]
 STEPS = 10
+SEEDS = [3, 1, 4]
 SCHEDULERS = {
     "ddim": DDIMScheduler,
     "pndm": PNDMScheduler,
     "euler": EulerDiscreteScheduler,
     "dpm-solver++": DPMSolverMultistepScheduler,
+    "dpm-solver++-sde": DPMSolverMultistepScheduler,
 }
 
 
@@ -43,7 +50,21 @@ def nchw(x: np.ndarray) -> torch.Tensor:
 
 
 def use_scheduler(pipe, name: str) -> None:
-    pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
+    algorithm = {"algorithm_type": "sde-dpmsolver++"} if name.endswith("-sde") else {}
+    pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config, **algorithm)
+
+
+def hand_over_noise(monkeypatch, scheduler, seeds) -> None:
+    """Lets a scheduler of diffusers that draws noise get what a run of ours draws for these seeds, call by call."""
+    module = sys.modules[type(scheduler).__module__]
+    keys, calls = row_keys(jnp.asarray(seeds, jnp.uint32)), itertools.count()
+
+    def randn_tensor(shape, **_):
+        draws = draw_rows(step_keys(keys, jnp.int32(next(calls))), (*shape[2:], shape[1]))
+        return nchw(np.asarray(draws))
+
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", randn_tensor)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +75,10 @@ def use_scheduler(pipe, name: str) -> None:
     ],  # tests/parity/test_schedulers.py has the rest
     indirect=["checkpoint"],
 )
-def test_guided_sample(checkpoint, scheduler):
+def test_guided_sample(checkpoint, scheduler, monkeypatch):
     pipe = checkpoint.torch
     use_scheduler(pipe, scheduler)
+    hand_over_noise(monkeypatch, pipe.scheduler, SEEDS)
     theirs = pipe(
         PROMPTS,
         negative_prompt=["", "a dog", "blue"],
@@ -70,6 +92,7 @@ def test_guided_sample(checkpoint, scheduler):
         negative_prompts=["", "a dog", "blue"],
         steps=STEPS,
         scheduler=scheduler,
+        seeds=SEEDS,
         latents=noise(),
     )
     np.testing.assert_allclose(np.moveaxis(run.latents, -1, 1), theirs.numpy(), atol=1e-3)

@@ -4,6 +4,7 @@ import functools
 import inspect
 import itertools
 import json
+import sys
 
 import diffusers
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from memattn_jax.keys import draw_rows, seed_key
 from memattn_jax.schedulers import SCHEDULERS, SchedulerConfig, alphas_cumprod, as_pipeline, make_schedule
 
 # diffusers hands torch tensors to np.array, in a way that NumPy 2 wants torch to change.
@@ -21,8 +23,13 @@ CLASSES = {
     "ddim": diffusers.DDIMScheduler,
     "pndm": diffusers.PNDMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
+    "euler-ancestral": diffusers.EulerAncestralDiscreteScheduler,
     "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
+    "dpm-solver++-sde": diffusers.DPMSolverMultistepScheduler,
+    "lcm": diffusers.LCMScheduler,
 }
+OVERRIDES = {"dpm-solver++-sde": {"algorithm_type": "sde-dpmsolver++"}}  # what a name here says beyond the class
+NO_SAMPLE = ("pndm", "euler-ancestral")  # diffusers too refuses prediction_type "sample"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD1 = BETAS | {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
 ZERO_SNR = BETAS | {
@@ -47,18 +54,38 @@ def jitted_step(scheduler):
     return jax.jit(schedule.step)
 
 
+@jax.jit
+def keys_of(call):
+    """A key of each row, for one call."""
+    return jax.vmap(seed_key)(jnp.arange(SHAPE[0]) + SHAPE[0] * call)
+
+
+@jax.jit
+def drawn(call):
+    """The noise that a solver draws with `keys_of`."""
+    return draw_rows(keys_of(call), SHAPE[1:])
+
+
+def hand_over(patch, reference, call):
+    """Lets a scheduler of diffusers that draws noise get `drawn` in its place."""
+    module = sys.modules[type(reference).__module__]
+    if hasattr(module, "randn_tensor"):
+        patch.setattr(module, "randn_tensor", lambda shape, **_: torch.from_numpy(np.array(drawn(call))))
+
+
 def noise(seed=0):
     return np.random.default_rng(seed).standard_normal(SHAPE, dtype=np.float32)
 
 
 def check(config, scheduler, steps):
-    compare(CLASSES[scheduler].from_config(config), make_schedule(config, scheduler, steps), scheduler, steps)
+    reference = CLASSES[scheduler].from_config(config, **OVERRIDES.get(scheduler, {}))
+    compare(reference, make_schedule(config, scheduler, steps), scheduler, steps)
 
 
 def compare(reference, schedule, scheduler, steps):
     """One trajectory of diffusers' scheduler and one of ours."""
     reference.set_timesteps(steps)
-    if scheduler in ("euler", "dpm-solver++"):
+    if scheduler not in ("ddim", "pndm"):
         reference.set_begin_index(0)  # else it starts from the second where Karras sigmas share a timestep
     np.testing.assert_allclose(schedule.init_noise_sigma, reference.init_noise_sigma, rtol=RELATIVE)
     timesteps = reference.timesteps.numpy().astype(np.float32)
@@ -72,14 +99,17 @@ def compare(reference, schedule, scheduler, steps):
     expected = torch.from_numpy(noise()) * reference.init_noise_sigma
     latents = jnp.asarray(noise()) * schedule.init_noise_sigma
     memory = schedule.init(latents)
+    rows = jax.tree.map(np.asarray, schedule.rows())
     for i, t in enumerate(reference.timesteps):
-        row = jax.tree.map(lambda leaf, i=i: leaf[i], schedule.rows())
+        row = jax.tree.map(lambda leaf, i=i: leaf[i], rows)
         scaled = reference.scale_model_input(expected, t).numpy()
         scale = np.abs(scaled).max()
         np.testing.assert_allclose(latents * row.input_scale, scaled, rtol=0, atol=RELATIVE * scale)
-        expected = reference.step(torch.from_numpy(unet(scaled, float(t))), t, expected).prev_sample
+        with pytest.MonkeyPatch.context() as patch:
+            hand_over(patch, reference, i)
+            expected = reference.step(torch.from_numpy(unet(scaled, float(t))), t, expected).prev_sample
         output = unet(np.asarray(latents * row.input_scale), float(t))
-        latents, memory = jitted_step(scheduler)(row, memory, jnp.asarray(output), latents)
+        latents, memory = jitted_step(scheduler)(row, memory, jnp.asarray(output), latents, keys_of(i))
         atol = RELATIVE * expected.abs().max().item()
         np.testing.assert_allclose(latents, expected, rtol=0, atol=atol, err_msg=f"after call {i}, t = {t}")
 
@@ -91,7 +121,7 @@ def compare(reference, schedule, scheduler, steps):
     [
         (scheduler, prediction)
         for scheduler, prediction in itertools.product(SCHEDULERS, ("epsilon", "v_prediction", "sample"))
-        if (scheduler, prediction) != ("pndm", "sample")  # which diffusers' PNDM refuses too
+        if prediction != "sample" or scheduler not in NO_SAMPLE
     ],
 )
 def test_trajectory(scheduler, prediction, spacing, steps):
@@ -133,7 +163,7 @@ SETTINGS = {
 def loaded_by_diffusers(folder, scheduler):
     """The folder's scheduler as `StableDiffusionPipeline.from_pretrained` corrects it."""
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
-    swapped = CLASSES[scheduler].from_pretrained(folder)
+    swapped = CLASSES[scheduler].from_pretrained(folder, **OVERRIDES.get(scheduler, {}))
     return diffusers.StableDiffusionPipeline(scheduler=swapped, requires_safety_checker=False, **parts).scheduler
 
 
@@ -211,6 +241,20 @@ VARIANTS = {
         "cosine": {"beta_schedule": "squaredcos_cap_v2"},
         "zero-snr-epsilon": ZERO_SNR | {"prediction_type": "epsilon"},
     },
+    "euler-ancestral": {
+        "zero-snr-epsilon": ZERO_SNR | {"prediction_type": "epsilon"},
+        "defaults": {},
+        "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+        "other-schedulers-keys": SD1 | {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"},
+    },
+    "lcm": {
+        "defaults": {},
+        "clipped": SD1 | {"clip_sample": True, "clip_sample_range": 0.8},
+        "distilled": SD1 | {"original_inference_steps": 100, "timestep_scaling": 0.01},
+        "uneven": SD1 | {"original_inference_steps": 48},
+        "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+        "zero-snr": ZERO_SNR,
+    },
     "dpm-solver++": {
         "defaults": {},
         "order-1": SD1 | {"solver_order": 1},
@@ -228,6 +272,7 @@ VARIANTS = {
         "zero-snr": ZERO_SNR,
     },
 }
+VARIANTS["dpm-solver++-sde"] = VARIANTS["dpm-solver++"] | {"named": SD1 | {"algorithm_type": "sde-dpmsolver++"}}
 VARIANT_CASES = [
     pytest.param(scheduler, config, steps, id=f"{scheduler}-{name}-{steps}")
     for scheduler, variants in VARIANTS.items()
@@ -243,32 +288,38 @@ def test_variant(scheduler, config, steps):
 
 
 @pytest.mark.parametrize("steps", [1, 5, 14, 48])
-def test_euler_zero_snr_velocity(steps):
+@pytest.mark.parametrize("scheduler", ["euler", "euler-ancestral"])
+def test_euler_zero_snr_velocity(scheduler, steps):
     """From sigma 4096, diffusers' float32 step errs by 1e-3 on latents of scale 1, so float64 is the oracle.
 
     One step of diffusers from the same latents stays within that rounding, which ties the formula to it.
     """
-    reference = diffusers.EulerDiscreteScheduler.from_config(ZERO_SNR)
+    reference = CLASSES[scheduler].from_config(ZERO_SNR)
     reference.set_timesteps(steps)
-    schedule = make_schedule(ZERO_SNR, "euler", steps)
+    schedule = make_schedule(ZERO_SNR, scheduler, steps)
     np.testing.assert_allclose(schedule.init_noise_sigma, reference.init_noise_sigma, rtol=RELATIVE)
     np.testing.assert_array_equal(schedule.timesteps, reference.timesteps)
     sigmas = reference.sigmas.numpy().astype(np.float64)
     assert sigmas[0] > 4000
     expected = noise().astype(np.float64) * sigmas[0]
     latents = jnp.asarray(noise()) * schedule.init_noise_sigma
+    rows = jax.tree.map(np.asarray, schedule.rows())
     for i, (t, sigma) in enumerate(zip(reference.timesteps, sigmas, strict=False)):
-        row = jax.tree.map(lambda leaf, i=i: leaf[i], schedule.rows())
+        row = jax.tree.map(lambda leaf, i=i: leaf[i], rows)
         output = unet(expected / np.sqrt(sigma**2 + 1), float(t))
         x = torch.from_numpy(expected.astype(np.float32))
         reference.scale_model_input(x, t)
-        rounded = reference.step(torch.from_numpy(output), t, x).prev_sample
+        with pytest.MonkeyPatch.context() as patch:
+            hand_over(patch, reference, i)
+            rounded = reference.step(torch.from_numpy(output), t, x).prev_sample
         rounding = 2 * np.spacing(np.float32(np.abs(expected).max()))
+        down = sigmas[i + 1] ** 2 / sigma if scheduler == "euler-ancestral" else sigmas[i + 1]
         clean = expected / (sigma**2 + 1) - output * sigma / np.sqrt(sigma**2 + 1)
-        expected = clean + (expected - clean) * sigmas[i + 1] / sigma
+        expected = clean + (expected - clean) * down / sigma
+        expected += np.sqrt(sigmas[i + 1] ** 2 - down**2) * np.asarray(drawn(i))
         np.testing.assert_allclose(rounded, expected, rtol=0, atol=rounding)
         output = unet(np.asarray(latents * row.input_scale), float(t))
-        latents, _ = jitted_step("euler")(row, (), jnp.asarray(output), latents)
+        latents, _ = jitted_step(scheduler)(row, (), jnp.asarray(output), latents, keys_of(i))
         np.testing.assert_allclose(latents, expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
 
 
@@ -288,7 +339,7 @@ def test_alphas_cumprod(scheduler, config):
     expected = CLASSES[scheduler].from_config(config).alphas_cumprod.numpy()
     actual = alphas_cumprod(SchedulerConfig.from_json(config, scheduler))
     rescaled = config.get("rescale_betas_zero_snr") and scheduler != "pndm"  # which does not read the key
-    if rescaled and scheduler != "ddim":
+    if rescaled and scheduler not in ("ddim", "lcm"):
         assert actual[-1] == 0
         actual[-1] = 2**-24  # the floor is the sigma solvers' own
     # Rescaling subtracts float32 numbers near 0.07, which are 7e-9 apart.
@@ -302,7 +353,7 @@ def test_defaults(scheduler):
     expected = CLASSES[scheduler].from_config({}).config
     actual = vars(SchedulerConfig.from_json({}, scheduler))
     shared = actual.keys() & expected.keys()
-    assert len(shared) >= 10
+    assert len(shared) >= 9
     assert {key: actual[key] for key in shared} == {key: expected[key] for key in shared}
 
 
