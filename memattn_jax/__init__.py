@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples as Samples
     from memattn_jax.pipeline import StableDiffusion as StableDiffusion
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = ("demo", "detectors", "entropy", "interceptors", "mitigations", "schedulers")
 _NAMES = {

@@ -1,4 +1,4 @@
-"""Measures what the demo model does, and writes the tables of the README.
+"""Measures what the demo model does, and writes the tables of docs/demo-model.md.
 
     python scripts/evaluate_demo.py evaluation --cache ~/.cache/demo-emoji
 

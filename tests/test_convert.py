@@ -33,7 +33,7 @@ from memattn_jax.registries import FIRST_STEP
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-(SERVE,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+(SERVE,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 ALONE = """
 import runpy, sys
 
@@ -173,7 +173,7 @@ def test_only_what_scores_depend_on_is_kept(tiny):
 
 @pytest.mark.parametrize(("names", "share"), [(("entropy_e",), 0.1525), (("entropy_e", "noise_norm"), 0.9216)])
 def test_what_of_stable_diffusion_14_an_archive_holds(names, share):
-    """The README's gigabytes, of shapes: no weights are allocated."""
+    """The gigabytes of docs/serving.md, of shapes: no weights are allocated."""
     sd = aot_programs.model("sd14")
     programs = []
 

@@ -125,7 +125,7 @@ def test_first_step_detectors_share_their_forwards(unet, plain_pair):
 
 
 def test_what_a_prompt_costs(unet):
-    """The README's FLOPs of `detect`, text encoder included."""
+    """The FLOPs of `detect` in docs/benchmarks.md, text encoder included."""
     encoder = abstract(CLIPTextModel, CLIPTextConfig())
     text = flops(jax.jit(lambda encoder, ids: encoder(ids)).trace(encoder, shape(1, 77, dtype=jnp.int32)))
     assert text + first_step(unet, ("entropy_e",)) == pytest.approx(0.178e12, rel=0.01)

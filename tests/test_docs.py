@@ -1,0 +1,113 @@
+"""README and docs: their Python runs as it stands, and what they name exists."""
+
+import re
+import tomllib
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+from memattn_jax.registries import DETECTORS
+
+ROOT = Path(__file__).parent.parent
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in FILES}
+README = PAGES["README.md"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+
+
+WITH_PYTHON = {page for page in PAGES if blocks(page, "python")}
+
+
+def lines_of(page: str) -> list[str]:
+    """The lines of a page's commands."""
+    return "".join(blocks(page, "bash")).splitlines()
+
+
+def run(page: str, model: Path) -> dict:
+    """The names that a page's Python defines, run in order on a model that compiles quickly."""
+    scope: dict = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        for named in ('"PATH_OR_HUB_NAME"', "demo.MODEL"):
+            block = block.replace(named, repr(str(model)))
+        exec(block, scope)
+    return scope
+
+
+def option_names(options: type) -> set[str]:
+    """What the options of a command are called on its command line, those of nested settings too."""
+    hints, names = get_type_hints(options), set()
+    for field in fields(options):
+        kind = hints[field.name]
+        names |= option_names(kind) if is_dataclass(kind) else {"--" + field.name.replace("_", "-")}
+    return names
+
+
+@pytest.mark.slow
+def test_quickstart(model):
+    scope = run("docs/quickstart.md", model)
+    sampled, found = scope["run"], scope["found"]
+    assert sampled.images.shape == (2, 8, 8, 3)
+    assert sampled.images.dtype == np.uint8
+    assert sampled.latents.shape == (2, 4, 4, 4)
+    assert {tap.shape for tap in sampled.tokens.values()} == {(50, 2, 2, 77)}
+    assert sampled.lengths.tolist() == [len(scope["sd"].tokenizer.clip(text).input_ids) for text in sampled.prompts]
+    assert {name: score.shape for name, score in found.scores.items()} == {"entropy_e": (2,), "noise_norm": (2,)}
+    assert all(np.isfinite(score).all() for score in found.scores.values())
+
+
+@pytest.mark.slow
+def test_readme(model):
+    scope = run("README.md", model)
+    peaks = scope["run"].taps["peak"]
+    assert {peak.shape for peak in peaks.values()} == {(10, 2)}
+    assert all(np.all((peak > 1 / 77) & (peak < 1)) for peak in peaks.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md"}))
+def test_python_of_other_pages_runs(page, model):
+    assert run(page, model)
+
+
+def test_readme_is_short_and_begins_with_its_two_commands():
+    assert len(README.splitlines()) <= 150
+    assert lines_of("README.md")[:2] == [
+        "pip install -e . && python -m memattn_jax.generate",
+        'pip install -e ".[test,fleet]" && pytest',
+    ]
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_has_a_page(name):
+    page = PAGES[f"docs/detectors/{name}.md"]
+    headings = ("Formula", "Cost", "Source", "What the authors' code does differently")
+    assert [heading for heading in headings if f"\n## {heading}\n" not in page] == []
+    assert f"`{name}`" in PAGES["docs/detectors/index.md"]
+
+
+@pytest.mark.parametrize("page", sorted(page for page in PAGES if blocks(page, "bash")))
+def test_commands_have_the_options_that_are_shown(page):
+    for line in lines_of(page):
+        for verb, arguments in re.findall(r"python -m memattn_jax\.(\w+)([^#]*)", line):
+            known = option_names(import_module(f"memattn_jax.commands.{verb}").Options)
+            assert set(re.findall(r"--[a-z-]+", arguments)) <= known, line
+
+
+@pytest.mark.parametrize("page", sorted(page for page in PAGES if "pip install -e" in PAGES[page]))
+def test_extras_exist(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extras in re.findall(r'pip install -e "\.\[([\w,-]+)\]"', PAGES[page]):
+        assert set(extras.split(",")) <= project["optional-dependencies"].keys()
