@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from memattn_jax.registries import DETECTORS
 
+from memattn_jax.models.abstract import abstract
+from memattn_jax.models.configs import UNetConfig
+from memattn_jax.models.unet import UNet2DConditionModel
+
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in FILES}
@@ -74,6 +78,13 @@ def test_readme(model):
 @pytest.mark.parametrize("page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md"}))
 def test_python_of_other_pages_runs(page, model):
     assert run(page, model)
+
+
+def test_the_fourth_site_is_called_what_the_pages_say():
+    sites = abstract(UNet2DConditionModel, UNetConfig()).sites
+    assert f"`{sites[3]}` is the fourth" in " ".join(PAGES["docs/seam.md"].split())
+    block = sites[3].partition(".transformer")[0]
+    assert f"fourth cross-attention layer, `{block}`" in PAGES["docs/detectors/entropy_e.md"]
 
 
 def test_readme_is_short_and_begins_with_its_two_commands():
