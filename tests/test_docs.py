@@ -13,7 +13,7 @@ import pytest
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.configs import UNetConfig
 from memattn_jax.models.unet import UNet2DConditionModel
-from memattn_jax.registries import DETECTORS
+from memattn_jax.registries import DETECTORS, MITIGATIONS, SCHEDULERS
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -108,6 +108,11 @@ def test_a_detector_has_a_page(name):
     headings = ("Formula", "Cost", "Source", "What the authors' code does differently")
     assert [heading for heading in headings if f"\n## {heading}\n" not in page] == []
     assert f"`{name}`" in PAGES["docs/detectors/index.md"]
+
+
+def test_names_of_the_command_line_are_listed():
+    assert [name for name in (*SCHEDULERS, *MITIGATIONS) if f"`{name}`" not in PAGES["docs/supported.md"]] == []
+    assert [name for name in MITIGATIONS if f"docs/mitigations/{name}.md" not in PAGES] == []
 
 
 @pytest.mark.parametrize("page", sorted(page for page in PAGES if blocks(page, "bash")))
