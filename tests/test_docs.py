@@ -1,6 +1,7 @@
 """README and docs: their Python runs as it stands, and what they name exists."""
 
 import re
+import subprocess
 import tomllib
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in FILES}
 README = PAGES["README.md"]
+EXTENDING = "docs/extending.md"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -75,10 +77,18 @@ def test_readme(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md", "docs/extending.md"}))
+@pytest.mark.parametrize("page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md", EXTENDING}))
 def test_python_of_other_pages_runs(page, model):
-    """But for docs/extending.md, which is `test_extending.py`."""
     assert run(page, model)
+
+
+@pytest.mark.slow
+def test_what_extending_uses_is_defined_there():
+    """Its classes are run by `test_extending.py`, which leaves out the lines that use them."""
+    code = "\n".join(blocks(EXTENDING, "python"))
+    command = ["ruff", "check", "--isolated", "--select=F821", "--quiet", "-"]
+    checked = subprocess.run(command, input=code, capture_output=True, text=True, check=False)
+    assert not checked.returncode, checked.stdout
 
 
 def test_the_fourth_site_is_called_what_the_pages_say():
