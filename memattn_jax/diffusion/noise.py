@@ -12,10 +12,15 @@ def row_keys(seeds: Array) -> Array:
         return jax.vmap(lambda seed: jax.random.fold_in(seed_key(0), seed))(seeds)
 
 
-def step_keys(keys: Array, step: Array) -> Array:
+def step_keys(keys: Array, step: Array | int) -> Array:
     """Keys of each row for one step, [batch]; other ones than the starting noise is drawn with."""
+    return fold(keys, step + 1)
+
+
+def fold(keys: Array, number: Array | int) -> Array:
+    """Other keys of each row, one for each number: [batch] to [batch]."""
     with fixed_draws():
-        return jax.vmap(lambda key: jax.random.fold_in(key, step + 1))(keys)
+        return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def unit_noise(seeds: Array, shape: tuple[int, ...]) -> Array:

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from memattn_jax.diffusion.mitigation import Mitigation, Prediction, Start, Step, choose_rows, overrides
-from memattn_jax.diffusion.noise import step_keys
+from memattn_jax.diffusion.noise import fold, step_keys
 from memattn_jax.interceptors import Interceptor, OnRows, Tap
 from memattn_jax.models.protocols import prepare_text
 from memattn_jax.pytree import pytree, static
 from memattn_jax.schedulers import Row, Schedule
 
 Taps = dict[str, dict[str, Any]]  # {name: {site: tap}}
+MITIGATION = 1  # folded into a step's keys: a mitigation's draws are not the solver's
 
 
 @pytree
@@ -122,7 +123,8 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
         return call_unet(plan.unet, noise * sigma, first, context, Interceptor(lengths=plan.lengths))[0]
 
     scale = jnp.broadcast_to(plan.guidance_scale[0], len(noise))
-    start = Start(noise, plan.context, plan.negative, plan.lengths, scale, plan.keys, plan.schedule, predict)
+    keys = fold(step_keys(plan.keys, -1), MITIGATION)
+    start = Start(noise, plan.context, plan.negative, plan.lengths, scale, keys, plan.schedule, predict)
     start = start._replace(context=choose_rows(plan.active, mitigation.embeddings(start), plan.context))
     start = start._replace(noise=choose_rows(plan.active, mitigation.noise(start), noise))
     context = jnp.concatenate([plan.negative, start.context]) if plan.guided else start.context
@@ -157,7 +159,7 @@ def step_once(plan: Plan, text: Any, state: State, row: Row, scale: Array) -> tu
         plan.lengths,
         plan.context,
         plan.negative,
-        keys,
+        fold(keys, MITIGATION),
         predict,
     )
     edits = mitigation.edits(step)
