@@ -213,9 +213,9 @@ def test_the_archive_holds_data_alone(tiny, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="prompt cut"):
         np.testing.assert_array_equal(padded["input_ids"], tiny.tokenizer([*PROMPTS, LONG]).input_ids)
 
-    assert b"scorer.py" not in artifact.program
+    assert b"programs.py" not in artifact.program
     monkeypatch.setattr(export, "no_locations", nullcontext)
-    assert b"scorer.py" in export.export_detector(scorer, 2).program
+    assert b"programs.py" in export.export_detector(scorer, 2).program
 
 
 def test_input_that_does_not_fit_is_refused(tiny):

@@ -1,8 +1,8 @@
 """Export a checkpoint's detectors for other programs: `memattn convert`.
 
 --export detector writes one file, by default detector.zip: the first-step detectors from token ids to scores, compiled
-to StableHLO, with their weights, tokenizer and thresholds. It runs in Python with JAX and without this package; the
-README's "Serve a detector" shows how.
+to StableHLO, with their weights, tokenizer and thresholds. It runs in Python with JAX and without this package;
+docs/serving.md shows how.
 """
 
 from dataclasses import dataclass
@@ -136,7 +136,7 @@ def print_summary(options: Options, scorer: "Scorer", artifact: "Artifact", abou
     )
     limits = ", ".join(f"{name} {value:.4f}" for name, value in about["thresholds"].items())
     print(f"thresholds: {limits or 'none; fit them with detect --calibrate, and give --calibration'}")
-    print('the README\'s "Serve a detector" has the program that runs it, with jax, flatbuffers and transformers alone')
+    print("docs/serving.md has the program that runs it, with jax, flatbuffers and transformers alone")
 
 
 def main(options: Options) -> None:

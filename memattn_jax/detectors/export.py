@@ -93,10 +93,11 @@ def block_program(scorer: Scorer) -> tuple[Score, Arrays]:
     inputs = scorer.inputs(scorer.probes_for(None), None, None)
     parts = {"text_encoder": scorer.model.text_encoder, "inputs": inputs, "detectors": scorer.first_step}
     leaves, structure = jax.tree_util.tree_flatten_with_path(parts)
-    arrays = {
-        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): jnp.asarray(leaf)
-        for path, leaf in leaves
-    }
+
+    def name(path: Any) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value").removeprefix("inputs.")
+
+    arrays = {name(path): jnp.asarray(leaf) for path, leaf in leaves}
     assert len(arrays) == len(leaves)
     shapes = shapes_of(arrays)
 
