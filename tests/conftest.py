@@ -8,18 +8,19 @@ import jax
 import pytest
 from quick import xla_flags
 
-CACHE = str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla"))
-
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XLA_FLAGS"] = xla_flags()
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads wait for each other longer than a tiny model takes
-# libtpu is installed to compile for TPUs, and JAX would look for one with it, at length and in vain
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE  # for the commands that tests start
-jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_compilation_cache_dir", CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+SETTINGS = {
+    # libtpu is installed to compile for TPUs, and JAX would look for one with it, at length and in vain
+    "jax_platforms": os.environ.get("JAX_PLATFORMS", "cpu"),
+    "jax_default_matmul_precision": "highest",
+    "jax_compilation_cache_dir": str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla")),
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+}
+for name, value in SETTINGS.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for the commands that tests start, which so find what is compiled here
 
 
 @pytest.fixture(scope="session")
