@@ -92,7 +92,7 @@ def test_what_it_prints(out):
     _, done = out
     lines = done.stdout.splitlines()
     assert len(lines) == 8
-    assert lines[6] == "E reads up_blocks.1.attentions.1.transformer_blocks.0.attn2"
+    assert lines[6] == "E reads up_blocks.0.attentions.1.transformer_blocks.0.attn2"
     assert lines[5] == "1 prompt was longer than 77 tokens and cut there; the column cut says which"
     assert lines[0].startswith("00000.png  E ")
     assert lines[0].endswith("  a cat  (mitigated)")

@@ -37,7 +37,7 @@ class Pair:
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def pair(request, tmp_path_factory, random_model) -> Pair:
     folder = tmp_path_factory.mktemp(request.param)
-    micro.write_model(folder, random_model, request.param)
+    micro.write_model(folder, random_model, request.param, unet=micro.TWO_RESOLUTIONS)
     if request.param == "v_prediction":
         path = folder / "unet" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_head_dim": [2, 4]}))
