@@ -1,6 +1,7 @@
 """The training step: what must not change its result."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -14,19 +15,13 @@ from flax import nnx
 from one_step import ROWS, SETTINGS, batch, gradients, step
 from quick import xla_flags
 
-from memattn_jax import InputError, StableDiffusion
+from memattn_jax import InputError
+from memattn_jax.commands import finetune
 from memattn_jax.training.gate import Thresholds
 from memattn_jax.training.objective import add_noise, row_keys
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start, trained
-from memattn_jax.training.step import Batch, draw, networks, train_step
-
-
-@pytest.fixture(scope="module")
-def sd(random_model, tmp_path_factory) -> StableDiffusion:
-    path = tmp_path_factory.mktemp("micro") / "model"
-    micro.write_model(path, random_model)
-    return StableDiffusion.from_pretrained(path)
+from memattn_jax.training.step import Batch, draw, forward, networks, train_step
 
 
 def largest_difference(a, b) -> float:
@@ -44,34 +39,36 @@ def test_timesteps_are_drawn_where_the_settings_say():
 @pytest.mark.slow
 def test_micro_batches_and_remat_change_nothing(sd):
     (plain, metrics), _ = step(sd, SETTINGS)
-    for other in (
-        dataclasses.replace(SETTINGS, accumulation=2),
-        dataclasses.replace(SETTINGS, accumulation=4, remat=True),
-    ):
-        (state, new), _ = step(sd, other)
-        assert new["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
-        np.testing.assert_allclose(new["error"], metrics["error"], rtol=1e-5)
-        assert largest_difference(gradients(state), gradients(plain)) < 1e-6
+    (state, new), _ = step(sd, dataclasses.replace(SETTINGS, accumulation=2, remat=True))
+    assert new["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    np.testing.assert_allclose(new["error"], metrics["error"], rtol=1e-5)
+    assert largest_difference(gradients(state), gradients(plain)) < 1e-6
+
+
+GATED = dataclasses.replace(SETTINGS, gate="entropy", dropout=0.0, gate_bins=1, weight_decay=0.0)
 
 
 def test_gated_rows_are_out_of_the_loss_and_its_gradient(sd):
     """Half the rows scored above their threshold: the update is that of the other half."""
-    settings = dataclasses.replace(SETTINGS, gate="entropy", dropout=0.0, gate_bins=1)
-    (_, ungated), _ = step(sd, settings, Thresholds(jnp.asarray([jnp.inf])))
+    (_, ungated), _ = step(sd, GATED, Thresholds(jnp.asarray([jnp.inf])))
     gamma = jnp.sort(ungated["score"])[ROWS // 2]
-    (state, metrics), _ = step(sd, settings, Thresholds(gamma[None]))
+    (state, metrics), _ = step(sd, GATED, Thresholds(gamma[None]))
     np.testing.assert_array_equal(metrics["weight"], (ungated["score"] < gamma).astype(np.float32))
     assert metrics["kept"] == 0.5
     assert metrics["loss"] == pytest.approx(float((metrics["weight"] * ungated["error"]).sum() / 2), rel=1e-5)
-    assert largest_difference(state.params, start(sd, settings)[0].params) > 1e-5
-    strict = dataclasses.replace(settings, weight_decay=0.0)
-    everything_gated, setup = step(sd, strict, Thresholds(jnp.asarray([-1.0])))
+    assert largest_difference(state.params, start(sd, GATED)[0].params) > 1e-5
+    everything_gated, setup = step(sd, GATED, Thresholds(jnp.asarray([-1.0])))
     assert everything_gated[1]["loss"] == 0.0
-    assert largest_difference(everything_gated[0].params, start(sd, settings)[0].params) == 0.0
+    assert largest_difference(everything_gated[0].params, start(sd, GATED)[0].params) == 0.0
     data = batch(sd)
     data.input_ids[2] = setup.empty_ids  # an empty caption is trained on as a dropped one is
-    _, metrics = train_step(start(sd, strict, Thresholds(jnp.asarray([-1.0])))[0], setup, data)
+    _, metrics = train_step(start(sd, GATED, Thresholds(jnp.asarray([-1.0])))[0], setup, data)
     np.testing.assert_array_equal(metrics["weight"], [0, 0, 1, 0])
+
+
+def scores(setup, params, data, draws):
+    """What a gate compares with its thresholds, by the forward pass alone."""
+    return jax.jit(forward, static_argnames="gated")(setup, params, data, draws, gated=True)[1]
 
 
 @pytest.mark.slow
@@ -80,9 +77,8 @@ def test_the_score_is_read_from_the_training_forward_pass(sd):
     from memattn_jax.entropy import mean_over_sites, token_entropy
     from memattn_jax.interceptors import Interceptor, TokenMeans
 
-    settings = dataclasses.replace(SETTINGS, gate="entropy", dropout=0.0)
-    (_, metrics), setup = step(sd, settings)
-    state, _ = start(sd, settings)
+    (_, metrics), setup = step(sd, GATED, Thresholds(jnp.asarray([jnp.inf])))
+    state, _ = start(sd, GATED)
     draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout, setup.high_noise)
     posterior = sd.vae.encode(batch(sd).pictures / 127.5 - 1)
     latents = posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draws.posterior
@@ -92,39 +88,47 @@ def test_the_score_is_read_from_the_training_forward_pass(sd):
     _, taps = unet(noisy, draws.timesteps, context, Interceptor(taps={"tokens": TokenMeans()}))
     taps = taps["tokens"]
     np.testing.assert_allclose(metrics["score"], token_entropy(mean_over_sites(taps)), atol=1e-5)
-    (_, metrics), _ = step(sd, dataclasses.replace(settings, gate_sites="up_blocks"))
+    _, up = start(sd, dataclasses.replace(GATED, gate_sites="up_blocks"))
     some = {site: tap for site, tap in taps.items() if site.startswith("up_blocks.")}
     assert 0 < len(some) < len(taps)
-    np.testing.assert_allclose(metrics["score"], token_entropy(mean_over_sites(some)), atol=1e-5)
+    read = scores(up, state.params, batch(sd), draws)
+    np.testing.assert_allclose(read, token_entropy(mean_over_sites(some)), atol=1e-5)
     with pytest.raises(InputError, match=r"no cross-attention layer 'middle'…; this model has down_blocks\.0"):
-        start(sd, dataclasses.replace(settings, gate_sites="middle"))
+        start(sd, dataclasses.replace(GATED, gate_sites="middle"))
 
 
 @pytest.mark.slow
 def test_noise_norm_gate_scores_what_wen_scores(sd):
     settings = dataclasses.replace(SETTINGS, gate="noise_norm", dropout=0.5, seed=3)
-    (_, metrics), setup = step(sd, settings)
-    dropped = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout, setup.high_noise).dropped
+    state, setup = start(sd, settings)
+    draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout, setup.high_noise)
+    dropped = np.asarray(draws.dropped)
     assert dropped.any()
     assert not dropped.all()
-    np.testing.assert_allclose(np.asarray(metrics["score"])[np.asarray(dropped)], 0.0, atol=1e-4)
-    assert (np.asarray(metrics["score"])[~np.asarray(dropped)] > 1e-2).all()
+    found = np.asarray(scores(setup, state.params, batch(sd), draws))
+    np.testing.assert_allclose(found[dropped], 0.0, atol=1e-4)
+    assert (found[~dropped] > 1e-2).all()
 
 
 @pytest.mark.slow
 def test_the_gate_costs_no_forward_pass():
-    """On Stable Diffusion's geometry at full depth: FLOPs of a gated step within 0.5 % of an ungated one."""
+    """In layers as large as Stable Diffusion's: FLOPs of a gated step within 0.5 % of an ungated one."""
     from memattn_jax.models.abstract import abstract
     from memattn_jax.models.clip_text import CLIPTextModel
     from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
     from memattn_jax.models.unet import UNet2DConditionModel
     from memattn_jax.models.vae import AutoencoderKL
-    from memattn_jax.training.step import forward
 
     def shape(*dimensions, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(dimensions, dtype)
 
-    unet, text = abstract(UNet2DConditionModel, UNetConfig()), abstract(CLIPTextModel, CLIPTextConfig())
+    config = UNetConfig(
+        block_out_channels=(320, 640),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+    )
+    unet, text = abstract(UNet2DConditionModel, config), abstract(CLIPTextModel, CLIPTextConfig())
     vae = abstract(AutoencoderKL, VAEConfig())
 
     def flops(gated: bool, score: str) -> float:
@@ -160,20 +164,20 @@ def test_the_gate_costs_no_forward_pass():
 
 
 @pytest.mark.slow
-def test_devices_change_nothing(random_model, tmp_path):
-    """Four virtual devices against one, in processes of their own."""
-    folder = tmp_path / "model"
-    micro.write_model(folder, random_model)
+def test_devices_change_nothing(model, tmp_path):
+    """Four virtual devices, in a process of their own, against this one's."""
     micro.write_pictures(tmp_path / "data")
-    losses = []
-    for devices in (1, 4):
-        out = tmp_path / f"out{devices}"
-        command = [sys.executable, "-m", "memattn_jax.finetune", "--model", folder, "--data", tmp_path / "data"]
-        command += ["--out", out, "--steps", "5", "--batch-size", "8", "--learning-rate", "1e-3", "--gate", "entropy"]
-        environment = os.environ | {"XLA_FLAGS": xla_flags(devices)}
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-        losses.append([line.split(", ")[1] for line in (out / "metrics.jsonl").read_text().splitlines()])
-    one, four = ([float(loss.split(": ")[1]) for loss in run] for run in losses)
+    settings = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "gate": "entropy"}
+    words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "memattn_jax.finetune", "--model", model, "--data", tmp_path / "data"]
+    command += ["--out", tmp_path / "four", *words]
+    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": xla_flags(4)}, capture_output=True)
+    options = {"model": str(model), "data": tmp_path / "data", "out": tmp_path / "one"}
+    finetune.main(finetune.Options(**options, settings=TrainSettings(**settings)))
+    one, four = (
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "four")
+    )
     np.testing.assert_allclose(four, one, rtol=1e-4)
     assert one[0] != one[-1]
 
