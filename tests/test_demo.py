@@ -12,7 +12,7 @@ from memattn_jax import StableDiffusion, demo
 from memattn_jax.commands import command as commands
 from memattn_jax.commands import generate
 from memattn_jax.copies.correlation import REPRODUCED, normalized_correlation
-from memattn_jax.report.showcase import WHICH_WAY_IS_BAD
+from memattn_jax.report.showcase import HOW_TO_READ
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def test_no_arguments_show_what_memorization_is(tmp_path, monkeypatch, capsys):
     assert printed[0] == demo.NOTE
     assert printed[3].endswith("(mitigated)")
     assert printed[1].endswith(demo.SHOWCASE[0])
-    explained = printed.index(WHICH_WAY_IS_BAD)
+    explained = printed.index(HOW_TO_READ)
     assert printed[explained - 2].startswith("memorized prompt: correlation with the nearest memorized image 0.9")
     assert "showcase.png" in printed[-1]
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]

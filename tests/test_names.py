@@ -88,7 +88,7 @@ for verb, lines in {WRONG!r}.items():
     assert len(errors) == len(lines)
     for error, line in zip(errors, lines, strict=True):
         assert error.startswith("error: ")
-        options = [word for word in line if word.startswith("--")] or ["--data: is required"]
+        options = [word for word in line if word.startswith("--")] or ["--data"]
         assert any(option in error for option in options) or "no such model: gone" in error
         assert len(error) <= LIMIT + len("error: ")
     shown = " ".join(done.stdout.replace("│", " ").split())

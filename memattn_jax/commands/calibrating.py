@@ -1,4 +1,4 @@
-"""What `detect` knows of clean prompts: calibrations made, checked, and turned into the rule that verdicts follow."""
+"""Calibration for `detect`: fit one, check that it matches the scorer, and derive the rule for verdicts."""
 
 import warnings
 import zlib
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memattn_jax.errors import InputError
+from memattn_jax.text import counted
 
 if TYPE_CHECKING:
     from memattn_jax.detectors import Detection, Scorer
@@ -18,7 +19,7 @@ FPR = 0.01
 
 
 def noise_seed(prompt: str, first: int, probes: int) -> int:
-    """Seed of the first probe where each prompt has its own, from its text and the seed of the command line."""
+    """Seed of a prompt's first noise sample, derived from its text and the seed of the command line."""
     return (zlib.crc32(prompt.encode()) + first) % (2**32 - probes)
 
 
@@ -36,7 +37,7 @@ def fit(
     clean = list(dict.fromkeys(prompts))
     size = rows_multiple(min(batch_size, len(clean)), scorer.model.mesh)
     looks = [scorer]
-    if scorer.first_step:  # and once as a guard looks, through a noise of each prompt's own
+    if scorer.first_step:  # and once as a guard does, with separate noise for each prompt
         looks.append(replace(scorer, detectors=scorer.first_step, seed=None, probes=1, attribute=False))
     with tqdm(total=len(looks) * len(clean), unit="prompt", desc="calibrating", disable=None) as bar:
         found: list[list[Detection]] = []
@@ -50,13 +51,13 @@ def fit(
     store.write("calibration.json", to_json(calibration).encode())
     if len(clean) > (kept := len(next(iter(calibration.scores.values())))):
         warnings.warn(
-            f"{len(clean) - kept} clean prompts have a score that is not finite, and are left out", stacklevel=1
+            f"left out {counted(len(clean) - kept, 'clean prompt')} with a score that is not finite", stacklevel=1
         )
     return calibration
 
 
 def checked(scorer: "Scorer", given: "Calibration | None", *, asked_for: bool) -> "Calibration | None":
-    """The calibration if it fits the scorer; else InputError where the user named it, and a warning where not."""
+    """The calibration if it matches the scorer; else raises InputError if the user named it, and warns if not."""
     if given is not None:
         try:
             given.check(scorer)
@@ -69,7 +70,7 @@ def checked(scorer: "Scorer", given: "Calibration | None", *, asked_for: bool) -
 
 
 def rule_of(scorer: "Scorer", calibration: "Calibration | None", fpr: float | None, fdr: float | None) -> "Rule | None":
-    """How verdicts are made of the scores, and a warning where clean prompts are too few for any."""
+    """The rule that turns scores into verdicts; warns where clean prompts are too few for any."""
     from memattn_jax.detectors.calibration.conformal import clean_needed
     from memattn_jax.detectors.calibration.verdicts import Rule
 
@@ -80,21 +81,22 @@ def rule_of(scorer: "Scorer", calibration: "Calibration | None", fpr: float | No
         return None
     if others := [name for name in scorer.judging if name not in joint.names]:
         warnings.warn(
-            f"no clean scores of {', '.join(others)}; verdicts come from {', '.join(joint.names)}", stacklevel=1
+            f"the calibration has no scores of {', '.join(others)}; verdicts use {', '.join(joint.names)} alone",
+            stacklevel=1,
         )
     level = calibration.fpr if fpr is None and fdr is None else fpr
     rule = Rule(joint, level, fdr)
     if not rule.resolved:
         rate = fdr if level is None else level
         warnings.warn(
-            f"{len(joint.clean)} clean prompts cannot resolve a rate of {rate:g}, and no verdict is clean; "
-            f"{clean_needed(rate)} are needed, besides those that scales are fitted on",  # type: ignore[arg-type]
+            f"too few clean prompts for a rate of {rate:g}, so no verdict is clean: {len(joint.clean)}, and "
+            f"{clean_needed(rate)} are needed besides those that the scales are fitted on",  # type: ignore[arg-type]
             stacklevel=1,
         )
     return rule
 
 
-def tell_thresholds(rule: "Rule") -> None:
+def print_thresholds(rule: "Rule") -> None:
     """Prints where each detector's scores make a verdict "memorized"."""
     from memattn_jax.evaluation.metrics import threshold_at_fpr
 
@@ -104,4 +106,4 @@ def tell_thresholds(rule: "Rule") -> None:
     for i, (name, value) in enumerate(rule.joint.thresholds(rule.fpr).items()):
         low, high = (rule.joint.centre[i] + rule.joint.spread[i] * bound for bound in (interval.low, interval.high))
         interval_text = f"95 % interval {low:.4f} to {high:.4f}"
-        print(f"{name}: threshold {value:.4f}, {interval_text}, {len(rule.joint.clean)} clean prompts")
+        print(f"{name}: threshold {value:.4f}, {interval_text}, {counted(len(rule.joint.clean), 'clean prompt')}")

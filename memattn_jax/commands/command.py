@@ -27,14 +27,14 @@ from memattn_jax.commands.host import (
 from memattn_jax.errors import LIMIT, InputError
 from memattn_jax.text import printable
 
-FORMAT = 2  # of tables: their columns and what these mean; a run goes on with its own only
+FORMAT = 2  # version of the tables' columns; a run resumes only a table of the same version
 
 
 class Checked(Protocol):
-    """Options of a command, a dataclass."""
+    """Options of a command: a dataclass that can check itself."""
 
     def check(self) -> None:
-        """Raises InputError or OSError for what cannot be, without importing JAX."""
+        """Raises InputError or OSError for invalid options, without importing JAX."""
 
 
 Options = TypeVar("Options", bound=Checked)
@@ -49,17 +49,17 @@ def run_command(
 ) -> NoReturn:
     """Parses the command line into a dataclass, checks it, and runs `main`.
 
-    Exit status: 0 done; 2 for what the user got wrong, after one line on standard error; 130 interrupted, after one
-    that says what is kept: the interrupt's own text or `kept`. Any other exception is a defect and keeps its traceback.
-    A program that calls this finds its own settings afterwards.
+    Exit status: 0 done; 2 for a mistake of the user's, after one line on standard error; 130 interrupted, after one
+    that says what is kept. Any other exception is a defect and keeps its traceback. The settings of a host program are
+    restored afterwards.
 
     Args:
       verb: name of the command.
       options: dataclass of its options.
       main: what it does.
-      kept: what an interrupt that has no text of its own leaves behind.
+      kept: what an interrupt leaves behind; used for interrupts without a message of their own.
       alone: whether the process exists for this command only, so that an interrupt may end it while a thread still
-        waits for the device; a host program may want to go on, and can catch SystemExit.
+        waits for the device. A host program can catch SystemExit and continue.
     """
     with (
         quiet_pipes(),
@@ -87,7 +87,7 @@ def run_command(
 
 
 def parse(verb: str, options: type[Options]) -> Options:
-    """The command line as a dataclass; exits after one line on standard error where it holds a mistake."""
+    """The command line as a dataclass; on a mistake, prints one line on standard error and exits."""
     import tyro
 
     join_help(options)
@@ -102,7 +102,7 @@ def parse(verb: str, options: type[Options]) -> Options:
 
 
 def join_help(options: Any) -> None:
-    """Has `--help` fill its lines with each field's docstring; tyro would break them where the source does."""
+    """Makes `--help` wrap each field's docstring to the terminal; tyro would keep the line breaks of the source."""
     texts: dict[str, str] = {}
     for part in reversed(options.__mro__[:-1]):
         with contextlib.suppress(OSError):  # without its source, tyro finds no docstrings either
@@ -117,7 +117,7 @@ def join_help(options: Any) -> None:
 
 
 def note(line: str) -> None:
-    """Says on standard error what a user should know, and need not act on."""
+    """Prints a note on standard error: something to know that needs no action."""
     print(f"note: {printable(line)}", file=sys.stderr)
 
 
@@ -129,15 +129,17 @@ MISSING = re.compile(r"Missing from .*?: (--\S+).*")
 def parse_error(box: str) -> str:
     """The message in the box that tyro draws around an error, as one line, with the option that was likely meant."""
     lines = [line.strip("│| ") for line in box.splitlines()]
-    rules = [i for i, line in enumerate(lines) if not line.strip("─╰╯+-")]  # lines drawn, in either alphabet
+    rules = [
+        i for i, line in enumerate(lines) if not line.strip("─╰╯+-")
+    ]  # the lines that make up the box, in Unicode or ASCII
     start = next((i + 1 for i, line in enumerate(lines) if line[:1] in "╭+-"), 0)
     end = next((i for i in rules if i > start), len(lines))
     message = " ".join(lines[start:end])
     if wrong := NOT_A_NUMBER.fullmatch(message):
         option, kind, value = wrong.groups()
-        return f"{option} {value}: a {'whole ' * kind.endswith('int')}number is needed"
+        return f"{option} {value}: must be a {'whole ' * kind.endswith('int')}number"
     if missing := MISSING.fullmatch(message):
-        return f"{missing[1]}: is required; see --help"
+        return f"{missing[1]} is required; see --help"
     near = next((line.split()[0] for line in lines[end:] if re.match("--[a-z]", line)), None)
     meant = f"did you mean {near}? " if near is not None and message.startswith("Unrecognized") else ""
     return f"{message}; {meant}see --help"

@@ -31,7 +31,7 @@ class Options:
     """Export first-step detectors as one file that runs without this package."""
 
     export: Literal["detector"] = "detector"
-    """What to export; there is one kind."""
+    """What to export; detector is the only kind so far."""
     out: Path = Path("detector.zip")
     """File to write."""
     overwrite: bool = False
@@ -48,7 +48,7 @@ class Options:
     """Calibration file from `detect --calibrate`; its thresholds and settings are exported too. Default: the built-in
     model's own."""
     batch_size: int = 16
-    """Number of prompts that the exported program computes at once; it accepts any number, and pads the last batch."""
+    """Batch size of the exported program, which takes any number of prompts and pads the last batch."""
     platforms: Annotated[str | None, BY_DEFAULT] = None
     """Platforms to compile for, separated by commas: cpu, cuda, rocm, tpu. Default: this machine's."""
     seed: Annotated[int | None, BY_DEFAULT] = None
@@ -56,15 +56,16 @@ class Options:
     probes: Annotated[int | None, BY_DEFAULT] = None
     """Number of noise samples to average scores over. Default: the calibration's, or 1."""
     steps: Annotated[int | None, BY_DEFAULT] = None
-    """Number of sampling steps, of which the first is looked at. Default: the calibration's, or 50."""
+    """Number of sampling steps, of which the first is computed. Default: the calibration's, or 50."""
     site: Annotated[str | None, BY_DEFAULT] = None
-    """Cross-attention layer that entropy_e reads. Default: the model's own, for most the paper's, the fourth."""
+    """Cross-attention layer that entropy_e reads. Default: the one that the checkpoint names, else the fourth, as in
+    the paper."""
 
     def check(self) -> None:
-        """Raises InputError or OSError for options that cannot be, without importing JAX."""
-        for name in self.detectors.split(","):  # one that exists, but sees more, gets a reason
+        """Raises InputError or OSError for invalid options, without importing JAX."""
+        for name in self.detectors.split(","):  # a detector that exists but needs more than the first step
             if name in DETECTORS and name not in FIRST_STEP:
-                raise InputError(f"--detectors {name}: cannot be exported; first-step detectors can: {ALL_FIRST}")
+                raise InputError(f"--detectors {name}: only first-step detectors can be exported: {ALL_FIRST}")
         for platform in () if self.platforms is None else self.platforms.split(","):
             check_name("platform", platform, PLATFORMS, "--platforms")
         detect_options(self, names_of(self.detectors, FIRST_STEP, "--detectors", "detector")).check()
@@ -76,7 +77,7 @@ def check_out(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise InputError(f"--out {path}: is a folder; name a file")
     if path.exists() and not overwrite:
-        raise InputError(f"--out {path}: exists already; choose another file, or give --overwrite")
+        raise InputError(f"--out {path}: already exists; choose another file or add --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
     probe = path.with_name(f".{path.name}.partial")
     probe.touch()
@@ -84,7 +85,7 @@ def check_out(path: Path, overwrite: bool) -> None:
 
 
 def detect_options(options: Options, names: tuple[str, ...]) -> detect.Options:
-    """What `detect` would be called with for the same scores."""
+    """The options with which `detect` computes the same scores."""
     same = ("model", "dtype", "calibration", "seed", "probes", "steps", "site")
     given = {name: getattr(options, name) for name in same}
     return detect.Options(
@@ -95,7 +96,7 @@ def detect_options(options: Options, names: tuple[str, ...]) -> detect.Options:
 def metadata(
     scorer: "Scorer", artifact: "Artifact", calibration: "Calibration | None", options: Options
 ) -> dict[str, Any]:
-    """What the archive's metadata.json says."""
+    """Content of the archive's metadata.json."""
     joint = None if calibration is None else calibration.joint(scorer.detectors)
     limits = {} if calibration is None or joint is None else joint.thresholds(calibration.fpr)
     return {
@@ -127,20 +128,21 @@ def print_summary(options: Options, scorer: "Scorer", artifact: "Artifact", abou
     all_weights = [leaf for part in (sd.unet, sd.vae, sd.text_encoder) for leaf in jax.tree.leaves(part)]
     kept, whole = (sum(array.nbytes for array in arrays) for arrays in (artifact.arrays.values(), all_weights))
     print(
-        f"{options.out}: {options.out.stat().st_size:,} bytes, of them program {len(artifact.program):,} and "
-        f"{len(artifact.arrays)} arrays {kept:,}; the checkpoint has {len(all_weights)}, {whole:,} bytes in {sd.dtype}"
+        f"{options.out}: {options.out.stat().st_size:,} bytes: the program, {len(artifact.program):,} bytes, and "
+        f"{len(artifact.arrays)} arrays, {kept:,} bytes; the checkpoint has {len(all_weights)} arrays, {whole:,} bytes "
+        f"in {sd.dtype}"
     )
     print(
         f"{', '.join(about['detectors'])} on {', '.join(about['platforms'])}: any number of prompts, "
-        f"{options.batch_size} at once, {artifact.flops / 1e9:.4g} GFLOP a prompt"
+        f"in batches of {options.batch_size}, {artifact.flops / 1e9:.4g} GFLOP per prompt"
     )
     limits = ", ".join(f"{name} {value:.4f}" for name, value in about["thresholds"].items())
-    print(f"thresholds: {limits or 'none; fit them with detect --calibrate, and give --calibration'}")
-    print("docs/serving.md has the program that runs it, with jax, flatbuffers and transformers alone")
+    print(f"thresholds: {limits or 'none; fit them with `detect --calibrate` and pass the file as --calibration'}")
+    print("docs/serving.md has the program that runs it; it needs only jax, flatbuffers and transformers")
 
 
 def main(options: Options) -> None:
-    """Exports what was asked for."""
+    """Exports the detectors."""
     from memattn_jax.detectors import export
     from memattn_jax.pipeline import StableDiffusion
 
@@ -157,7 +159,7 @@ def main(options: Options) -> None:
     if calibration is not None and joint is not None and not joint.resolves(calibration.fpr):
         raise InputError(
             f"the calibration has too few clean prompts for thresholds at a rate of {calibration.fpr:g}; "
-            "make one with more, or with a larger --fpr"
+            "create one with more, or with a larger --fpr"
         )
     artifact = export.export_detector(scorer, options.batch_size, platforms)
     about = metadata(scorer, artifact, calibration, options)

@@ -1,10 +1,10 @@
-"""Detect memorized prompts, and the tokens to blame: `memattn detect`.
+"""Detect memorized prompts and the tokens that stand out: `memattn detect`.
 
 Writes to --out a table in Parquet files, one row per prompt, in the order of the prompts: scores, joint p-value,
 verdict, and each token's attention and gradient; manifest.json holds the settings, and results.jsonl repeats up to
 10,000 rows. An interrupted run resumes when the same command is run again. Verdicts come from a calibration, the scores
-of clean prompts; the built-in model has one, and --calibrate makes one. Without a model and prompts, the built-in model
-scores two of its own.
+of clean prompts; the built-in model has one, and --calibrate creates one. Without a model and prompts, the built-in
+model scores two prompts of its own.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from memattn_jax import demo
-from memattn_jax.commands.calibrating import checked, fit, noise_seed, rule_of, tell_thresholds
+from memattn_jax.commands.calibrating import checked, fit, noise_seed, print_thresholds, rule_of
 from memattn_jax.commands.command import FORMAT, note, run_command
 from memattn_jax.commands.options import (
     BY_DEFAULT,
@@ -37,6 +37,7 @@ from memattn_jax.errors import InputError
 from memattn_jax.prompts import Prompt, as_text, count_prompts, read_prompts, stream_prompts
 from memattn_jax.registries import DETECTORS
 from memattn_jax.runs.versions import versions
+from memattn_jax.text import counted
 
 if TYPE_CHECKING:
     from memattn_jax.detectors import Detection, Scorer
@@ -47,25 +48,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PromptOptions, RunOptions, ModelOptions):
-    """Score prompts for memorization, and name the tokens that stand out."""
+    """Score prompts for memorization and name the tokens that stand out."""
 
     out: Annotated[str, BY_DEFAULT] = ""
-    """Output folder: a path, or a gs:// or s3:// URL. Default: out/detect, or without prompts out/detect-demo."""
+    """Output folder: a path, or a gs:// or s3:// URL. Default: out/detect; without prompts, out/detect-demo."""
     detectors: Annotated[str, some_of("Detectors to run, separated by commas", tuple(DETECTORS))] = (
         "entropy_e,noise_norm"
     )
     explain: bool = True
-    """Compute which tokens stand out; costs a forward and a backward pass for each prompt."""
+    """Compute which tokens stand out; costs a forward and a backward pass per prompt."""
     calibration: Annotated[Path | None, BY_DEFAULT] = None
-    """Calibration file, with what clean prompts score, that verdicts come from. Default: the built-in model's own."""
+    """Calibration file: the scores of clean prompts, on which verdicts are based. Default: the built-in model's own."""
     calibrate: Annotated[Path | None, BY_DEFAULT] = None
-    """File of clean prompts to calibrate on. What they score is used at once, and written to calibration.json in
+    """File of clean prompts to calibrate on. The calibration is used in this run and written to calibration.json in
     --out."""
     fpr: Annotated[float | None, BY_DEFAULT] = None
-    """False-positive rate of the verdict, which all detectors share. Default: the calibration's, or 0.01."""
+    """False-positive rate of the verdict, which combines all detectors. Default: the calibration's, or 0.01."""
     fdr: Annotated[float | None, BY_DEFAULT] = None
-    """False discovery rate among the prompts called memorized, in place of --fpr. Verdicts then follow from all prompts
-    together (Benjamini-Hochberg)."""
+    """False discovery rate among the prompts reported as memorized, instead of --fpr. Verdicts then depend on all
+    prompts together (Benjamini-Hochberg)."""
     seed: Annotated[int | None, BY_DEFAULT] = None
     """Random seed for the probe noise. Default: the calibration's, or 0."""
     per_prompt_noise: bool = False
@@ -73,13 +74,14 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     probes: Annotated[int | None, BY_DEFAULT] = None
     """Number of noise samples to average scores over. Default: the calibration's, or 1."""
     steps: Annotated[int | None, BY_DEFAULT] = None
-    """Number of sampling steps; first-step detectors look at the first one. Default: the calibration's, or 50."""
+    """Number of sampling steps; first-step detectors compute the first one. Default: the calibration's, or 50."""
     guidance_scale: Annotated[float | None, BY_DEFAULT] = None
     """Guidance scale for trajectory detectors. Default: the calibration's, or 7.5."""
     site: Annotated[str | None, BY_DEFAULT] = None
-    """Cross-attention layer that entropy_e reads. Default: the model's own, for most the paper's, the fourth."""
+    """Cross-attention layer that entropy_e reads. Default: the one that the checkpoint names, else the fourth, as in
+    the paper."""
     noise_norm_steps: Annotated[str | None, BY_DEFAULT] = None
-    """Steps that noise_norm_steps averages over, counted from 0 and separated by commas. Default: all."""
+    """Sampling steps that noise_norm_steps averages over, counted from 0 and separated by commas. Default: all."""
     batch_size: int = 16
     """Number of prompts scored at once."""
 
@@ -87,7 +89,7 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         fill_out(self, "out/detect" if self.has_prompts or self.calibrate else "out/detect-demo")
 
     def check(self) -> None:
-        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        """Raises InputError or OSError for invalid options, without importing JAX."""
         self.check_prompts(needed=self.model is not None and self.calibrate is None)
         self.check_run()
         names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
@@ -96,16 +98,18 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         seeds(self.seed or 0, self.probes or 1)
         rates(self, "fpr", "fdr")
         if self.fpr is not None and self.fdr is not None:
-            raise InputError("--fpr and --fdr are mutually exclusive: two rules for one verdict")
+            raise InputError("--fpr and --fdr are mutually exclusive")
         chosen_steps(self.noise_norm_steps, self.steps)
         if self.calibration is not None and self.calibrate is not None:
-            raise InputError("--calibration and --calibrate are mutually exclusive: use thresholds, or fit new ones")
+            raise InputError(
+                "--calibration and --calibrate are mutually exclusive: load a calibration or fit a new one"
+            )
         files(self, "calibration", "calibrate")
         self.check_model(self.steps, self.site)
 
 
 def prompts_of(options: Options) -> tuple[Iterator[Prompt], Callable[[], int] | None]:
-    """The prompts to score, none where the command only calibrates, and how to count them."""
+    """The prompts to score, none if the command only calibrates, and a function that counts them."""
     given = options.prompt
     if options.prompts is not None:
         count = None if options.prompts == "-" else partial(count_prompts, options.prompts, options.column)
@@ -116,7 +120,7 @@ def prompts_of(options: Options) -> tuple[Iterator[Prompt], Callable[[], int] | 
 
 
 def given_calibration(options: Options) -> "Calibration | None":
-    """The calibration to use, before any is made."""
+    """The calibration that the options name, else the built-in model's; None if one is to be fitted."""
     from memattn_jax.detectors.calibration import load_calibration
 
     if options.calibrate is not None:
@@ -128,7 +132,7 @@ def given_calibration(options: Options) -> "Calibration | None":
 
 
 def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibration | None") -> "Scorer":
-    """The detectors, with what the options say, else the calibration, else the papers."""
+    """The detectors, with settings from the options, else the calibration, else the papers."""
     from memattn_jax.detectors import Scorer
     from memattn_jax.detectors.protocol import is_fitted
     from memattn_jax.detectors.scorer import named_detectors
@@ -149,7 +153,9 @@ def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibrati
     if "all" in options.detectors.split(",") and not calibrating:
         for name in [name for name, one in detectors.items() if not is_fitted(one)]:
             del detectors[name]
-            warnings.warn(f"{name} is left out: it compares to a calibration's sampling runs", stacklevel=1)
+            warnings.warn(
+                f"{name} is left out: it needs a calibration with sampling runs of clean prompts", stacklevel=1
+            )
     attribute = options.explain or calibrating
     return Scorer(sd, detectors, **settings, attribute=attribute, calibrating=calibrating)
 
@@ -157,7 +163,7 @@ def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibrati
 def identity(
     scorer: "Scorer", options: Options, calibration: "Calibration | None", rule: "Rule | None"
 ) -> dict[str, Any]:
-    """All that a row depends on besides its prompt."""
+    """Everything that a row depends on besides its prompt."""
     from memattn_jax.detectors.calibration.calibration import settings_of
     from memattn_jax.detectors.calibration.file import to_json
 
@@ -181,7 +187,7 @@ def identity(
 
 
 def main(options: Options) -> None:
-    """Scores what was asked for."""
+    """Scores the prompts and writes the table."""
     from memattn_jax.runs.progress import Progress
     from memattn_jax.runs.run import batch_size, batches, fill_up, run
     from memattn_jax.runs.store import Store
@@ -214,7 +220,7 @@ def main(options: Options) -> None:
         print(f"entropy_e reads {scorer.read_site}")
     if options.calibrate is not None:
         if rule is not None:
-            tell_thresholds(rule)
+            print_thresholds(rule)
         print(f"calibration.json in {store}")
         if options.prompts is None and not options.prompt:
             return
@@ -245,7 +251,7 @@ def main(options: Options) -> None:
 
     work = batches(table.missing(prompts, lambda job: job.text), size, options.shard_rows, twins=table.twins)
     if not run(table, work, start, describe, progress, carried.repeat):
-        print(f"stopped after {progress.rows} prompts, all of them written; the same command resumes")
+        print(f"stopped after {counted(progress.rows, 'prompt')}, all of them written; the same command resumes")
         return
     summarize(table, tuple(scorer.detectors), rule, None if calibration is None else calibration.kind, carried)
 

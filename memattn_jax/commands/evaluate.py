@@ -1,7 +1,7 @@
 """Measure how well detectors separate memorized from clean prompts, and at what cost: `memattn evaluate`.
 
 Writes to --out: evaluation.json; evaluation.md with the same table; roc.png; and scores.csv with each prompt's scores.
-With neither --memorized nor --clean, it evaluates the built-in model on its own reported prompts: memorized ones
+Without --memorized and --clean, it evaluates the built-in model on its own reported prompts: memorized ones
 against control and unseen ones, which have the same grammar, length and kind of words. `text_baseline`, which looks at
 characters alone, is always in the table: where its AUROC is high, the two sets of prompts differ in kind, and the other
 rows may measure that difference instead of memorization.
@@ -40,28 +40,29 @@ class Options(ModelOptions):
     memorized: Annotated[str | None, BY_DEFAULT] = None
     """File of memorized prompts, in any format that detect reads. Default: those of the built-in model."""
     clean: Annotated[str | None, BY_DEFAULT] = None
-    """File of prompts that are not memorized, likewise."""
+    """File of prompts that are not memorized, in the same formats. Default: those of the built-in model."""
     detectors: Annotated[str, some_of("Detectors to evaluate, separated by commas", tuple(DETECTORS))] = "all"
     seed: int = 0
     """Random seed for the probe noise."""
     probes: int = 1
     """Number of noise samples to average scores over."""
     steps: int = 50
-    """Number of sampling steps; first-step detectors look at the first one."""
+    """Number of sampling steps; first-step detectors compute the first one."""
     guidance_scale: float = 7.5
     """Guidance scale for trajectory detectors."""
     site: Annotated[str | None, BY_DEFAULT] = None
-    """Cross-attention layer that entropy_e reads. Default: the model's own, for most the paper's, the fourth."""
+    """Cross-attention layer that entropy_e reads. Default: the one that the checkpoint names, else the fourth, as in
+    the paper."""
     calibration: Annotated[Path | None, BY_DEFAULT] = None
-    """Calibration file with the clean runs that latent_step_deviation compares to, of other prompts than these.
-    Default: the built-in model's own."""
+    """Calibration file with the clean sampling runs that latent_step_deviation compares to; it should come from other
+    prompts than --clean. Default: the built-in model's own."""
     batch_size: int = 16
-    """Number of prompts scored at once, rounded up to a multiple of the devices."""
+    """Number of prompts scored at once, rounded up to a multiple of the number of devices."""
     out: Path = Path("out/evaluate")
     """Output folder."""
 
     def check(self) -> None:
-        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        """Raises InputError or OSError for invalid options, without importing JAX."""
         names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
         at_least(self, 1, "batch_size", "probes", "steps")
         finite(self, "guidance_scale")
@@ -70,9 +71,9 @@ class Options(ModelOptions):
         if self.model is not None and self.memorized is None and self.clean is None:
             raise InputError("no prompts: give --memorized FILE and --clean FILE")
         if (self.memorized is None) != (self.clean is None):
-            raise InputError(f"--{'memorized' if self.memorized is None else 'clean'} FILE is needed too")
+            raise InputError(f"--{'memorized' if self.memorized is None else 'clean'} FILE is required too")
         if (self.out / "evaluation.json").exists() and not self.overwrite:
-            raise InputError(f"{self.out}: holds an evaluation already; choose another --out, or give --overwrite")
+            raise InputError(f"{self.out}: already holds an evaluation; choose another --out or add --overwrite")
         self.check_model(self.steps, self.site)
 
 
@@ -90,12 +91,12 @@ def detector_names(options: Options) -> tuple[str, ...]:
 
 
 def make_scorer(sd: "StableDiffusion", options: Options) -> "Scorer":
-    """The detectors; those that compare to clean prompts as a calibration has fitted them.
+    """The scorer, in which a calibration has fitted the detectors that compare to clean prompts.
 
-    Where "all" asked for these and there is no such calibration, they are left out, with a warning.
+    With --detectors all, detectors without such a calibration are left out with a warning.
 
     Raises:
-      InputError: one was asked for by name, or --calibration given, and there is no fit with these settings.
+      InputError: a detector was named, or --calibration given, and there is no fit with these settings.
     """
     from memattn_jax.detectors import Scorer
     from memattn_jax.detectors.calibration import load_calibration
@@ -111,21 +112,25 @@ def make_scorer(sd: "StableDiffusion", options: Options) -> "Scorer":
     path = options.calibration or (demo.CALIBRATION if options.model is None else None)
     try:
         if path is None:
-            raise InputError(f"{unfitted[0]} compares to clean runs; give --calibration FILE, from detect --calibrate")
+            raise InputError(
+                f"{unfitted[0]} needs --calibration FILE with clean sampling runs, from `detect --calibrate`"
+            )
         calibration = load_calibration(path)
         calibration.check(scorer)
         if missing := [name for name in unfitted if name not in calibration.fits]:
-            raise InputError(f"{path}: holds no clean runs; make it with `detect --calibrate` and {missing[0]}")
+            raise InputError(
+                f"{path}: no clean sampling runs; create it with `detect --calibrate` and --detectors {missing[0]}"
+            )
         return replace(scorer, detectors=calibration.fitted(detectors))
     except InputError as error:
         if options.calibration is not None or options.detectors != "all":
             raise
-        warnings.warn(f"{', '.join(unfitted)} is left out: {error}", stacklevel=1)
+        warnings.warn(f"left out {', '.join(unfitted)}: {error}", stacklevel=1)
         return scorer
 
 
 def seconds_per_prompt(scorer: "Scorer", prompts: Sequence[str]) -> float:
-    """Seconds for each prompt of one batch, after compilation and the empty prompt's share of the work."""
+    """Seconds per prompt of one batch, without compilation and the work that the empty prompt takes once."""
     scorer(prompts)
     start = time.perf_counter()
     scorer(prompts)
@@ -141,7 +146,7 @@ def write_scores(path: Path, detection: "Detection", labels: "np.ndarray") -> No
 
 
 def main(options: Options) -> None:
-    """Scores both sets with all detectors at once, then times each alone."""
+    """Scores both sets with all detectors together, then times each detector alone."""
     memorized, clean = prompt_sets(options)
     options.out.mkdir(parents=True, exist_ok=True)
     import numpy as np
@@ -162,7 +167,8 @@ def main(options: Options) -> None:
         percent = ", ".join(f"{100 * rate:g} %" for rate in rates)
         needed = negatives_needed(min(rates))
         warnings.warn(
-            f"{len(clean)} clean prompts cannot resolve a false-positive rate of {percent}; {needed} can", stacklevel=1
+            f"too few clean prompts for a false-positive rate of {percent}: {len(clean)}, and {needed} are needed",
+            stacklevel=1,
         )
     prompts = memorized + clean
     size = rows_multiple(min(options.batch_size, len(prompts)), sd.mesh)

@@ -1,8 +1,8 @@
 """Fine-tune a checkpoint, with or without the memorization gate: `memattn finetune`.
 
-Writes into --out: settings.json, metrics.jsonl with a line a step, checkpoints/, training.png with the loss and the
-gate's scores, samples/ with a grid of pictures every so often, and in the end model/, a diffusers folder in float32.
-The same command again resumes where it stopped.
+Writes to --out: settings.json; metrics.jsonl, one line per step; checkpoints/; training.png, a plot of the loss and the
+gate's scores; samples/, grids of images at intervals; and at the end model/, a diffusers folder in float32. An
+interrupted run resumes when the same command is run again.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from memattn_jax.commands.command import run_command
 from memattn_jax.commands.options import at_least, files
 from memattn_jax.errors import InputError
 from memattn_jax.sharding.mesh import mesh_sizes
-from memattn_jax.text import printable
+from memattn_jax.text import counted, printable
 from memattn_jax.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -33,36 +33,39 @@ if TYPE_CHECKING:
     from memattn_jax.training.gate import Thresholds
     from memattn_jax.training.step import Setup, TrainState
 
-REFERENCE_PASSES = 8  # times that each held-out pair is scored, at other timesteps and noise
+REFERENCE_PASSES = 8  # how often each held-out pair is scored, each time at another timestep and with other noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Fine-tune Stable Diffusion on pictures and captions, keeping what looks memorized out of the loss."""
+    """Fine-tune Stable Diffusion on images with captions, optionally leaving out of the loss what looks memorized."""
 
     model: str | None = None
-    """Checkpoint to start from: a diffusers folder of Stable Diffusion 1.x or 2.x, or owner/name on the hub; by default
-    the built-in demo model."""
+    """Stable Diffusion 1.x or 2.x checkpoint to start from: a diffusers folder with safetensors weights, or owner/name
+    on the Hugging Face Hub. Default: the built-in demo model."""
     data: Path
-    """Folder with pictures and metadata.jsonl ({"file_name": …, "text": …} a line), metadata.csv or metadata.parquet;
-    or a .parquet file with image and text. Pairs that cannot be used are skipped, and listed before training starts."""
+    """Training data: a folder of images with metadata.jsonl ({"file_name": …, "text": …} per line), metadata.csv or
+    metadata.parquet; or a .parquet file with columns image and text. Unusable pairs are skipped and listed before
+    training starts."""
     gate_reference: Path | None = None
-    """Held-out clean pairs, as --data, to fit the gate's thresholds on; else it runs on the scores seen last."""
+    """Held-out clean pairs, in the formats of --data, to fit the gate's thresholds on. Default: thresholds follow the
+    most recent scores of the training itself."""
     out: Path = Path("out/finetune")
     """Output folder."""
     checkpoint_every: int = 500
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     mesh: str | None = None
-    """Devices, as data=4,model=2; by default all on data, if a micro-batch divides among them."""
+    """Device mesh, for example data=4,model=2. Default: all devices on data if they divide the micro-batch, else one
+    device."""
     sample_every: int = 0
-    """Steps between grids of pictures; 0 draws none."""
+    """Number of steps between grids of sample images; 0 turns them off."""
     sample_prompts: tuple[str, ...] = ()
-    """Prompts of the grids."""
+    """Prompts of the sample images, each quoted."""
     settings: Annotated[TrainSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainSettings)
-    """The run."""
+    """Training settings."""
 
     def check(self) -> None:
-        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        """Raises InputError or OSError for invalid options, without importing JAX."""
         self.settings.check()
         at_least(self, 1, "checkpoint_every")
         at_least(self, 0, "sample_every")
@@ -73,13 +76,13 @@ class Options:
             geometry = Geometry.read(Path(self.model or demo.MODEL))
             geometry.check(steps=None, site=None, height=self.settings.height, width=self.settings.width)
         if self.sample_every and not self.sample_prompts:
-            raise InputError("--sample-every needs --sample-prompts, the prompts of the grids")
+            raise InputError("--sample-every needs prompts: add --sample-prompts")
         if self.gate_reference is not None and self.settings.gate == "none":
             raise InputError("--gate-reference needs a gate: add --gate entropy or --gate noise_norm")
 
 
 class Data:
-    """Pairs that were checked, as batches."""
+    """Batches of the pairs that passed the checks."""
 
     def __init__(self, sd: "StableDiffusion", checked: "Checked", settings: TrainSettings):
         from memattn_jax.training.data import Examples
@@ -88,28 +91,30 @@ class Data:
         trained = size if isinstance(size, tuple) else (size or 0, size or 0)
         height, width = settings.height or trained[0] * scale, settings.width or trained[1] * scale
         if not height or not width:
-            raise InputError("the model names no sample_size; give --height and --width")
+            raise InputError("the model's config has no sample_size; set --height and --width")
         if height % scale or width % scale:
-            raise InputError(f"{height} x {width} pixels: multiples of {scale} are needed")
+            raise InputError(f"--height and --width must be multiples of {scale}, not {height} x {width}")
         captions = sorted(checked.captions)
-        ids = dict(zip(captions, sd.tokenizer(captions).input_ids, strict=True))  # warns once of those that are cut
+        ids = dict(
+            zip(captions, sd.tokenizer(captions).input_ids, strict=True)
+        )  # warns once about captions that are cut
         self.examples = Examples(checked.pairs, checked.indices, ids.__getitem__, height, width)
         self.settings = settings
 
     def batches(self, start: int) -> Iterator[dict[str, "np.ndarray"]]:
-        """Batches from number `start` on, without end."""
+        """Batches from number `start` on, endlessly."""
         from memattn_jax.training.data import batches
 
         return batches(self.examples, self.settings.batch_size, self.settings.seed, start)
 
 
 def say(line: str) -> None:
-    """Prints a line at once; a path or a name in it cannot steer the terminal."""
+    """Prints a line immediately, with control characters escaped."""
     print(printable(line), flush=True)
 
 
 def read_pairs(path: Path) -> "Checked":
-    """Reads all pairs, and says what is skipped and why."""
+    """Reads and checks all pairs; prints which are skipped and why."""
     from memattn_jax.training.data import check, open_pairs
     from memattn_jax.training.progress import Counter
 
@@ -124,27 +129,27 @@ def read_pairs(path: Path) -> "Checked":
     for line in checked.skipped.lines():
         say(f"  {line}")
     if checked.empty:
-        say(f"pairs with an empty caption, trained as dropped captions are and never gated: {checked.empty}")
+        say(f"pairs with an empty caption: {checked.empty}; they train the unconditional branch and are never gated")
     return checked
 
 
 def fitted_gate(sd: "StableDiffusion", settings: TrainSettings, reference: "Checked | None") -> "Thresholds | None":
-    """Thresholds from the held-out pairs, if there are any."""
+    """Thresholds fitted on the held-out pairs, or None without such pairs."""
     if reference is None:
         return None
     from memattn_jax.training.start import fit_gate
 
-    say(f"fitting the gate on {len(reference.indices)} held-out pairs, {REFERENCE_PASSES} times each")
+    say(f"fitting the gate on {counted(len(reference.indices), 'held-out pair')}, each scored {REFERENCE_PASSES} times")
     held_out = Data(sd, reference, settings)
     count = -(-len(held_out.examples) * REFERENCE_PASSES // settings.batch_size)
     gate = fit_gate(sd, settings, itertools.islice(held_out.batches(0), count))
     if open_bins := sum(value == float("inf") for value in gate.values.tolist()):
-        say(f"timestep bins without a held-out pair, which gate nothing: {open_bins} of {settings.gate_bins}")
+        say(f"timestep bins without held-out pairs, in which nothing is gated: {open_bins} of {settings.gate_bins}")
     return gate
 
 
 def training_mesh(options: Options) -> "Mesh | None":
-    """The mesh that --mesh names, else of all devices, or of none where a micro-batch does not divide among them."""
+    """The mesh of --mesh, else one of all devices; None where these do not divide a micro-batch."""
     from memattn_jax.sharding.placement import make_mesh
 
     mesh = make_mesh(options.mesh)
@@ -152,12 +157,12 @@ def training_mesh(options: Options) -> "Mesh | None":
     if mesh is None or rows % mesh.shape["data"] == 0:
         return mesh
     if options.mesh is not None:
-        raise InputError(f"--mesh {options.mesh}: {rows} rows of a micro-batch do not divide into {mesh.shape['data']}")
+        raise InputError(f"--mesh {options.mesh}: a micro-batch of {rows} does not divide into {mesh.shape['data']}")
     return None
 
 
 def draw_samples(sd: "StableDiffusion", state: "TrainState", setup: "Setup", options: Options) -> None:
-    """A grid of pictures of the model as it is, a row of four seeds for each prompt."""
+    """Saves a grid of images from the current model: one row per prompt, four seeds each."""
     from memattn_jax.report.plots import save_grid
     from memattn_jax.training.start import trained
 
@@ -169,24 +174,24 @@ def draw_samples(sd: "StableDiffusion", state: "TrainState", setup: "Setup", opt
 
 
 def plan(options: Options, pairs: int, mesh: "Mesh | None") -> str:
-    """What is trained, in a line."""
+    """One line about the training run."""
     settings = options.settings
     gate = "no gate" if settings.gate == "none" else f"the {settings.gate} gate at quantile {settings.gate_quantile:g}"
     devices = "" if mesh is None else f" on {mesh.size} devices"
     return (
-        f"{settings.steps} steps of batch size {settings.batch_size}{devices}, each pair about "
+        f"{counted(settings.steps, 'step')} of batch size {settings.batch_size}{devices}, each pair seen about "
         f"{settings.steps * settings.batch_size / pairs:.3g} times, learning rate {settings.learning_rate:g}, {gate}; "
         f"computed in {settings.dtype}, parameters in float32"
     )
 
 
 def main(options: Options) -> None:
-    """Trains, and writes the model in the end; Ctrl-C is told what is kept."""
+    """Trains and writes the model; after Ctrl-C, says which checkpoint is kept."""
     from memattn_jax.training.loop import last_checkpoint
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that it reads all the same
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # about images that it reads all the same
             run(options)
     except KeyboardInterrupt:
         step = last_checkpoint(options.out)
@@ -195,7 +200,7 @@ def main(options: Options) -> None:
 
 
 def run(options: Options) -> None:
-    """The same, without a word about Ctrl-C."""
+    """Trains and writes the model."""
     options.check()
     settings = options.settings
     from memattn_jax.pipeline import StableDiffusion
@@ -227,7 +232,7 @@ def run(options: Options) -> None:
         if first:
             say(f"resuming after step {first} of {settings.steps}, from {options.out / 'checkpoints'}")
         if first < settings.steps:
-            say("compiling the training step, which takes up to some minutes for a Stable Diffusion")
+            say("compiling the training step; this can take minutes at full model size")
         counter = Counter("training", "step", settings.steps, first)
 
     def on_step(step: int, metrics: dict[str, Any], state: "TrainState") -> None:
@@ -254,7 +259,7 @@ def run(options: Options) -> None:
     say(f"checkpoints, metrics.jsonl and training.png are in {options.out}")
     if finished:
         trained(sd, state, setup).save_pretrained(options.out / "model")
-        say(f"{settings.steps} steps; the model is in {options.out / 'model'}")
+        say(f"{counted(settings.steps, 'step')}; the model is in {options.out / 'model'}")
     else:
         say(f"stopped after step {int(state.step)} of {settings.steps}, which is saved; the same command resumes there")
 

@@ -1,10 +1,10 @@
-"""Generate images, with the attention entropy of each prompt: `memattn generate`.
+"""Generate images and measure the attention entropy of their prompts: `memattn generate`.
 
 Writes to --out: the images, 00000.png, 00001.png, …, each with its parameters in the PNG's text; a table in Parquet
 files with one row per image, in the order of the prompts; entropy.png; and manifest.json with the settings.
-results.jsonl repeats up to 10,000 rows. An interrupted run resumes when the same command is run again. With neither a
-model nor a prompt, the command shows what memorization is: the built-in model generates a memorized and a clean prompt,
-without and with the mitigation, and showcase.png puts them beside the training images.
+results.jsonl repeats up to 10,000 rows. An interrupted run resumes when the same command is run again. Without a model
+and prompts, the command shows what memorization is: the built-in model generates images for a memorized and a clean
+prompt, without and with the mitigation, and showcase.png compares them to the training images.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,33 +31,35 @@ from memattn_jax.errors import InputError, check_name
 from memattn_jax.prompts import Prompt, as_text, count_prompts, stream_prompts
 from memattn_jax.registries import FIRST_STEP, MITIGATIONS, SCHEDULERS
 from memattn_jax.runs.versions import versions
+from memattn_jax.text import counted
 
 if TYPE_CHECKING:
     from memattn_jax.detectors.calibration.calibration import Calibration
     from memattn_jax.mitigations import Mitigation
     from memattn_jax.mitigations.guard import Guard
     from memattn_jax.pipeline import StableDiffusion
-    from memattn_jax.report.gallery import Picture, Recipe
+    from memattn_jax.report.gallery import ImageJob, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PromptOptions, RunOptions, ModelOptions):
-    """Generate images with Stable Diffusion, and measure how each prompt's attention spreads over its tokens."""
+    """Generate images with Stable Diffusion and measure how each prompt's attention spreads over its tokens."""
 
     out: Annotated[str, BY_DEFAULT] = ""
-    """Output folder: a path, or a gs:// or s3:// URL. Default: out/generate, or without prompts out/generate-demo."""
+    """Output folder: a path, or a gs:// or s3:// URL. Default: out/generate; without a model
+    and prompts, out/generate-demo."""
     negative_prompt: str = ""
-    """What the images should not show."""
+    """Negative prompt: what the images should not show."""
     steps: int = 50
     """Number of sampling steps."""
     guidance_scale: float = 7.5
     """Classifier-free guidance scale; 1 or less turns guidance off."""
     scheduler: Annotated[str, one_of(*SCHEDULERS)] = "ddim"
-    """Sampler."""
+    """Sampling scheduler."""
     seed: int = 0
-    """Random seed of each prompt's first image; its other images take the seeds after it."""
+    """Random seed of each prompt's first image; further images use the following seeds."""
     images_per_prompt: int = 1
-    """Number of images for each prompt."""
+    """Number of images per prompt."""
     batch_size: int = 4
     """Number of images sampled at once."""
     height: Annotated[int | None, BY_DEFAULT] = None
@@ -65,23 +67,22 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     width: Annotated[int | None, BY_DEFAULT] = None
     """Image width in pixels. Default: the size that the model was trained on."""
     mitigation: Annotated[str, one_of("none", *MITIGATIONS)] = "none"
-    """Mitigation of every image, or with --guard of those that it finds memorized. attention_mask removes tokens from
-    the attention and strengthens the begin token (Ren et al., ECCV 2024)."""
+    """Mitigation, applied to every image, or with --guard only to those that the guard flags. attention_mask removes
+    tokens from the attention and strengthens the begin token (Ren et al., ECCV 2024)."""
     mitigation_options: Annotated[tuple[str, ...], BY_DEFAULT] = ()
-    """Options of the mitigation, as KEY=VALUE. attention_mask: begin_scale, the factor of the begin token's attention
-    logit, 1.25 by default; mask, the tokens to remove: padding (the default), summary (padding and end token) or
-    none."""
+    """Options of the mitigation, as KEY=VALUE. attention_mask has begin_scale, a factor for the begin token's attention
+    logit (default 1.25), and mask, the tokens to remove: padding (default), summary (padding and end token) or none."""
     guard: Annotated[str, one_of("none", *FIRST_STEP)] = "none"
-    """Detector that decides, image by image, whether to mitigate: only where its score is over the threshold. The
-    mitigation is attention_mask where --mitigation names no other."""
+    """First-step detector that decides for each image whether to mitigate: only if its score is over the threshold.
+    Mitigates with attention_mask unless --mitigation names another one."""
     calibration: Annotated[Path | None, BY_DEFAULT] = None
-    """--guard: calibration file from `detect --calibrate`. Default: the built-in model's own."""
+    """Calibration file for --guard, from `detect --calibrate`. Default: the built-in model's own."""
 
     def __post_init__(self) -> None:
         fill_out(self, "out/generate-demo" if self.showcase else "out/generate")
 
     def check(self) -> None:
-        """Raises InputError or OSError for options that cannot be, without importing JAX."""
+        """Raises InputError or OSError for invalid options, without importing JAX."""
         self.check_prompts(needed=self.model is not None)
         self.check_run()
         at_least(self, 1, "steps", "images_per_prompt", "batch_size")
@@ -94,30 +95,30 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         self.check_model(self.steps, height=self.height, width=self.width)
 
     def check_mitigation(self) -> None:
-        """Raises InputError for options of a mitigation that nothing would read, or that a guard lacks."""
+        """Raises InputError for mitigation options without a mitigation, and for a guard without a calibration."""
         if self.guard != "none" and self.calibration is None and self.model is not None:
             raise InputError("--guard needs --calibration FILE; create one with `detect --calibrate CLEAN_PROMPTS`")
         files(self, "calibration")
         if self.calibration is not None and self.guard == "none":
-            raise InputError("--calibration: has no effect without --guard")
+            raise InputError("--calibration has no effect without --guard")
         parse_options(self.mitigation_options)
         if self.mitigation_options and self.guard == self.mitigation == "none" and not self.showcase:
-            raise InputError("--mitigation-options: has no effect without --mitigation or --guard")
+            raise InputError("--mitigation-options has no effect without --mitigation or --guard")
 
     @property
     def mitigating(self) -> str:
-        """Name of the mitigation; a guard has one whatever is named."""
+        """Name of the mitigation; with a guard, attention_mask unless another one is named."""
         return "attention_mask" if self.guard != "none" and self.mitigation == "none" else self.mitigation
 
     @property
     def showcase(self) -> bool:
-        """Whether nothing is asked for: then the command shows what memorization is."""
+        """Whether to show what memorization is: neither a model nor prompts are given."""
         return self.model is None and not self.has_prompts
 
 
-def pictures_of(options: Options) -> tuple[Iterator["Picture"], Callable[[], int] | None]:
-    """The images to make, and how to count them."""
-    from memattn_jax.report.gallery import Picture
+def images_of(options: Options) -> tuple[Iterator["ImageJob"], Callable[[], int] | None]:
+    """The images to generate, and a function that counts them."""
+    from memattn_jax.report.gallery import ImageJob
 
     prompts: Iterator[Prompt]
     count: Callable[[], int] | None
@@ -129,12 +130,12 @@ def pictures_of(options: Options) -> tuple[Iterator["Picture"], Callable[[], int
         prompts = iter([Prompt(as_text(prompt)) for prompt in options.prompt])
         count = lambda: len(options.prompt) * options.images_per_prompt  # noqa: E731
     own = range(options.seed, options.seed + options.images_per_prompt)
-    pictures = (
-        Picture(prompt.text, seed, prompt.error, place=prompt.place, kept=prompt.kept)
+    images = (
+        ImageJob(prompt.text, seed, prompt.error, place=prompt.place, kept=prompt.kept)
         for prompt in prompts
         for seed in own
     )
-    return pictures, count
+    return images, count
 
 
 def mitigation(options: Options) -> "Mitigation | None":
@@ -162,7 +163,7 @@ def guard(options: Options, calibration: "Calibration | None", sd: "StableDiffus
 
 
 def settings(options: Options) -> dict[str, Any]:
-    """The options that decide an image besides its prompt and seed."""
+    """The options that an image depends on besides its prompt and seed."""
     names = ["negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "dtype"]
     names += ["mitigation", "guard"]
     made_with = mitigation(options)
@@ -171,12 +172,12 @@ def settings(options: Options) -> dict[str, Any]:
 
 
 def site_of(sd: "StableDiffusion") -> dict[str, str]:
-    """The layer that metric E reads, which is recorded with the settings."""
+    """The layer that metric E reads, an entry of the recorded settings."""
     return {"entropy_site": sd.site_of_entropy()}
 
 
 def recipe(options: Options, watch: "Guard | None", sd: "StableDiffusion") -> "Recipe":
-    """How the options say that images are made."""
+    """How images are made with these options."""
     from memattn_jax.report.gallery import Recipe
 
     names = ("steps", "guidance_scale", "scheduler", "height", "width")
@@ -192,13 +193,13 @@ def identity(sd: "StableDiffusion", runs: list[Options], watch: "Guard | None") 
     same = {"seed": runs[0].seed, "images_per_prompt": runs[0].images_per_prompt, "guard_threshold": limit}
     made_with = {"mitigated " * (i > 0) + "settings": settings(run) | site_of(sd) for i, run in enumerate(runs)}
     for part in made_with.values():
-        del part["model"]  # the fingerprint tells, wherever it lies
+        del part["model"]  # the fingerprint identifies it, wherever it is stored
     table: dict[str, Any] = {"command": "generate", "format": FORMAT, "keep": list(runs[0].kept)}
     return table | {"model": sd.fingerprint(pictures=True), "pictures": same, **made_with}
 
 
 def main(options: Options) -> None:
-    """Generates what was asked for, or where nothing was, shows what memorization is."""
+    """Generates the images, or without a model and prompts shows what memorization is."""
     from memattn_jax.runs.progress import Progress
     from memattn_jax.runs.run import batch_size, batches, run
     from memattn_jax.runs.store import Store
@@ -208,19 +209,17 @@ def main(options: Options) -> None:
     runs, showcase = [options], options.showcase
     if showcase:
         plain = replace(options, prompt=demo.SHOWCASE, mitigation="none")
-        masked = replace(
-            plain, mitigation="attention_mask", mitigation_options=("mask=summary",)
-        )  # as the paper has it
+        masked = replace(plain, mitigation="attention_mask", mitigation_options=("mask=summary",))  # as in the paper
         runs = [plain, masked]
-    pictures, count = pictures_of(runs[0])
-    size, pictures = batch_size(pictures, options.batch_size)
+    images, count = images_of(runs[0])
+    size, images = batch_size(images, options.batch_size)
     if showcase:
-        shown = list(pictures)
-        pictures = iter(shown + [picture._replace(recipe=1) for picture in shown])
+        shown = list(images)
+        images = iter(shown + [image._replace(recipe=1) for image in shown])
         count = None
     given = given_calibration(options)
     for each in runs:
-        mitigation(each)  # so that a wrong option is told before a model is loaded
+        mitigation(each)  # so that a wrong option is refused before a model is loaded
     process, processes = start_processes(
         options.coordinator, options.process_id, options.num_processes, options.distributed
     )
@@ -228,14 +227,14 @@ def main(options: Options) -> None:
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.carried import Carried
     from memattn_jax.report.gallery import Gallery
-    from memattn_jax.report.results import PICTURE_SCHEMA, plot_rows, tell, write_json_lines
+    from memattn_jax.report.results import IMAGE_SCHEMA, format_row, plot_rows, write_json_lines
     from memattn_jax.runs.table import ShardedTable
 
     mesh = make_mesh(options.mesh)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.model_dtype, mesh=mesh)
     runs = [replace(each, dtype=sd.dtype) for each in runs]  # the default differs between machines
     watch = guard(options, given, sd)
-    carried = Carried(PICTURE_SCHEMA, options.kept, sd.tokenizer)
+    carried = Carried(IMAGE_SCHEMA, options.kept, sd.tokenizer)
     table = ShardedTable(
         store,
         carried.schema,
@@ -248,14 +247,14 @@ def main(options: Options) -> None:
     source = {"model": options.model or "built-in", "prompts": options.prompts, "versions": versions()}
     table.claim(source, overwrite=options.overwrite)
     if showcase:
-        table.claim(source, overwrite=True)  # the story needs all of its pictures at hand
-    progress = Progress("image", count, tell)
+        table.claim(source, overwrite=True)  # the showcase needs all of its images in memory
+    progress = Progress("image", count, format_row)
     recipes = [recipe(each, watch, sd) for each in runs]
     gallery = Gallery(sd, recipes, rows_multiple(size, mesh), table, carried, showcase)
-    lacking = table.missing(pictures, lambda job: job.same)
+    lacking = table.missing(images, lambda job: job.same)
     work = batches(lacking, size, options.shard_rows, lambda job: job.recipe, table.twins)
     if not run(table, work, gallery.start, gallery.describe, progress, gallery.repeat):
-        print(f"stopped after {progress.rows} images, all of them written; the same command resumes")
+        print(f"stopped after {counted(progress.rows, 'image')}, all of them written; the same command resumes")
         return
     band = demo.clean_entropy(settings(runs[0]))
     if gallery.made:
@@ -266,7 +265,8 @@ def main(options: Options) -> None:
     made, total = gallery.count()
     print(f"E reads {site_of(sd)['entropy_site']}")
     repeated = ", results.jsonl" if processes == 1 and write_json_lines(table, total) else ""
-    print(f"{made} images, Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png in {store}")
+    written = f"Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png"
+    print(f"{counted(made, 'image')}, {written} in {store}")
 
 
 def cli(*, alone: bool = False) -> NoReturn:

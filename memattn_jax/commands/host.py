@@ -1,4 +1,4 @@
-"""What a command sets of the process that it runs in, and puts back: that may be a host program of the user's own."""
+"""Settings of the process that a command changes and restores: the process may be a user's own program."""
 
 import contextlib
 import io
@@ -16,12 +16,12 @@ from memattn_jax.settings import jax_settings
 from memattn_jax.text import printable
 
 READER_LEFT = 141  # exit status that shells report where SIGPIPE ended a program
-WARNED = 20  # a prompt log may hold many prompts that are cut
+WARNED = 20  # a prompt log may contain many prompts that are cut
 
 
 @contextlib.contextmanager
 def environment_default(name: str, value: str) -> Iterator[None]:
-    """An environment variable, where it is not set, for a while."""
+    """Sets an environment variable temporarily, unless it is set already."""
     if name in os.environ:
         yield
         return
@@ -62,7 +62,7 @@ def quiet_pipes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lenient_streams() -> Iterator[None]:
-    """Has characters that the terminal's encoding lacks replaced: a prompt may hold some."""
+    """Replaces characters that the terminal's encoding lacks; a prompt may contain some."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:
@@ -76,7 +76,7 @@ def lenient_streams() -> Iterator[None]:
 
 @contextlib.contextmanager
 def short_warnings() -> Iterator[None]:
-    """Has warnings printed as one line each, and no more than `WARNED` from one place in the code."""
+    """Prints each warning as one line, and at most `WARNED` from the same place in the code."""
     shown: Counter[tuple[str, int]] = Counter()
 
     def show(message: Warning | str, category: type[Warning], filename: str, line: int, *_: object) -> None:
@@ -95,7 +95,7 @@ def short_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_programs() -> Iterator[None]:
-    """Has JAX keep what it compiles in the user's cache folder, at most 1 GB, so that the next start is quick.
+    """Makes JAX cache compiled programs in the user's cache folder, at most 1 GB, so that the next start is quick.
 
     A folder that the host program or the environment's JAX_COMPILATION_CACHE_DIR names is left alone;
     JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.

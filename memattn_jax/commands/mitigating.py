@@ -1,4 +1,4 @@
-"""A mitigation from the command line: a name, and the fields of its class as KEY=VALUE."""
+"""Mitigations on the command line: a name, and the fields of its class as KEY=VALUE."""
 
 import dataclasses
 import re
@@ -19,13 +19,13 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
     """Texts such as "begin_scale=1.5" and "mask=none" to values: numbers, true, false, none or text.
 
     Raises:
-      InputError: something else, or a key that comes twice.
+      InputError: a text of another form, or a key that is given twice.
     """
     values: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise InputError(f"{OPTION} {printable(text, 40)}: KEY=VALUE is needed, as begin_scale=1.5")
+            raise InputError(f"{OPTION} {printable(text, 40)}: expected KEY=VALUE, such as begin_scale=1.5")
         if key in values:
             raise InputError(f"{OPTION}: {key} is given twice")
         values[key] = parse_value(value)
@@ -33,7 +33,7 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """The number, truth value, None or text that a text stands for."""
+    """The number, boolean, None or string that a text stands for."""
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     if re.fullmatch(r"[+-]?\d+", text):
@@ -45,10 +45,10 @@ def parse_value(text: str) -> Any:
 
 
 def make_mitigation(name: str, texts: tuple[str, ...]) -> "Mitigation":
-    """The mitigation of a name with these options.
+    """Builds a mitigation by name with these options.
 
     Raises:
-      InputError: an option that it does not have, or a value that the option cannot take.
+      InputError: an unknown option, or an invalid value.
     """
     kind, values = load(MITIGATIONS[name]), parse_options(texts)
     known = {field.name: field for field in dataclasses.fields(kind)}
@@ -57,7 +57,7 @@ def make_mitigation(name: str, texts: tuple[str, ...]) -> "Mitigation":
         default = known[key].default
         number = isinstance(default, int | float) and not isinstance(default, bool)
         if number and (isinstance(value, str | bool | None) or not abs(value) < float("inf")):
-            raise InputError(f"{OPTION} {key}={printable(str(value), 40)}: a finite number is needed")
+            raise InputError(f"{OPTION} {key}={printable(str(value), 40)}: must be a finite number")
     try:
         return kind(**values)
     except InputError as error:
@@ -65,5 +65,5 @@ def make_mitigation(name: str, texts: tuple[str, ...]) -> "Mitigation":
 
 
 def describe(mitigation: "Mitigation") -> dict[str, Any]:
-    """Its fields, for a table."""
+    """The fields of a mitigation, for a table."""
     return dataclasses.asdict(mitigation)

@@ -19,46 +19,46 @@ from memattn_jax.text import printable
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-BY_DEFAULT = tyro.conf.arg(help_behavior_hint="")  # of options whose help says what they are when left out
+BY_DEFAULT = tyro.conf.arg(help_behavior_hint="")  # for options whose help text states the default
 
 
 def one_of(*names: str) -> Any:
-    """For an option that takes one of these names: has `--help` list them."""
+    """For an option that takes one of these names: `--help` lists them."""
     return tyro.conf.arg(metavar="{" + "|".join(names) + "}")
 
 
 def some_of(help: str, names: tuple[str, ...]) -> Any:
-    """For an option that takes several of these names with commas between: has `--help` list them."""
+    """For an option that takes several of these names, separated by commas: `--help` lists them."""
     return tyro.conf.arg(metavar="NAME,…", help=f"{help}: {', '.join(names)}; or all.")
 
 
 def flag(name: str) -> str:
-    """The option of a field."""
+    """The command-line option for a field."""
     return f"--{name.replace('_', '-')}"
 
 
 def at_least(options: "DataclassInstance", least: int, *names: str) -> None:
-    """Raises InputError where one of these fields is less; None is left to its default."""
+    """Raises InputError where one of these fields is smaller; None stands for the default."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < least:
-            raise InputError(f"{flag(name)} {value}: at least {least} is needed")
+            raise InputError(f"{flag(name)} {value}: must be at least {least}")
 
 
 def finite(options: "DataclassInstance", *names: str) -> None:
-    """Raises InputError where one of these fields is NaN or infinite; None is left to its default."""
+    """Raises InputError where one of these fields is NaN or infinite; None stands for the default."""
     for name in names:
         value = getattr(options, name)
         if value is not None and not math.isfinite(value):
-            raise InputError(f"{flag(name)} {value}: a finite number is needed")
+            raise InputError(f"{flag(name)} {value}: must be finite")
 
 
 def rates(options: "DataclassInstance", *names: str) -> None:
-    """Raises InputError where one of these fields does not lie between 0 and 1; None is left to its default."""
+    """Raises InputError where one of these fields does not lie between 0 and 1; None stands for the default."""
     for name in names:
         value = getattr(options, name)
         if value is not None and not 0 < value < 1:
-            raise InputError(f"{flag(name)} {value}: a rate between 0 and 1 is needed, such as 0.01")
+            raise InputError(f"{flag(name)} {value}: must be a rate between 0 and 1, such as 0.01")
 
 
 def seeds(first: int, count: int) -> None:
@@ -68,13 +68,13 @@ def seeds(first: int, count: int) -> None:
 
 
 def fill_out(options: "DataclassInstance", folder: str) -> None:
-    """Sets `out` of options that name no output folder; for a frozen class' `__post_init__`."""
+    """Sets `out` where the options name no output folder; for `__post_init__` of a frozen class."""
     if not options.out:  # type: ignore[attr-defined]
         object.__setattr__(options, "out", folder)
 
 
 def files(options: "DataclassInstance", *names: str) -> None:
-    """Raises InputError where a local file or folder is not there; standard input and URLs are asked later."""
+    """Raises InputError where a local file or folder does not exist; standard input and URLs are checked later."""
     for name in names:
         path = getattr(options, name)
         if path is not None and str(path) != "-" and is_local(str(path)) and not Path(path).exists():
@@ -82,34 +82,34 @@ def files(options: "DataclassInstance", *names: str) -> None:
 
 
 def names_of(text: str, known: tuple[str, ...], option: str, kind: str) -> tuple[str, ...]:
-    """The names in a text such as "entropy_e,noise_norm", or all that are known.
+    """Splits a text such as "entropy_e,noise_norm"; "all" stands for all known names.
 
     Raises:
-      InputError: one that does not exist, or one named twice.
+      InputError: an unknown name, or one that is listed twice.
     """
     names = tuple(text.split(","))
     for name in names:
         check_name(kind, name, (*known, "all"), option)
         if names.count(name) > 1:
-            raise InputError(f"{option}: {name} is named twice")
+            raise InputError(f"{option}: {name} is listed twice")
     return known if "all" in names else names
 
 
 def chosen_steps(text: str | None, steps: int | None) -> tuple[int, ...] | None:
-    """The steps that --noise-norm-steps names; None is all.
+    """The steps that --noise-norm-steps lists; None stands for all.
 
     Raises:
-      InputError: something else, or a step that a run of `steps`, where they are given, does not have.
+      InputError: not whole numbers, or a step beyond a run of `steps`, where these are given.
     """
     if text is None:
         return None
     try:
         chosen = tuple(int(step) for step in text.split(","))
     except ValueError:
-        raise InputError(f"--noise-norm-steps {printable(text, 40)}: whole numbers such as 0,1,2 are needed") from None
+        raise InputError(f"--noise-norm-steps {printable(text, 40)}: expected whole numbers such as 0,1,2") from None
     for step in chosen:
         if step < 0 or (steps is not None and step >= steps):
-            raise InputError(f"--noise-norm-steps {step}: steps are counted from 0 to --steps - 1")
+            raise InputError(f"--noise-norm-steps {step}: steps are numbered from 0 to --steps - 1")
     return chosen
 
 
@@ -122,16 +122,16 @@ class PromptOptions:
     ] = ()
     """Prompts, each quoted."""
     prompts: Annotated[str | None, BY_DEFAULT] = None
-    """Read prompts from this instead, each record as a row of the table: a .txt (one per line), .csv, .tsv, .jsonl,
-    .json or .parquet file, optionally with .gz; a folder of such files and sub-folders; a gs:// or s3:// URL; or - for
-    standard input."""
+    """Read prompts from a file instead, one table row per record: .txt (one prompt per line), .csv, .tsv, .jsonl, .json
+    or .parquet, optionally gzipped (.gz); a folder, searched recursively; a gs:// or s3:// URL; or - for standard
+    input."""
     keep: Annotated[str | None, BY_DEFAULT] = None
-    """Columns of --prompts to carry through into the table as text, separated by commas, such as id,user; as kept_NAME
-    where the table has a column NAME of its own."""
+    """Columns of --prompts to copy into the output table as text, separated by commas, such as id,user. If the table
+    has a column NAME of its own, the copy is named kept_NAME."""
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The columns that `keep` names."""
+        """The columns to copy, from `keep`."""
         return tuple(name.strip() for name in (self.keep or "").split(",") if name.strip())
 
     @property
@@ -140,16 +140,16 @@ class PromptOptions:
         return self.prompts is not None or bool(self.prompt)
 
     def check_prompts(self, needed: bool) -> None:
-        """Raises InputError for prompts that are missing or given twice, or a file or columns that are not there."""
+        """Raises InputError for prompts that are missing or given twice, and for wrong files or columns."""
         if needed and not self.has_prompts:
             raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
         if self.prompts is not None and self.prompt:
             raise InputError("--prompts: give prompts either as arguments or in a file, not both")
         files(self, "prompts")
         if len(set(self.kept)) < len(self.kept):
-            raise InputError(f"--keep {printable(self.keep or '', 80)}: a column is named twice")
+            raise InputError(f"--keep {printable(self.keep or '', 80)}: a column is listed twice")
         if self.kept and self.prompts is None:
-            raise InputError("--keep: carries columns of a prompt file through; give one with --prompts FILE")
+            raise InputError("--keep copies columns of a prompt file: add --prompts FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,17 +167,17 @@ class ModelOptions:
     mesh: Annotated[str | None, BY_DEFAULT] = None
     """Device mesh, for example data=4,model=2. Default: all devices on data."""
     overwrite: bool = False
-    """Replace the results that the output folder holds."""
+    """Replace existing results in the output folder."""
 
     @property
     def model_dtype(self) -> str | None:
-        """`dtype`, or float32 for the built-in model, whose thresholds were fitted in it; None is by device."""
+        """`dtype`, else float32 for the built-in model, as its thresholds; None depends on the device."""
         return self.dtype or ("float32" if self.model is None else None)
 
     def check_model(self, steps: int | None, site: str | None = None, **pixels: int | None) -> None:
-        """Raises InputError or FileNotFoundError for a model that cannot be loaded, or options that it cannot take.
+        """Raises InputError or FileNotFoundError for a model that cannot be loaded, or options that do not suit it.
 
-        A model on the hub is not asked before it is there.
+        A model on the Hugging Face Hub is checked after its download.
         """
         if self.dtype is not None:
             check_name("dtype", self.dtype, DTYPES, "--dtype")
@@ -197,13 +197,13 @@ class RunOptions:
     """Run as one of several processes started with the same command line, which find each other from TPU, Slurm or Open
     MPI metadata; each scores its own share of the prompts."""
     num_processes: Annotated[int | None, BY_DEFAULT] = None
-    """Number of processes, where there is no such metadata."""
+    """Number of processes, if there is no such metadata."""
     process_id: Annotated[int | None, BY_DEFAULT] = None
     """Index of this process, from 0."""
     coordinator: Annotated[str | None, BY_DEFAULT] = None
-    """host:port of process 0, where the processes meet at the start. Default: they do not meet."""
+    """host:port of process 0, through which the processes connect at startup. Default: they do not connect."""
 
     def check_run(self) -> None:
-        """Raises InputError for a number out of range."""
+        """Raises InputError for numbers out of range."""
         at_least(self, 1, "shard_rows", "num_processes")
         at_least(self, 0, "process_id")

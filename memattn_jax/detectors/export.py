@@ -71,7 +71,7 @@ def check_platforms(platforms: tuple[str, ...]) -> None:
     for platform in platforms:
         check_name("platform", platform, PLATFORMS)
     if len(set(platforms)) < len(platforms):
-        raise InputError(f"platforms {','.join(platforms)}: one is named twice")
+        raise InputError(f"platforms {','.join(platforms)}: one is listed twice")
 
 
 def check_serializer() -> None:
@@ -180,7 +180,7 @@ def export_detector(scorer: Scorer, batch_size: int, platforms: tuple[str, ...] 
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
     if scorer.seed is None:
-        raise InputError("an exported detector shows all prompts one noise, and cannot show each its own")
+        raise InputError("per-prompt noise cannot be exported: an exported detector uses the same noise for all")
     assert scorer.model.mesh is None
     assert not scorer.attribute
     platforms = platforms or (export.default_export_platform(),)

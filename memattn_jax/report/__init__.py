@@ -1,1 +1,1 @@
-"""Pictures and pages made of results."""
+"""Figures, tables of results, and the summaries that commands print."""

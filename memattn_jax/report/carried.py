@@ -1,4 +1,4 @@
-"""What a table says of each record besides what was computed: where it stood, its kept columns, whether it was cut."""
+"""Columns that a table copies from its prompt records: the source, kept columns, and whether the prompt was cut."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from memattn_jax.errors import InputError
 from memattn_jax.report.results import AS_JSON
-from memattn_jax.text import printable
+from memattn_jax.text import counted, printable
 
 if TYPE_CHECKING:
     from memattn_jax.checkpoints.tokenizer import Tokenizer
@@ -16,7 +16,7 @@ PREFIX = "kept_"
 
 
 class Record(Protocol):
-    """What a row is made from; see `memattn_jax.prompts.Prompt`."""
+    """A prompt record; see `memattn_jax.prompts.Prompt`."""
 
     @property
     def text(self) -> str:
@@ -32,11 +32,11 @@ class Record(Protocol):
 
 
 class Carried:
-    """The columns of a table that its records bring along.
+    """The columns of a table that come from its records.
 
     source            file and line, or the record's number in the file; null for prompts of the command line
-    cut               whether the prompt had more tokens than the model reads, and lost those past them
-    (a kept column)   its value as text; `kept_` stands before a name that the table has already
+    cut               whether the prompt had more tokens than the model reads, and lost the rest
+    (a kept column)   its value as text; `kept_` is put before a name that the table has already
     """
 
     def __init__(self, schema: pa.Schema, keep: tuple[str, ...], tokenizer: "Tokenizer"):
@@ -48,7 +48,7 @@ class Carried:
           tokenizer: the model's.
 
         Raises:
-          InputError: a name is there with the prefix too.
+          InputError: the table has a column of this name both with and without the prefix.
         """
         self.tokenizer = tokenizer
         taken = {*schema.names, *AS_JSON, "source", "cut"}
@@ -56,14 +56,14 @@ class Carried:
         for name in keep:
             self.names.append(PREFIX + name if name in taken else name)
             if self.names[-1] in taken:
-                raise InputError(f"--keep {printable(name, 80)}: the table has {printable(self.names[-1], 80)} already")
+                raise InputError(f"--keep {printable(name, 80)}: the table already has {printable(self.names[-1], 80)}")
             taken.add(self.names[-1])
         kept = [pa.field(name, pa.string()) for name in self.names]
         fields = [pa.field("cut", pa.bool_()), *kept, pa.field("source", pa.string())]
         self.schema = pa.schema([*schema, *fields])
 
     def __call__(self, row: Mapping[str, Any], record: Record) -> dict[str, Any]:
-        """The row with what its record brings."""
+        """The row with the columns from its record."""
         kept = record.kept or (None,) * len(self.names)
         length = row.get("length")
         cut = None if length is None else length == self.tokenizer.tokens and self.tokenizer.cuts(record.text)
@@ -73,7 +73,6 @@ class Carried:
         """The row of a record whose prompt is an earlier row's."""
         return self({**row, "row": number}, record)
 
-    def told(self, cut: int) -> str:
-        """What to say of the prompts that were cut."""
-        which = "1 prompt was" if cut == 1 else f"{cut} prompts were"
-        return f"{which} longer than {self.tokenizer.tokens} tokens and cut there; the column cut says which"
+    def describe_cut(self, cut: int) -> str:
+        """A line about the number of prompts that were cut."""
+        return f"{counted(cut, 'prompt')} cut to {self.tokenizer.tokens} tokens; see the column cut"

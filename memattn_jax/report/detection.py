@@ -1,4 +1,4 @@
-"""What a detecting run writes of each prompt: a row of its table, and a line on the terminal."""
+"""Rows of the detection table, and one line about each for the terminal."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from memattn_jax.checkpoints.tokenizer import Tokenizer
     from memattn_jax.prompts import Prompt
 
-BLAMED = 3  # tokens that the terminal names
+SHOWN_TOKENS = 3  # on the terminal
 PER_TOKEN = ("attention", "attention_excess", "gradient")
 
 
 class Ground(NamedTuple):
-    """What rows are described with.
+    """What rows are computed from besides scores.
 
     Attributes:
-      rule: how verdicts are made; None without a calibration.
+      rule: for verdicts; None without a calibration.
       attention: of clean prompts; likewise.
       tokenizer: the model's.
       site: the cross-attention layer that `entropy_e` reads.
@@ -46,7 +46,7 @@ def detection_schema(detectors: Iterable[str], explain: bool) -> pa.Schema:
     p                 joint p-value of the scores against clean prompts, see `detectors/calibration/verdicts.py`; null
                       without a calibration
     verdict           "memorized" where p is at most --fpr, "unknown" where it is not and a score is missing or clean
-                      prompts are too few to tell, else "clean"; null without a calibration, and with --fdr, whose
+                      prompts are too few, else "clean"; null without a calibration, and with --fdr, whose
                       verdicts are in _verdicts.parquet
     over              names of the detectors whose score alone makes the verdict "memorized"
     site              the cross-attention layer that entropy_e reads
@@ -78,7 +78,7 @@ def detection_rows(
     Args:
       batch: numbers and prompts.
       detection: of the prompts that could be read, in their order, and perhaps more rows; None where none could.
-      ground: what they are described with.
+      ground: rule, clean attention, tokenizer and site.
     """
     judged = [] if ground.rule is None or detection is None else ground.rule.judge(detection.scores)
     rows, place = [], 0
@@ -93,7 +93,7 @@ def detection_rows(
 
 
 def describe(detection: Detection, place: int, ground: Ground) -> dict[str, Any]:
-    """What one row of a detection says, but for its verdict."""
+    """The columns of one row of a detection, without its verdict."""
     scores = {name: number(score[place]) for name, score in detection.scores.items()}
     unscored = [name for name, score in scores.items() if score is None]
     row: dict[str, Any] = {
@@ -109,7 +109,7 @@ def describe(detection: Detection, place: int, ground: Ground) -> dict[str, Any]
 
 
 def explain(detection: Detection, place: int, ground: Ground) -> dict[str, Any]:
-    """The columns of tokens."""
+    """The columns about tokens."""
     length, ids = int(detection.lengths[place]), detection.input_ids[place]
     tokens = labels(ground.tokenizer.words(ids[:length]), len(ids) - length)
     shares = listed(detection.attention[place], length)
@@ -126,8 +126,8 @@ def explain(detection: Detection, place: int, ground: Ground) -> dict[str, Any]:
     return {"tokens": tokens, **columns, "blamed": blamed}
 
 
-def tell(row: dict[str, Any], detectors: Iterable[str]) -> str:
-    """One line: scores, an asterisk where one is over its threshold, p, the prompt, and what tokens stand out."""
+def format_row(row: dict[str, Any], detectors: Iterable[str]) -> str:
+    """One line: scores, with an asterisk over the threshold; p; the prompt; and the tokens that stand out."""
     if row["length"] is None:
         return f"not scored: {row['error']}"
     over = row["over"] or ()
@@ -148,8 +148,8 @@ def tell(row: dict[str, Any], detectors: Iterable[str]) -> str:
 
 
 def stands_out(row: dict[str, Any]) -> str:
-    """The tokens whose attention is most above clean prompts', with how many times it is theirs."""
+    """The tokens with the most attention relative to clean prompts, each with that ratio."""
     excess = sorted(zip(row["attention_excess"], row["tokens"], strict=True), key=lambda pair: -(pair[0] or 0))
-    count = min(BLAMED, len(row["blamed"]))
+    count = min(SHOWN_TOKENS, len(row["blamed"]))
     left = [(value, token) for value, token in excess if token in row["blamed"]]
     return ", ".join(f"{token} {value:.2g}x" for value, token in left[:count]) or "no token stands out"

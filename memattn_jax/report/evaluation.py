@@ -35,7 +35,7 @@ class Evaluated:
     seconds_per_prompt: float
 
     def metrics(self) -> dict[str, Any]:
-        """What evaluation.json holds of it; all None where a class has no finite score."""
+        """The detector's entry in evaluation.json; metrics are None where a class has no finite score."""
         names = [f"{rate:g}" for rate in FALSE_POSITIVE_RATES]
         cost = {
             "forwards_per_prompt": self.forwards_per_prompt,
@@ -58,7 +58,7 @@ class Evaluated:
 
 
 def unresolved(clean: int) -> list[float]:
-    """The false-positive rates that this many clean prompts cannot resolve."""
+    """The false-positive rates for which these are too few clean prompts."""
     return [rate for rate in FALSE_POSITIVE_RATES if clean * rate < 1 - 1e-9]
 
 
@@ -91,7 +91,7 @@ def write_evaluation(
 
 
 def markdown(detectors: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table with a row a detector, columns aligned."""
+    """A Markdown table with one row per detector."""
 
     def cell(value: float | None, digits: int = 3) -> str:
         return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""What a detecting run says once its rows are there: how many are flagged, and which prompts score highest."""
+"""The summary of a detection run: how many prompts are flagged, and which score highest."""
 
 import heapq
 import io
@@ -19,19 +19,19 @@ from memattn_jax.detectors.calibration.conformal import benjamini_hochberg
 from memattn_jax.detectors.calibration.likeness import Kind
 from memattn_jax.detectors.calibration.verdicts import MEMORIZED, UNKNOWN, Rule
 from memattn_jax.report.carried import Carried
-from memattn_jax.report.detection import tell
+from memattn_jax.report.detection import format_row
 from memattn_jax.report.results import write_json_lines
 from memattn_jax.runs.table import Row, ShardedTable
-from memattn_jax.text import printable
+from memattn_jax.text import counted, printable
 
 if TYPE_CHECKING:
     from memattn_jax.checkpoints.tokenizer import Tokenizer
 
-LISTED = 50  # prompts on the terminal
-NAMED = 2  # statistics in which they differ, that a warning names
+LISTED = 50  # prompts on the terminal, those that score highest
+NAMED = 2  # statistics that a warning names, where prompts differ from the calibration's
 SAMPLED = 2000  # prompts that are compared with the calibration's
 AT_ONCE = 4096  # rows in memory
-VERDICTS = "_verdicts.parquet"  # whoever reads the folder as one data set leaves it out
+VERDICTS = "_verdicts.parquet"  # the underscore hides it from readers that take the folder as one data set
 VERDICT_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64()),
@@ -44,15 +44,15 @@ VERDICT_SCHEMA = pa.schema(
 
 @dataclass
 class Findings:
-    """What one pass over a table finds.
+    """Counts and samples from one pass over a table.
 
     Attributes:
-      rows: how many there are.
-      failed: those with an error.
-      cut: those whose prompt was cut.
+      rows: number of rows.
+      failed: number of rows with an error.
+      cut: number of rows whose prompt was cut.
       verdicts, over, p: how often each occurs.
       highest: numbers of the rows that score highest.
-      sample: some of the prompts that could be read, drawn alike from all.
+      sample: prompts that could be read, drawn uniformly.
     """
 
     rows: int = 0
@@ -66,19 +66,19 @@ class Findings:
 
 
 def in_parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows, some at a time."""
+    """Rows in chunks of `AT_ONCE`."""
     rows = iter(rows)
     while part := list(islice(rows, AT_ONCE)):
         yield part
 
 
 def scores_of(rows: Sequence[Row], detectors: Iterable[str]) -> dict[str, np.ndarray]:
-    """Their scores, float64 [rows]; NaN where there is none."""
+    """The scores of rows, float64 [rows]; NaN where there is none."""
     return {name: np.array([row[name] for row in rows], np.float64) for name in detectors}
 
 
 def find(table: ShardedTable, detectors: Sequence[str], rule: Rule | None) -> Findings:
-    """Looks at all rows that are there, once, few of them in memory.
+    """Reads all rows written so far, once, with few of them in memory.
 
     Rows are ranked by the joint statistic, or without a rule by the first detector's score.
     """
@@ -112,7 +112,7 @@ def find(table: ShardedTable, detectors: Sequence[str], rule: Rule | None) -> Fi
 
 
 def pick(table: ShardedTable, numbers: Iterable[int]) -> dict[int, Row]:
-    """Some whole rows, by number."""
+    """Complete rows by number."""
     wanted = set(numbers)
     shards = sorted({number // table.shard_rows for number in wanted})
     return {row["row"]: row for shard in shards for row in table.load(shard) if row["row"] in wanted}
@@ -121,16 +121,16 @@ def pick(table: ShardedTable, numbers: Iterable[int]) -> dict[int, Row]:
 def summarize(
     table: ShardedTable, detectors: Sequence[str], rule: Rule | None, kind: Kind | None, carried: Carried
 ) -> None:
-    """Tells of all rows, and repeats them in results.jsonl where they are few and no other process adds to them.
+    """Prints a summary; copies the rows to results.jsonl if they are few and this is the only process.
 
-    With `rule.fdr`, writes _verdicts.parquet once all rows are there; of several processes, the last to finish does.
+    With `rule.fdr`, writes _verdicts.parquet once all rows exist; of several processes, the last one to finish does.
 
     Args:
       table: finished by this process.
-      detectors: of its columns.
-      rule: how verdicts are made; None without a calibration.
-      kind: of the calibration's prompts; likewise.
-      carried: what rows bring along.
+      detectors: names of its score columns.
+      rule: for verdicts; None without a calibration.
+      kind: statistics of the calibration's prompts; None without a calibration.
+      carried: the columns from prompt records.
     """
     found = find(table, detectors, rule)
     alone, whole = table.processes == 1, found.rows == table.jobs
@@ -142,45 +142,47 @@ def summarize(
         write_verdicts(table, settle, detectors, found)
     listing = pick(table, found.highest)
     order = "joint statistic" if rule is not None else detectors[0]
-    print(f"the {len(found.highest)} of {found.rows} prompts with the highest {order}:")
+    print(f"prompts with the highest {order} ({len(found.highest)} of {found.rows}):")
     for row in settle([listing[number] for number in found.highest if number in listing]):
-        print(printable(tell(row, detectors)))
+        print(printable(format_row(row, detectors)))
     if rule is not None:
-        tell_verdicts(found, rule, level)
+        print_verdicts(found, rule, level)
     if found.failed:
-        print(f"{found.failed} prompts lack a score; the column error says why")
+        print(f"{counted(found.failed, 'prompt')} without a score; see the column error")
     if found.cut:
-        print(carried.told(found.cut))
+        print(carried.describe_cut(found.cut))
     if rule is not None and kind is not None:
         compare(found.sample, kind, carried.tokenizer)
     repeated = " and results.jsonl" if alone and write_json_lines(table, found.rows, settle) else ""
     rest = "" if alone else f" of {table.jobs}, by all {table.processes} processes so far"
-    print(f"{found.rows} prompts{rest} in {table.store}, as Parquet files{repeated}")
+    print(f"{counted(found.rows, 'prompt')}{rest} in {table.store}, as Parquet files{repeated}")
 
 
-def tell_verdicts(found: Findings, rule: Rule, level: float | None) -> None:
-    """How many prompts are flagged, and how many of them may be by chance."""
+def print_verdicts(found: Findings, rule: Rule, level: float | None) -> None:
+    """Prints how many prompts are flagged, and how many of them to expect by chance."""
     if level is None:
         print(f"verdicts at --fdr {rule.fdr:g} need all rows; the process that finishes last writes {VERDICTS}")
         return
+    total = counted(found.rows, "prompt")
     for name in rule.joint.names:
-        print(f"{name}: {found.over[name]} of {found.rows} prompts over the threshold (*)")
+        print(f"{name}: {found.over[name]} of {total} over the threshold (*)")
     flagged, clean = found.verdicts[MEMORIZED], len(rule.joint.clean)
-    total = f"{MEMORIZED}: {flagged} of {found.rows} prompts"
+    memorized = f"{MEMORIZED}: {flagged} of {total}"
     if rule.fdr is None:
-        print(f"{total}, at --fpr {rule.fpr:g}: clean prompts alone would make {rule.fpr * found.rows:.1f}")  # type: ignore[operator]
+        chance = rule.fpr * found.rows  # type: ignore[operator]
+        print(f"{memorized}, at --fpr {rule.fpr:g}: {chance:.1f} expected if all of them were clean")
     else:
-        print(f"{total}, at --fdr {rule.fdr:g}: at most {rule.fdr * flagged:.1f} of them expected to be false")
+        print(f"{memorized}, at --fdr {rule.fdr:g}: at most {rule.fdr * flagged:.1f} of these expected to be false")
         tests = sum(found.p.values())
         fewest = math.ceil(tests / (rule.fdr * (1 + clean)))
         if fewest > max(1, flagged):
             warnings.warn(
-                f"{clean} clean prompts let --fdr {rule.fdr:g} flag none of {tests} prompts but at least {fewest} at "
-                f"once; to flag a single one takes {math.ceil(tests / rule.fdr) - 1}",
+                f"with {counted(clean, 'clean prompt')}, --fdr {rule.fdr:g} can only flag {fewest} or more of {tests}; "
+                f"to flag a single one takes {math.ceil(tests / rule.fdr) - 1} clean prompts",
                 stacklevel=1,
             )
     if found.verdicts[UNKNOWN]:
-        print(f"{UNKNOWN}: {found.verdicts[UNKNOWN]} of {found.rows} prompts, which are not told to be clean")
+        print(f"{UNKNOWN}: {found.verdicts[UNKNOWN]} of {total}, for lack of a score or of clean prompts")
 
 
 def settled(rule: Rule, detectors: Sequence[str], level: float) -> Callable[[Sequence[Row]], list[Row]]:
@@ -196,7 +198,7 @@ def settled(rule: Rule, detectors: Sequence[str], level: float) -> Callable[[Seq
 def write_verdicts(
     table: ShardedTable, settle: Callable[[Sequence[Row]], list[Row]], detectors: Sequence[str], found: Findings
 ) -> None:
-    """Writes _verdicts.parquet, a row a prompt, and counts what is in it."""
+    """Writes _verdicts.parquet, one row per prompt, and counts its verdicts."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, VERDICT_SCHEMA, compression="zstd") as writer:
         for part in in_parts(table.rows(["row", "length", "p", "verdict", "over", *detectors])):
@@ -209,15 +211,15 @@ def write_verdicts(
 
 
 def compare(prompts: Sequence[str], kind: Kind, tokenizer: "Tokenizer") -> None:
-    """Warns where prompts are unlike those that the rates were fitted on."""
+    """Warns where prompts are unlike those of the calibration."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that prompts are cut was told of each
+        warnings.simplefilter("ignore")  # about prompts that are cut, which the summary counts
         tokens = tokenizer(prompts)
     ids = [row[1 : length - 1].tolist() for row, length in zip(tokens.input_ids, tokens.lengths, strict=True)]
     if prompts and (names := kind.differences(prompts, ids)):
         shown = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
         warnings.warn(
-            f"these prompts are unlike the calibration's ({shown}), and its rates may not hold for them; "
+            f"these prompts are unlike the calibration's ({shown}), so its rates may not hold for them; "
             "calibrate on clean prompts of this kind",
             stacklevel=1,
         )

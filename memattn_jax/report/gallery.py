@@ -4,10 +4,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memattn_jax.report.results import Measured, measure, picture_row, png
+from memattn_jax.report.results import Measured, image_row, measure, png
 from memattn_jax.runs.run import fill_up
 from memattn_jax.runs.table import row_name
 from memattn_jax.runs.versions import versions
+from memattn_jax.text import counted
 
 if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples, StableDiffusion
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
     from memattn_jax.runs.table import ShardedTable
 
 
-class Picture(NamedTuple):
-    """What a picture is made from.
+class ImageJob(NamedTuple):
+    """What an image is made from.
 
     Attributes:
       text: the prompt.
-      seed: of its noise.
+      seed: of the initial noise.
       error: why there is no prompt.
-      recipe: which of the gallery's recipes makes it.
-      place: of the prompt, file and line.
-      kept: values that the prompt's record brings along.
+      recipe: index of the gallery's recipe for it.
+      place: file and line of the prompt.
+      kept: values of the kept columns in the prompt's record.
     """
 
     text: str
@@ -36,7 +37,7 @@ class Picture(NamedTuple):
 
     @property
     def same(self) -> tuple[str, int, int]:
-        """What the picture depends on."""
+        """Everything that the image depends on."""
         return self.text, self.seed, self.recipe
 
 
@@ -45,7 +46,7 @@ class Recipe(NamedTuple):
 
     Attributes:
       arguments: of `StableDiffusion.sample`, besides prompts and seeds.
-      settings: the same for the table, as JSON.
+      settings: the same as recorded in the table, for JSON.
     """
 
     arguments: dict[str, Any]
@@ -61,9 +62,9 @@ class Gallery:
       recipes: all images of a batch share one.
       size: images per batch.
       table: receives one row per image.
-      carried: columns that prompts bring along.
-      keep: whether to keep what was sampled.
-      made: what was: recipe, batch, and place in it.
+      carried: columns from the prompt records.
+      keep: whether to keep the samples in memory.
+      made: the samples that are kept: recipe, batch, and place in it.
     """
 
     sd: "StableDiffusion"
@@ -74,15 +75,15 @@ class Gallery:
     keep: bool = False
     made: list[tuple[int, "Samples", int]] = field(default_factory=list)
 
-    def start(self, jobs: list[Picture]) -> Measured:
-        """Gives a batch to the device."""
+    def start(self, jobs: list[ImageJob]) -> Measured:
+        """Starts sampling a batch on the device."""
         filled = fill_up(jobs, self.size)
         texts, seeds = [job.text for job in filled], [job.seed for job in filled]
         return measure(self.sd.sample(texts, seeds=seeds, wait=False, **self.recipes[jobs[0].recipe].arguments))
 
-    def describe(self, batch: list[tuple[int, Picture]], measured: Measured | None) -> list[dict[str, Any]]:
+    def describe(self, batch: list[tuple[int, ImageJob]], measured: Measured | None) -> list[dict[str, Any]]:
         """Writes the images of a batch; returns the table's rows."""
-        self.table.begin()  # earlier pictures go before new ones come
+        self.table.begin()  # old images are removed before new ones are written
         rows: list[dict[str, Any]] = []
         place = 0
         for number, job in batch:
@@ -91,7 +92,7 @@ class Gallery:
                 rows.append(self.carried(unmade, job))
                 continue
             made_with = self.recipes[job.recipe].settings
-            row = picture_row(number, measured, place, self.sd.tokenizer, made_with, versions())
+            row = image_row(number, measured, place, self.sd.tokenizer, made_with, versions())
             if row["file"] is not None:
                 self.table.store.write(row["file"], png(measured.run.images[place], row))
             if self.keep:
@@ -100,23 +101,23 @@ class Gallery:
             place += 1
         return rows
 
-    def repeat(self, row: dict[str, Any], number: int, job: Picture) -> dict[str, Any]:
-        """The row, and the picture's file, of a job whose picture is an earlier row's."""
+    def repeat(self, row: dict[str, Any], number: int, job: ImageJob) -> dict[str, Any]:
+        """The row and the image file of a job with the same image as an earlier row."""
         if row["file"] is None:
             return self.carried.repeat(row, number, job)
         content = self.table.store.read(row["file"])
-        if content is None:  # someone has moved it away since
+        if content is None:  # it has been removed in the meantime
             return self.describe([(number, job)], self.start([job]).fetch())[0]
         name = row_name(number, "png")
         self.table.store.write(name, content)
         return self.carried.repeat(row | {"file": name}, number, job)
 
     def count(self) -> tuple[int, int]:
-        """Images and rows of the whole table; says how many rows lack one, and how many prompts were cut."""
+        """Number of images and rows of the whole table; prints how many images are missing or prompts cut."""
         found = Counter((row["file"] is not None, row["cut"]) for row in self.table.rows(["file", "cut"]))
         made = sum(rows for (image, _), rows in found.items() if image)
         if failed := found.total() - made:
-            print(f"{failed} rows have no image; the column error says why")
+            print(f"{counted(failed, 'row')} without an image; see the column error")
         if cut := sum(rows for (_, cut), rows in found.items() if cut):
-            print(self.carried.told(cut))
+            print(self.carried.describe_cut(cut))
         return made, found.total()

@@ -1,4 +1,4 @@
-"""Plots, by matplotlib without a display."""
+"""Plots with matplotlib, without a display."""
 
 import json
 import warnings
@@ -13,14 +13,14 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 LEGEND_ROWS = 8
-# Okabe and Ito's colours, which colour-blind readers tell apart; their yellow is too light for lines
+# Okabe and Ito's colours, which colour-blind readers can distinguish; their yellow is too light for lines
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MITIGATED, PLAIN = COLOURS[:2]
 BAND = "#dddddd"
 
 
 def draw_band(axes: Axes, band: np.ndarray | None) -> None:
-    """Shades where the entropy of 90 % of clean prompts lies: [2, steps], or None for nowhere."""
+    """Shades the range of entropy of 90 % of clean prompts, [2, steps]; None shades nothing."""
     if band is not None:
         label = "90 % of clean prompts"
         axes.fill_between(np.arange(1, band.shape[1] + 1), *band, color=BAND, label=label, zorder=0)
@@ -33,17 +33,17 @@ def plot_entropy(
     mitigated: np.ndarray,
     band: np.ndarray | None = None,
 ) -> None:
-    """Attention entropy over the sampling steps, one line an image, as a PNG.
+    """Attention entropy over the sampling steps, one line per image, as a PNG.
 
-    Mitigated images are dashed and have a mean of their own, since the tokens that a mitigation masks lower the entropy
+    Mitigated images are dashed and averaged separately, since the tokens that a mitigation masks lower the entropy
     of every prompt.
 
     Args:
       path: where to write, or an open file.
       entropy: [steps, rows], in nats.
-      labels: one a row; shown while the rows are few, else means are drawn instead.
+      labels: one per row; shown if there are few rows, else means are drawn instead.
       mitigated: bool [rows].
-      band: [2, steps], between which the entropy of most clean prompts lies without mitigation; None draws none.
+      band: [2, steps], the range of entropy of most clean prompts without mitigation; None draws none.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -69,7 +69,9 @@ def plot_entropy(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
     axes.grid(alpha=0.3)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a prompt may be in any script; boxes stand for it
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # a prompt may be in any script, and missing glyphs become boxes
         figure.savefig(path, dpi=120, format="png")
 
 
@@ -93,5 +95,5 @@ def plot_training(path: Path, metrics: Path) -> None:
 
 
 def save_grid(path: Path, rows: Sequence[np.ndarray]) -> None:
-    """Pictures as one PNG: a row for each uint8 [columns, height, width, 3]."""
+    """Saves images as one PNG, a row for each uint8 [columns, height, width, 3]."""
     Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)).save(path)

@@ -1,4 +1,4 @@
-"""What a generating run writes of each picture: the picture, a row of its table, and in the end the entropy plot."""
+"""What a generation run writes: for each image a PNG and a table row, and at the end the entropy plot."""
 
 import io
 import json
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from memattn_jax.runs.table import ShardedTable
 
 
-LABEL = 60  # characters of a prompt that a legend or a line on the terminal shows
-JSON_ROWS = 10_000  # of a table that is repeated as JSON lines
-PLOTTED = 500  # pictures in the entropy plot
+LABEL = 60  # characters of a prompt in a legend or a line on the terminal
+JSON_ROWS = 10_000  # at most, of a table that is copied to JSON lines
+PLOTTED = 500  # images in the entropy plot
 AS_JSON = ("settings", "versions")  # columns that hold JSON
 
-PICTURE_SCHEMA = pa.schema(
+IMAGE_SCHEMA = pa.schema(
     [
-        pa.field("row", pa.int64()),  # number of the picture, from 0
+        pa.field("row", pa.int64()),  # number of the image, from 0
         pa.field("prompt", pa.string()),
         pa.field("seed", pa.int64()),
         pa.field("file", pa.string()),
@@ -42,18 +42,18 @@ PICTURE_SCHEMA = pa.schema(
         pa.field("E", pa.float32()),  # metrics of Ren et al.; larger, more likely memorized
         pa.field("D", pa.float32()),
         pa.field("guard_score", pa.float32()),
-        pa.field("mitigated", pa.bool_()),  # by --mitigation or the guard; null where there is no picture
+        pa.field("mitigated", pa.bool_()),  # by --mitigation or the guard; null where there is no image
         pa.field("tokens", pa.list_(pa.string())),
         pa.field("attention", pa.list_(pa.float32())),  # of each token, mean over steps, layers and heads
         pa.field("entropy", pa.list_(pa.float32())),  # of each step's attention, in nats
-        pa.field("error", pa.string()),  # why there is no picture, or no score of the guard's; else null
+        pa.field("error", pa.string()),  # why there is no image, or no score of the guard's; else null
         pa.field("settings", pa.string()),
         pa.field("versions", pa.string()),
     ]
 )
 
 
-NO_PICTURE = "latents or picture hold NaN or infinity; no picture was written"
+NO_IMAGE = "latents or image contain NaN or infinity; no image was written"
 GUARD_BLIND = "the guard's score is not finite; mitigated as if memorized"
 
 
@@ -64,7 +64,7 @@ def number(value: np.floating) -> float | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """A sampled batch with what is told of it; see `measure`.
+    """A sampled batch and statistics of its attention; see `measure`.
 
     Attributes:
       run: the batch.
@@ -96,7 +96,7 @@ class Measured:
 
 @partial(jax.jit, static_argnames="site")
 def summarize(taps: tuple[Array, ...], lengths: Array, site: int) -> tuple[Array, Array, Array, Array]:
-    """The arrays of `Measured`, from the token means of each site in forward order and the number of metric E's.
+    """The arrays of `Measured`, from the token means of each site in forward order and the index of metric E's site.
 
     One program, and taps in a tuple: operations on a CPU array that is still being computed would each wait for it, and
     `jax.jit` would sort a dict by name.
@@ -109,12 +109,12 @@ def summarize(taps: tuple[Array, ...], lengths: Array, site: int) -> tuple[Array
 
 
 def measure(run: "Samples") -> Measured:
-    """Computes on the device what is told of a batch that it may still be sampling."""
+    """Starts computing a batch's statistics on the device, which may still be sampling it."""
     site = list(run.tokens).index(run.entropy_site)
     return Measured(run, *summarize(tuple(run.tokens.values()), run.lengths, site))
 
 
-def picture_row(
+def image_row(
     row: int,
     batch: Measured,
     place: int,
@@ -122,7 +122,7 @@ def picture_row(
     settings: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The table's row of one picture of a batch, made with these settings."""
+    """The table row of one image of a batch, made with these settings."""
     run, length = batch.run, int(batch.run.lengths[place])
     finite = bool(run.finite[place])
     unseen = run.guard_scores is not None and not np.isfinite(run.guard_scores[place])
@@ -139,14 +139,14 @@ def picture_row(
         "tokens": tokenizer.words(run.input_ids[place, :length]),
         "attention": [number(value) for value in batch.attention[place, :length]],
         "entropy": [number(value) for value in batch.entropy[:, place]],
-        "error": NO_PICTURE if not finite else GUARD_BLIND if unseen else None,
+        "error": NO_IMAGE if not finite else GUARD_BLIND if unseen else None,
         "settings": json.dumps(settings),
         "versions": json.dumps(versions),
     }
 
 
 def png(image: np.ndarray, row: Mapping[str, Any]) -> bytes:
-    """A PNG whose text holds what made it."""
+    """Encodes an image as a PNG, with prompt, seed, settings and versions in its text."""
     text = PngInfo()
     for key in ("prompt", "seed", "settings", "versions"):
         text.add_text(key, str(row[key]))
@@ -155,11 +155,11 @@ def png(image: np.ndarray, row: Mapping[str, Any]) -> bytes:
     return sink.getvalue()
 
 
-def tell(row: Mapping[str, Any]) -> str:
-    """One line about a picture."""
+def format_row(row: Mapping[str, Any]) -> str:
+    """One line about an image."""
     label = printable(row["prompt"], LABEL)
     if row.get("file") is None:
-        return f"no picture: {row['error']}  {label}".rstrip()
+        return f"no image: {row['error']}  {label}".rstrip()
     e, d = ("–" if row[name] is None else f"{row[name]:.4f}" for name in "ED")
     by_guard = " by the guard" if row["guard_score"] is not None else ""
     note = f"  (mitigated{by_guard})" if row["mitigated"] else ""
@@ -169,7 +169,7 @@ def tell(row: Mapping[str, Any]) -> str:
 
 
 def plot_rows(store: "Store", rows: Iterable[Mapping[str, Any]], band: np.ndarray | None) -> None:
-    """Draws the entropy of the first pictures of a table as entropy.png, beside the `band` of `plot_entropy`."""
+    """Draws the entropy of the first images of a table as entropy.png, beside the `band` of `plot_entropy`."""
     drawn = list(islice((row for row in rows if row["entropy"] is not None), PLOTTED))
     if not drawn:
         return
@@ -186,9 +186,9 @@ def plot_rows(store: "Store", rows: Iterable[Mapping[str, Any]], band: np.ndarra
 def write_json_lines(
     table: "ShardedTable", rows: int, settle: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list
 ) -> bool:
-    """Repeats a table in results.jsonl, a line a row, if it has few; returns whether it does.
+    """Copies a table of few rows to results.jsonl, one line per row; returns whether it did.
 
-    `settle` makes what is repeated of the rows.
+    `settle` maps the rows to those that are written.
     """
     name = "results.jsonl"
     if rows > JSON_ROWS:

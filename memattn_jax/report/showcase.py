@@ -1,4 +1,4 @@
-"""One picture that shows what memorization is: what was trained on, what is generated, where the attention goes."""
+"""One figure that shows what memorization is: the training image, the generated images, and the attention."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples
     from memattn_jax.runs.store import Store
 
-WHICH_WAY_IS_BAD = (
+HOW_TO_READ = (
     "How to read it: for a memorized prompt, attention leaves the words and spreads over the end token and the padding "
     '(the "summary tokens" that the paper says it collapses on), so a larger share there and a higher entropy are bad.'
 )
@@ -30,7 +30,7 @@ class Story(NamedTuple):
     """One prompt's row.
 
     Attributes:
-      title: what kind of prompt it is.
+      title: the kind of prompt.
       prompt: the text.
       training: uint8 [height, width, 3], the nearest image among those memorized.
       generated: likewise, without mitigation.
@@ -72,17 +72,17 @@ def make_story(
     """One row of two runs, and the nearest of the memorized images.
 
     Args:
-      title: what kind of prompt it is.
+      title: the kind of prompt.
       plain: a run without mitigation.
       mitigated: the same rows with it.
-      row: which of them.
+      row: index in both runs.
       tokenizer: the model's.
       memorized: {caption: image uint8 [height, width, 3]}; a prompt among them is compared to its own image.
     """
     prompt, length = plain.prompts[row], int(plain.lengths[row])
-    pictures = np.stack([plain.images[row], mitigated.images[row]])
+    images = np.stack([plain.images[row], mitigated.images[row]])
     candidates = np.stack([memorized[prompt]] if prompt in memorized else list(memorized.values()))
-    correlations = normalized_correlation(pictures, candidates)  # [2, candidates]
+    correlations = normalized_correlation(images, candidates)  # [2, candidates]
     nearest = int(correlations[0].argmax())
     means = [mean_over_sites(run.tokens)[:, row] for run in (plain, mitigated)]  # [steps, tokens] each
     attention = np.stack([np.asarray(mean).mean(axis=0) for mean in means])
@@ -91,8 +91,8 @@ def make_story(
         title,
         prompt,
         candidates[nearest],
-        pictures[0],
-        pictures[1],
+        images[0],
+        images[1],
         (float(correlations[0, nearest]), float(correlations[1, nearest])),
         ["begin", *tokenizer.words(plain.input_ids[row, 1 : length - 1]), "end + padding"],
         np.concatenate([attention[:, : length - 1], summary], axis=1),
@@ -103,12 +103,13 @@ def make_story(
 def show_memorization(
     tokenizer: "Tokenizer", made: Sequence[tuple[int, "Samples", int]], store: "Store", band: np.ndarray | None
 ) -> None:
-    """Writes showcase.png, of the built-in model's own prompts, and prints how to read it.
+    """Writes showcase.png for the built-in model's own prompts, and prints how to read it.
 
     Args:
       tokenizer: the model's.
-      made: of each image whether it is mitigated, its batch, and its place in it; as many of either kind, in one order.
-      store: receives the picture.
+      made: of each image whether it is mitigated, its batch, and its place in it; equally many of both kinds, in the
+        same order.
+      store: receives the file.
       band: see `plot_showcase`.
     """
     memorized = demo.memorized_pictures()
@@ -123,7 +124,7 @@ def show_memorization(
     sink = io.BytesIO()
     plot_showcase(sink, stories, band)
     store.write("showcase.png", sink.getvalue())
-    print(*stories, WHICH_WAY_IS_BAD, sep="\n")
+    print(*stories, HOW_TO_READ, sep="\n")
 
 
 def plot_showcase(path: Path | IO[bytes], stories: Sequence[Story], band: np.ndarray | None) -> None:
@@ -132,7 +133,7 @@ def plot_showcase(path: Path | IO[bytes], stories: Sequence[Story], band: np.nda
     Args:
       path: where to write, or an open file.
       stories: the rows.
-      band: [2, steps], between which the entropy of most clean prompts lies; None draws none.
+      band: [2, steps], the range of entropy of most clean prompts; None draws none.
     """
     figure = Figure(figsize=(12, 2.9 * len(stories)), layout="constrained")
     rows = figure.subplots(len(stories), 5, width_ratios=(1, 1, 1, 1.6, 1.9), squeeze=False)
@@ -156,19 +157,19 @@ def plot_showcase(path: Path | IO[bytes], stories: Sequence[Story], band: np.nda
 
 
 def signed(number: float) -> str:
-    """Two digits, with a minus sign and not a hyphen."""
+    """Formats a number with two digits, with a minus sign instead of a hyphen."""
     return f"{number:.2f}".replace("-", "−")
 
 
-def show(axes: Axes, picture: np.ndarray, title: str) -> None:
-    """A picture without ticks."""
-    axes.imshow(picture, interpolation="nearest")
+def show(axes: Axes, image: np.ndarray, title: str) -> None:
+    """Draws an image without ticks."""
+    axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize="medium")
 
 
 def plot_attention(axes: Axes, story: Story) -> None:
-    """The share of attention of each token, bars in the order of the prompt; the summary tokens stand out."""
+    """Draws each token's share of the attention as bars in the order of the prompt, the summary tokens highlighted."""
     places = np.arange(len(story.tokens))
     axes.axhspan(len(places) - 1.5, len(places) - 0.5, color=BAND, zorder=0)
     styles = ((PLAIN, None, "generated"), (MITIGATED, "///", "mitigated"))
@@ -180,7 +181,7 @@ def plot_attention(axes: Axes, story: Story) -> None:
 
 
 def plot_curve(axes: Axes, story: Story, band: np.ndarray | None) -> None:
-    """Attention entropy over the sampling steps, beside that of clean prompts."""
+    """Draws the attention entropy over the sampling steps, beside that of clean prompts."""
     draw_band(axes, band)
     axes.plot(np.arange(1, len(story.entropy) + 1), story.entropy, color=PLAIN, linewidth=2, label="generated")
     axes.set_title("attention entropy (nats), higher is worse", fontsize="medium")

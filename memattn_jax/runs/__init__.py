@@ -1,1 +1,1 @@
-"""Long runs over many rows: files that are whole or absent, tables that go on where they stopped, a busy device."""
+"""Long runs over many rows: atomic file writes, resumable tables, and overlap of host and device work."""

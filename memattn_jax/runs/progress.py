@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines of JSON elsewhere, and the metrics at the end."""
+"""Progress of a run: a bar on a terminal, JSON lines elsewhere, and metrics at the end."""
 
 import json
 import sys
@@ -13,25 +13,25 @@ from memattn_jax.runs.table import Row
 from memattn_jax.text import printable
 
 LOG_SECONDS = 30.0
-TOLD = 50  # maximum number of rows printed
+PRINTED = 50  # maximum number of rows printed
 
 
 class Progress:
-    """Counts rows.
+    """Counts rows and reports progress.
 
     Attributes:
-      rows: made by this process in this run.
+      rows: number of rows that this process has finished in this run.
     """
 
-    def __init__(self, unit: str, count: Callable[[], int] | None, tell: Callable[[Row], str] | None = None):
+    def __init__(self, unit: str, count: Callable[[], int] | None, format_row: Callable[[Row], str] | None = None):
         """Starts the clock.
 
         Args:
           unit: what a row is.
-          count: tells how many rows there are in all; it is asked in the background. None where no one knows.
-          tell: one line about a row; None where nothing is said of rows as they come.
+          count: returns the total number of rows; called in the background. None if the total is unknown.
+          format_row: returns one line about a row; None prints no rows.
         """
-        self.tell, self.unit = tell, unit
+        self.format_row, self.unit = format_row, unit
         self.bar = tqdm(unit=unit, disable=None)  # None: on a terminal only
         self.terminal = not self.bar.disable  # which closing the bar changes
         self.rows = 0
@@ -44,18 +44,18 @@ class Progress:
     def _count(self, count: Callable[[], int]) -> None:
         try:
             self.total = self.bar.total = count()
-        except (ValueError, OSError):  # the run meets the same error, and tells it
+        except (ValueError, OSError):  # the run itself will raise the same error
             return
 
     def update(self, rows: Sequence[Row]) -> None:
-        """These rows are made; the first ones are printed."""
+        """Counts finished rows, and prints the first ones."""
         last, now = rows[-1]["row"], time.monotonic()
         if self.first is None:
             self.first = last, len(rows), now
             self.bar.initial = self.bar.n = rows[0]["row"]
-        if self.tell is not None:
-            for row in rows[: max(0, TOLD - self.rows)]:
-                self.bar.write(printable(self.tell(row)))
+        if self.format_row is not None:
+            for row in rows[: max(0, PRINTED - self.rows)]:
+                self.bar.write(printable(self.format_row(row)))
         self.rows += len(rows)
         self.bar.update(last + 1 - self.bar.n)
         if not self.terminal and now - self.logged > LOG_SECONDS:

@@ -1,4 +1,4 @@
-"""Why an output folder is refused: in one line, what it holds and what to do."""
+"""The error for an output folder with other results: what it holds and what to do, in one line."""
 
 import json
 from itertools import chain
@@ -9,11 +9,11 @@ from memattn_jax.text import printable
 
 FOLDER = 60  # characters of its path, the last ones
 VALUE = 24  # characters of a setting
-REMEDY = "choose another --out, or --overwrite it"
+REMEDY = "choose another --out or add --overwrite"
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Where two JSON values differ, each as `name old is now new`."""
+    """Differences between two JSON values, each as `name old is now new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = list(dict.fromkeys([*old, *new]))
         parts = [differences(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in names]
@@ -23,12 +23,12 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 
 def refusal(folder: str, old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Says that a folder holds results of another command, model or settings, in at most `LIMIT` characters.
+    """The error for a folder with results of another command, model or settings, in at most `LIMIT` characters.
 
     Args:
       folder: the output folder.
-      old: identity of what it holds, for JSON; `command` and `model`, a fingerprint, are told in words.
-      new: identity of what is asked for.
+      old: identity of what it holds, for JSON; `command` and `model`, a fingerprint, are described in words.
+      new: identity of the results to write.
     """
     where = printable(folder if len(folder) <= FOLDER else f"…{folder[1 - FOLDER :]}")
     if old.get("command") != new.get("command"):

@@ -1,4 +1,4 @@
-"""The loop of a long run: batches of the rows that a table lacks, through a device, into the table."""
+"""The main loop of a long run: computes the missing rows of a table, batch by batch."""
 
 import contextlib
 import signal
@@ -9,12 +9,13 @@ from typing import Any
 from memattn_jax.runs.progress import Progress
 from memattn_jax.runs.stream import Overlap, asked_to_stop
 from memattn_jax.runs.table import J, Row, ShardedTable
+from memattn_jax.text import counted
 
 Batch = list[tuple[int, J]]  # numbers and jobs of rows
 
 
 def batch_size(jobs: Iterable[J], most: int) -> tuple[int, Iterator[J]]:
-    """Rows a batch: `most`, or as many as there are; and the jobs, none of them lost."""
+    """Rows per batch, `most` or as many as there are, and an iterator over all jobs."""
     jobs = iter(jobs)
     head = list(islice(jobs, most))
     return max(1, len(head)), chain(head, jobs)
@@ -27,17 +28,17 @@ def batches(
     kind: Callable[[J], Hashable] = lambda job: None,
     twins: Container[int] = (),
 ) -> Iterator[Batch]:
-    """Rows in batches of one kind and one shard each, with at most `size` that are no twins.
+    """Rows in batches of one kind and one shard each, with at most `size` rows besides twins.
 
-    Which rows share a batch depends on the shard's jobs alone, so that a run that was interrupted between batches goes
-    on with the very batches of one that was not.
+    Which rows share a batch depends on the shard's jobs alone, so that a run that was interrupted between batches
+    resumes with the same batches as an uninterrupted one.
 
     Args:
       rows: numbers and jobs.
       size: rows that the device computes at once.
       shard_rows: rows in a full shard.
-      kind: of a job.
-      twins: numbers of rows that repeat others, see `ShardedTable.missing`; asked as the rows come.
+      kind: of a job; a batch has jobs of one kind.
+      twins: numbers of rows that repeat others, see `ShardedTable.missing`; looked up as rows arrive.
     """
     batch: Batch = []
     place: tuple[int, Hashable] | None = None
@@ -55,7 +56,7 @@ def batches(
 
 
 def fill_up(batch: list[J], size: int) -> list[J]:
-    """The batch with its last job repeated, so that one program serves all."""
+    """Pads a batch by repeating its last job, so that all batches use one compiled program."""
     return batch + batch[-1:] * (size - len(batch))
 
 
@@ -67,22 +68,22 @@ def run(
     progress: Progress,
     repeat: Callable[[Row, int, Any], Row] = lambda row, number, job: row | {"row": number},
 ) -> bool:
-    """Makes rows until all are there or the process is asked to stop; whatever ends it, rows made are written.
+    """Computes rows until the table is complete or the process is asked to stop; finished rows are always written.
 
     Args:
-      table: claimed.
-      work: batches of rows that it lacks.
-      start: gives the jobs of a batch that have a prompt, never none, to the device, and returns something to `fetch`.
-      describe: the table's rows of a batch, from what was fetched; that is None where no job had a prompt.
-      progress: told of every batch.
-      repeat: makes the row with a number and a job from the row that it is a twin of.
+      table: a claimed table.
+      work: batches of its missing rows.
+      start: starts computing those jobs of a batch that have a prompt, at least one; its result has a method `fetch`.
+      describe: makes table rows from a batch and the fetched result, which is None where no job had a prompt.
+      progress: updated after every batch.
+      repeat: makes a row from its twin, its number and its job.
 
     Returns:
-      Whether all rows are there; not after SIGTERM.
+      Whether the table is complete; False after SIGTERM.
 
     Raises:
-      OSError: rows could not be written; those written before are whole.
-      KeyboardInterrupt: the user asked to stop; its text says what is kept.
+      OSError: rows could not be written; rows written before are intact.
+      KeyboardInterrupt: the user pressed Ctrl-C; the message says what is kept.
     """
     overlap = Overlap()
     errors = repeated = 0
@@ -112,7 +113,7 @@ def run(
                 errors += sum(row["error"] is not None for row in rows)
                 progress.update(rows)
         except BaseException as error:
-            with contextlib.suppress(OSError):  # a full disk, which the first error tells of
+            with contextlib.suppress(OSError):  # such as a full disk, which the first error reports
                 table.stop()
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(kept(table, progress)) from None
@@ -135,5 +136,5 @@ def run(
 
 
 def kept(table: ShardedTable, progress: Progress) -> str:
-    """What is left of a run that ends early."""
-    return f"{progress.rows} {progress.unit}s of this run are kept in {table.store}; the same command resumes"
+    """The message for a run that ends early."""
+    return f"kept {counted(progress.rows, progress.unit)} of this run in {table.store}; the same command resumes"

@@ -1,4 +1,4 @@
-"""A folder of files that are whole or absent, on this machine or in object storage."""
+"""A folder of atomically written files, on this machine or in object storage."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
 def is_local(url: str) -> bool:
-    """Whether it is a path on this machine."""
+    """Whether a path or URL is on this machine."""
     return not URL.match(url)
 
 
@@ -35,22 +35,22 @@ class Store:
     """Named files, each written whole or not at all."""
 
     def __init__(self, folder: str | Path, process: int = 0):
-        """Makes the folder if need be.
+        """Creates the folder if it does not exist.
 
         Args:
-          folder: a path, or a URL that fsspec knows, as gs://bucket/folder.
-          process: which of the processes that write there this is.
+          folder: a path, or a URL that fsspec knows, such as gs://bucket/folder.
+          process: index of this process among those that write to the folder.
 
         Raises:
           InputError: see `open_filesystem`.
-          OSError: it cannot be written.
+          OSError: the folder is not writable.
         """
         self.folder, self.process = str(folder), process
         self.local = is_local(self.folder)
         self.filesystem, self.root = open_filesystem(self.folder)
         self.filesystem.makedirs(self.root, exist_ok=True)
         probe = f".writable.{process}"
-        self.write(probe, b"")  # now, and not after an hour of work
+        self.write(probe, b"")  # fails now instead of after an hour of work
         self.remove(probe)
 
     def __str__(self) -> str:
@@ -60,12 +60,12 @@ class Store:
         return f"{self.root.rstrip('/')}/{name}"
 
     def write(self, name: str, content: bytes) -> None:
-        """Replaces a file at once: whoever looks finds the old content or the new, even after a power cut.
+        """Replaces a file atomically: readers find the old content or the new, even after a power cut.
 
         Raises:
           OSError: it could not be written; the old content is untouched.
         """
-        if not self.local:  # object stores show an object when all of it has arrived
+        if not self.local:  # object stores replace objects atomically
             self.filesystem.pipe_file(self._path(name), content)
             return
         path = Path(self._path(name))
@@ -80,7 +80,7 @@ class Store:
             with contextlib.suppress(OSError):
                 partial.unlink()
             reason = error.strerror or error
-            raise OSError(f"{path}: not written ({reason}); what was written before is whole") from None
+            raise OSError(f"{path}: not written ({reason}); files written before are intact") from None
 
     def read(self, name: str) -> bytes | None:
         """The content of a file, or None where there is none."""
@@ -90,11 +90,11 @@ class Store:
             return None
 
     def open(self, name: str) -> Any:
-        """A file to read from; raises FileNotFoundError where there is none."""
+        """Opens a file for reading; raises FileNotFoundError where there is none."""
         return self.filesystem.open(self._path(name), "rb")
 
     def names(self) -> list[str]:
-        """Of all its files, sorted."""
+        """Names of all files, sorted."""
         self.filesystem.invalidate_cache()
         return sorted(path.rsplit("/", 1)[-1] for path in self.filesystem.ls(self.root, detail=False))
 

@@ -15,15 +15,15 @@ Batch = TypeVar("Batch")
 Started = TypeVar("Started")
 Result = TypeVar("Result")
 
-AHEAD = 2  # batches that the device has, so that the next one is there when one is done
+AHEAD = 2  # batches queued on the device, so that the next one can start when one is done
 
 
 class Overlap:
     """Runs batches on the device while the host prepares the next ones and writes the last ones.
 
     Attributes:
-      busy: seconds from the first batch's end on in which the device had a batch.
-      elapsed: all seconds from the first batch's end to the last one's.
+      busy: seconds, after the first batch, in which the device had a batch.
+      elapsed: seconds from the end of the first batch to the end of the last one.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Overlap:
 
     @property
     def device_share(self) -> float | None:
-        """Share of the time in which the device was busy, the first batch, which compiles, left out."""
+        """Share of time in which the device was busy, without the first batch, which compiles."""
         return self.busy / self.elapsed if self.elapsed else None
 
     def __call__(
@@ -41,9 +41,9 @@ class Overlap:
         """Yields each batch with its result, in order.
 
         Args:
-          batches: read as the device gets free.
-          start: prepares a batch and gives it to the device, without waiting for it.
-          fetch: waits for what `start` returned; runs in a thread of its own.
+          batches: read as the device becomes free.
+          start: prepares a batch and starts it on the device, without waiting for the result.
+          fetch: waits for what `start` returned; runs in a separate thread.
         """
         running: deque[tuple[Batch, Future[Result]]] = deque()
         waiter = ThreadPoolExecutor(1)
@@ -69,16 +69,16 @@ class Overlap:
         return result
 
 
-STOPPING = b"\ninterrupted: finishing what is in hand; Ctrl-C again stops at once\n"
+STOPPING = b"\ninterrupted: finishing the batches in progress; Ctrl-C again stops at once\n"
 
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], int | None]]:
-    """The signal that asked for a stop, None before one has; within, the first one does not end the process.
+    """Yields a function that returns the signal that asked for a stop, or None; the first one does not end the process.
 
-    SIGTERM is what preempted machines send. SIGINT is a user's Ctrl-C; a second one raises KeyboardInterrupt, and where
-    something else than Python's default handles it, it is left alone. Outside of the main thread, where Python takes no
-    signals, none ever comes.
+    Preempted machines send SIGTERM. SIGINT is a user's Ctrl-C; a second one raises KeyboardInterrupt, and a handler
+    other than Python's default is left in place. Outside the main thread, where Python allows no handlers, the function
+    always returns None.
     """
     asked: list[int] = []
 

@@ -1,11 +1,11 @@
-"""A table of rows in Parquet shards, which an interrupted run goes on with, by one process or by many.
+"""A resumable table in Parquet shards, written by one process or by many.
 
 00000.parquet   rows 0 to shard_rows − 1, 00001.parquet the next ones, …
-manifest.json   what all rows were made with, which rows are where, and whether they are all
+manifest.json   the settings of all rows, the rows in each shard, and whether the table is complete
 
 Which shard a row belongs to depends on the row alone, and shard k is the work of process k mod n. So the files are the
-same however many processes write them, no process waits for another, and a run may go on with more or fewer of them. A
-shard that is not full yet is a file with fewer rows; it is replaced, whole, as rows come.
+same however many processes write them, no process waits for another, and a run may resume with more or fewer of them. A
+shard that is not full yet is a file with fewer rows; it is replaced atomically as rows are added.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 from memattn_jax.errors import InputError
 from memattn_jax.runs.refusal import refusal
 from memattn_jax.runs.store import Store
-from memattn_jax.text import printable
+from memattn_jax.text import counted, printable
 
 MANIFEST = "manifest.json"
-FLUSH_SECONDS = 30.0  # the work that a killed process loses at most, besides the batches in flight
+FLUSH_SECONDS = 30.0  # of work that a killed process loses at most, besides the batches in progress
 QUOTED = 40  # characters of a prompt in a message
 
 
 class Job(Protocol):
-    """What a row is made from: a prompt, or what is wrong with it."""
+    """What a row is made from: a prompt, or the reason why there is none."""
 
     @property
     def text(self) -> str:
@@ -47,23 +47,23 @@ Row = dict[str, Any]
 
 
 def shard_name(shard: int) -> str:
-    """Of a shard's file."""
+    """File name of a shard."""
     return f"{shard:05d}.parquet"
 
 
 def row_name(row: int, suffix: str) -> str:
-    """Of a file that a row has."""
+    """File name for a row, such as that of its image."""
     return f"{row:05d}.{suffix}"
 
 
 def numbered(name: str, suffix: str | None) -> int | None:
-    """The shard, or the row, whose file with this suffix has the name; None for another file."""
+    """The number in a file name with this suffix, of a shard or a row; None for other names."""
     stem, _, ending = name.partition(".")
     return int(stem) if stem.isdecimal() and ending == suffix else None
 
 
 class ShardedTable:
-    """Rows, each made from its job and the settings alone; row n is made from job n."""
+    """A table in which row n depends on job n and the settings alone."""
 
     def __init__(
         self,
@@ -76,16 +76,16 @@ class ShardedTable:
         processes: int = 1,
         row_files: str | None = None,
     ):
-        """Nothing is read or written yet.
+        """Sets up the table without reading or writing.
 
         Args:
           store: the folder.
-          schema: of the rows; has `row`, an integer, and `prompt`.
-          identity: what rows depend on besides their job, for JSON. A run goes on only with the same.
+          schema: of the rows; contains `row`, an integer, and `prompt`.
+          identity: what rows depend on besides their job, for JSON. A run resumes only a table with the same identity.
           shard_rows: rows in a full shard.
-          process: which process this is.
-          processes: how many there are.
-          row_files: suffix of the files that rows have, see `row_name`; None where they have none.
+          process: index of this process.
+          processes: number of processes.
+          row_files: suffix of files that belong to rows, see `row_name`; None if there are none.
         """
         self.store, self.shard_rows = store, shard_rows
         self.process, self.processes = process, processes
@@ -102,14 +102,14 @@ class ShardedTable:
         self.flushed = time.monotonic()
 
     def claim(self, about: dict[str, Any], *, overwrite: bool) -> None:
-        """Refuses a folder that holds something else, before anything is computed for it.
+        """Refuses a folder with other contents, before anything is computed.
 
         Args:
-          about: what the manifest tells besides the identity.
-          overwrite: drop the rows that the folder holds, once there are new ones.
+          about: entries of the manifest besides the identity.
+          overwrite: remove existing rows once there are new ones.
 
         Raises:
-          InputError: it holds rows with another identity, the message says where it differs, or no table of ours.
+          InputError: the folder holds rows with another identity (the message says where it differs), or other shards.
         """
         self.about, self.overwrite = about, overwrite
         if overwrite:
@@ -121,7 +121,7 @@ class ShardedTable:
             raise InputError(f"{self.store}: holds {shards[0]} but no {MANIFEST}; choose another --out")
 
     def begin(self) -> None:
-        """Makes the folder this table's, the first time: drops what is to be overwritten, and writes the manifest."""
+        """On the first call, removes what is to be overwritten and writes the manifest."""
         if self.begun:
             return
         self.begun = True
@@ -137,7 +137,9 @@ class ShardedTable:
         try:
             old = json.loads(stored)["identity"]
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self.store}/{MANIFEST}: not ours, or damaged; choose another --out") from None
+            raise InputError(
+                f"{self.store}/{MANIFEST}: not a manifest of this package, or damaged; choose another --out"
+            ) from None
         if old != self.identity:
             raise InputError(refusal(str(self.store), old, self.identity))
 
@@ -146,33 +148,33 @@ class ShardedTable:
         self.store.write(MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     def owns(self, shard: int) -> bool:
-        """Whether a shard is this process' work."""
+        """Whether a shard belongs to this process."""
         return shard % self.processes == self.process
 
     def load(self, shard: int, columns: list[str] | None = None) -> list[Row]:
-        """The rows of a shard, as far as they are there; none of a file that is damaged, which is told."""
+        """The rows of a shard that exist; none of a damaged file, with a warning."""
         content = self.store.read(shard_name(shard))
         if content is None:
             return []
         try:
             table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
         except (pa.ArrowException, OSError):
-            warnings.warn(f"{self.store}: {shard_name(shard)} is damaged; its rows are made again", stacklevel=2)
+            warnings.warn(f"{self.store}: {shard_name(shard)} is damaged; its rows are computed again", stacklevel=2)
             return []
         if (table.schema.metadata or {}).get(b"identity") != (self.schema.metadata or {})[b"identity"]:
             return []  # left by a run that is being overwritten
         return (table if columns is None else table.select(columns)).to_pylist()
 
     def missing(self, jobs: Iterable[J], same: Callable[[J], Hashable] | None = None) -> Iterator[tuple[int, J]]:
-        """Number and job of each row that is this process' work and not there yet.
+        """Number and job of each missing row of this process.
 
         Args:
           jobs: of all rows, in order.
-          same: what a row depends on besides its number. Where it was given before in the same shard, `twins` says by
-            which row, until that is asked for no more.
+          same: what a row depends on besides its number. Where an earlier row of the shard has the same, `twins` maps
+            the row to it, until the entry is removed.
 
         Raises:
-          InputError: a row is there that was made from another prompt.
+          InputError: an existing row was made from another prompt.
         """
         for shard, group in groupby(enumerate(jobs), key=lambda numbered: numbered[0] // self.shard_rows):
             own = self.owns(shard)
@@ -194,7 +196,7 @@ class ShardedTable:
                     old, new = (printable(text, QUOTED) for text in (rows[position]["prompt"], job.text))
                     raise InputError(
                         f"{self.store}: row {number} was made from '{old}', and the prompt is now '{new}'; "
-                        "choose another --out, or --overwrite it"
+                        "choose another --out or add --overwrite"
                     )
 
     def row(self, number: int) -> Row:
@@ -202,10 +204,10 @@ class ShardedTable:
         return self.growing[number // self.shard_rows][number % self.shard_rows]
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Takes rows in their order; writes each shard that is full, and what there is once in a while.
+        """Adds rows in order; writes full shards at once, and the others every `FLUSH_SECONDS`.
 
         Raises:
-          OSError: rows could not be written; those written before are whole.
+          OSError: rows could not be written; rows written before are intact.
         """
         self.begin()
         for row in rows:
@@ -217,7 +219,7 @@ class ShardedTable:
             self.flush()
 
     def flush(self) -> None:
-        """Writes all rows taken."""
+        """Writes all rows added so far."""
         for shard in sorted(self.unwritten):
             rows = self.growing[shard]
             sink = io.BytesIO()
@@ -230,38 +232,38 @@ class ShardedTable:
         self.flushed = time.monotonic()
 
     def finish(self) -> None:
-        """Writes all rows taken, and in the manifest which rows the whole table has, and whether they are all.
+        """Writes all rows added so far, and a manifest of the whole table.
 
-        Of several processes each says what is there when it ends, so that the last one says that all is.
+        Each process records what exists when it ends, so that the last one records that the table is complete.
 
         Raises:
-          InputError: the table has rows that no job made.
+          InputError: the table has more rows than there are jobs.
         """
         self.begin()
         self.flush()
         firsts = range(0, self.jobs, self.shard_rows)
         whole = {shard_name(i): min(self.shard_rows, self.jobs - first) for i, first in enumerate(firsts)}
         shards: list[dict[str, Any]] | None = None
-        while shards != (shards := self.shards()):  # another process may have ended in between, and said less
+        while shards != (shards := self.shards()):  # another process may have ended in between, and recorded less
             there = {shard["file"]: shard["rows"] for shard in shards}
             rows = {"rows": sum(there.values()), "records": self.jobs}
             self._describe({"complete": there == whole, **rows, "shards": shards})
         own = (shard["file"] for shard in shards if self.owns(shard["first_row"] // self.shard_rows))
         if more := [name for name in own if there[name] > whole.get(name, 0)]:
             raise InputError(
-                f"{self.store}: {more[0]} holds rows beyond the {self.jobs} prompts; "
-                "choose another --out, or --overwrite it"
+                f"{self.store}: {more[0]} holds rows beyond the {counted(self.jobs, 'prompt')}; "
+                "choose another --out or add --overwrite"
             )
 
     def stop(self) -> None:
-        """Writes all rows taken, of a run that ends before all are there."""
+        """Writes all rows added so far, for a run that ends early."""
         if self.unwritten:
             self.flush()
         if self.begun:
             self._describe({"complete": False, "shards": self.shards()})
 
     def shards(self) -> list[dict[str, Any]]:
-        """The shards that are there, by whichever process, with their rows."""
+        """The shards that any process has written, with their numbers of rows."""
         found = []
         for name in self.store.names():
             shard = numbered(name, "parquet")
@@ -270,7 +272,7 @@ class ShardedTable:
         return found
 
     def count(self, name: str) -> int:
-        """Rows of a shard's file; 0 where it is damaged or another run's."""
+        """Number of rows in a shard's file; 0 if it is damaged or belongs to another run."""
         try:
             with self.store.open(name) as file:
                 metadata = pq.read_metadata(file)
@@ -280,7 +282,7 @@ class ShardedTable:
         return metadata.num_rows if (metadata.metadata or {}).get(b"identity") == identity else 0
 
     def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
-        """All rows that are there, of every process, in their order, or some of their columns."""
+        """All rows of every process, in order; all columns or the given ones."""
         shards = sorted(shard for name in self.store.names() if (shard := numbered(name, "parquet")) is not None)
         for shard in shards:
             yield from self.load(shard, columns)
