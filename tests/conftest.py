@@ -23,6 +23,14 @@ for name, value in SETTINGS.items():
     os.environ[name.upper()] = str(value)  # for the commands that tests start, which so find what is compiled here
 
 
+LONG = ("test_finetune", "test_step", "test_pipeline", "test_parallel", "test_aot", "test_detect", "test_large_runs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest go first, so that no worker is at one of them when the other has nothing left."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `scripts/make_random_model.py` writes."""
