@@ -73,6 +73,7 @@ def test_false_discoveries_in_a_log(scores):
     assert false <= most(found.sum(), FDR)
 
 
+@pytest.mark.slow
 def test_one_site_wherever_metric_e_is_read(sd, scores):
     """generate's E, detect's entropy_e, a guard's score and the calibration's are of one layer, and equal."""
     site = sd.entropy_site

@@ -16,7 +16,7 @@ from memattn_jax.report.showcase import HOW_TO_READ
 
 pytestmark = pytest.mark.slow
 
-TRIED = 8  # prompts of each group
+TRIED = 4  # prompts of each group
 
 
 @pytest.fixture(scope="module")

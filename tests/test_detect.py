@@ -587,6 +587,7 @@ def test_not_finite_scores_are_left_out_and_counted(tmp_path):
     assert "–" in table
 
 
+@pytest.mark.slow
 def test_the_built_in_model_has_thresholds(command, tmp_path):
     """Of the model that it lies beside: without arguments, detect distinguishes a memorized prompt from a clean one."""
     status, printed, errors = command("detect", "--out", tmp_path)

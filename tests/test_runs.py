@@ -555,9 +555,10 @@ def test_sigterm_outside_does_what_it_did():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-KILLS = 24
+KILLS = 12
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path, undisturbed):
     """SIGKILL at random points of unfinished runs, each gone on with until it is whole; then another is begun.
 

@@ -103,10 +103,9 @@ def test_a_guard_of_sixteen_rows(built_in, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_in_half_precision_a_batch_changes_a_row_within_rounding(alone, dtype):
+def test_in_half_precision_a_batch_changes_a_row_within_rounding(alone):
     """Alone and in a batch a score is off by its rounding, so the two differ by twice that at most."""
-    sd = StableDiffusion.from_pretrained(demo.MODEL, dtype=dtype)
+    sd = StableDiffusion.from_pretrained(demo.MODEL, dtype="bfloat16")
     one, batch = (sd.detect(PROMPTS, seeds=range(16), batch_size=size) for size in (1, 16))
     for name, scores in batch.scores.items():
         rounding = np.abs(one[name] - alone[name][:16]).max()

@@ -22,6 +22,7 @@ from memattn_jax.checkpoints.names import leaves
 from memattn_jax.models.configs import UNetConfig
 
 pytestmark = pytest.mark.slow
+one_family = pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)  # of what does not depend on it
 
 PARTS = ("unet", "vae", "text_encoder")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -54,7 +55,11 @@ def test_round_trip_through_pytorch(checkpoint, tmp_path):
         assert {k: v for k, v in after.items() if k[0] != "_"} == {k: v for k, v in before.items() if k[0] != "_"}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("checkpoint", "dtype"),
+    [("sd1", "float32"), ("sd1", "bfloat16"), ("sd1", "float16"), ("sd2", "float32")],
+    indirect=["checkpoint"],
+)
 @pytest.mark.parametrize("part", PARTS)
 def test_round_trip_is_bit_equal(checkpoint, tmp_path, part, dtype):
     theirs = deepcopy(getattr(checkpoint.torch, part)).to(getattr(torch, dtype))
@@ -68,6 +73,7 @@ def test_round_trip_is_bit_equal(checkpoint, tmp_path, part, dtype):
         assert value.tobytes() == after[name].tobytes(), name
 
 
+@one_family
 def test_half_precision_checkpoint_is_read_as_float32(checkpoint, copy):
     path = weights(copy, "unet")
     stored = {name: value.astype(np.float16) for name, value in load_file(path).items()}
@@ -79,6 +85,7 @@ def test_half_precision_checkpoint_is_read_as_float32(checkpoint, copy):
         np.testing.assert_array_equal(leaf.to_torch(np.asarray(leaf.param[...])), stored[leaf.name])
 
 
+@one_family
 def test_sharded_checkpoint(checkpoint, tmp_path):
     checkpoint.torch.unet.save_pretrained(tmp_path / "unet", max_shard_size="500KB")
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
@@ -90,6 +97,7 @@ def test_sharded_checkpoint(checkpoint, tmp_path):
         load_part(tmp_path, "unet", "float32")
 
 
+@one_family
 def test_names_of_2022(checkpoint, copy):
     """Hub checkpoints of Stable Diffusion 1 and 2 have these; PyTorch still reads them."""
     vae = load_file(weights(copy, "vae"))
@@ -108,6 +116,7 @@ def test_names_of_2022(checkpoint, copy):
             np.testing.assert_array_equal(mine.param[...], expected.param[...])
 
 
+@one_family
 def test_every_tensor_that_does_not_fit_is_listed(copy):
     path = weights(copy, "unet")
     stored = load_file(path)
@@ -134,6 +143,7 @@ def test_every_tensor_that_does_not_fit_is_listed(copy):
         StableDiffusion.from_pretrained(copy)
 
 
+@one_family
 def test_truncated_file(copy):
     path = weights(copy, "unet")
     path.write_bytes(path.read_bytes()[:-1000])
@@ -163,6 +173,7 @@ def edit(path: Path, **changes: object) -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
+@one_family
 def test_unsupported_models_are_named(copy, file, changes, message):
     edit(copy / file, **changes)
     with pytest.raises(InputError, match=re.escape(message)):
@@ -181,6 +192,7 @@ def test_unsupported_models_are_named(copy, file, changes, message):
     ],
     ids=str,
 )
+@one_family
 def test_configs_that_no_network_can_be_built_of(copy, file, changes):
     edit(copy / file, **changes)
     with pytest.raises(InputError, match=r"config\.json: no network can be built of it"):
@@ -205,6 +217,7 @@ def test_keys_that_a_config_lacks_have_the_values_of_pytorch():
                 assert value == (list(expected[key]) if isinstance(expected[key], tuple) else expected[key]), key
 
 
+@one_family
 def test_a_model_without_a_sample_size(copy):
     edit(copy / "unet" / "config.json", sample_size=None)
     sd = StableDiffusion.from_pretrained(copy)
@@ -214,7 +227,7 @@ def test_a_model_without_a_sample_size(copy):
 
 
 @pytest.mark.filterwarnings("ignore:The configuration file of the unet:FutureWarning")  # it is the point here
-@pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)
+@one_family
 @pytest.mark.parametrize("version", ["0.4.0", "0.8.1", "0.9.0.dev0", "0.9.0", "0.42.1", None])
 @pytest.mark.parametrize("size", [32, 96, None, [32, 32]])
 def test_sample_size_of_old_configs(checkpoint, version, size):
@@ -227,6 +240,7 @@ def test_sample_size_of_old_configs(checkpoint, version, size):
     assert UNetConfig.from_json(config).sample_size == (tuple(theirs) if isinstance(theirs, list) else theirs)
 
 
+@one_family
 def test_a_scheduler_class_of_flax_is_saved_as_pytorch_calls_it(checkpoint, copy, tmp_path):
     edit(copy / "scheduler" / "scheduler_config.json", _class_name="FlaxDDIMScheduler")
     StableDiffusion.from_pretrained(copy).save_pretrained(tmp_path / "out")
@@ -235,6 +249,7 @@ def test_a_scheduler_class_of_flax_is_saved_as_pytorch_calls_it(checkpoint, copy
     assert again.config.beta_end == checkpoint.torch.scheduler.config.beta_end
 
 
+@one_family
 def test_saving_over_shards_leaves_none(checkpoint, copy):
     for old in (copy / "unet").glob("*.safetensors"):
         old.unlink()
@@ -247,6 +262,7 @@ def test_saving_over_shards_leaves_none(checkpoint, copy):
     np.testing.assert_array_equal(again, sd.unet.conv_in.bias[...])
 
 
+@one_family
 def test_missing_parts(copy):
     shutil.rmtree(copy / "vae")
     (copy / "scheduler" / "scheduler_config.json").unlink()
@@ -258,6 +274,7 @@ def test_missing_parts(copy):
         StableDiffusion.from_pretrained(copy / "unet")
 
 
+@one_family
 def test_pickles_are_not_read(copy):
     weights(copy, "unet").unlink()
     (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
@@ -265,6 +282,7 @@ def test_pickles_are_not_read(copy):
         load_part(copy, "unet", "float32")
 
 
+@one_family
 def test_broken_json_and_tokenizer(copy):
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (copy / "tokenizer" / name).unlink(missing_ok=True)
@@ -281,6 +299,7 @@ def test_broken_json_and_tokenizer(copy):
         load_part(copy, "vae", "float8")
 
 
+@one_family
 def test_parts_of_different_models(checkpoint, copy, tmp_path):
     torch_unet = type(checkpoint.torch.unet)
     config = dict(checkpoint.torch.unet.config) | {"cross_attention_dim": 48}

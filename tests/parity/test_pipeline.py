@@ -120,6 +120,7 @@ def test_ddim_with_the_file_of_another_scheduler(checkpoint, saved, tmp_path):
     np.testing.assert_allclose(np.moveaxis(run.latents, -1, 1), theirs.numpy(), atol=1e-3)
 
 
+@pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)
 def test_unguided_sample_and_picture(checkpoint):
     use_scheduler(checkpoint.torch, "ddim")
     theirs = checkpoint.torch(
@@ -180,6 +181,7 @@ def reference_metrics(recorded: list[np.ndarray], length: int) -> tuple[float, f
     return float(e), float(d)
 
 
+@pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)
 def test_a_scaled_logit_equals_a_scaled_key(checkpoint):
     ours = checkpoint.ours
     context, tokens = ours.encode(["", "", *PROMPTS[:2]])

@@ -205,6 +205,7 @@ def mixed(sd):
     return before, state, setup, metrics, taken, gate
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_float32_whatever_is_computed_in(sd, mixed):
     """AdamW at 1e-5 moves nearly all parameters, as it does in float32; in bfloat16 most updates are rounded away."""
     before, state, setup, metrics, *_ = mixed
@@ -216,6 +217,7 @@ def test_what_is_trained_is_float32_whatever_is_computed_in(sd, mixed):
     assert largest_difference(state.ema, state.params) > 0.0
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_callers_model_and_gate_alone(sd, mixed):
     """No attribute nor array of them changes or is donated, nor of a model that was taken out before a step."""
     before, *_, taken, gate = mixed
