@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import micro
 import numpy as np
 import pytest
 from flax import nnx
@@ -24,7 +23,7 @@ CLEAN = {
     "mean": np.linspace(1, 2, 10, dtype=np.float32),
     "deviation": np.linspace(0.1, 0.3, 10, dtype=np.float32),
 }  # of 10 steps
-SETTINGS = {"probes": 2, "steps": 10, "guidance_scale": 3.0, **CLEAN}  # as in parity, whose programs the cache holds
+SETTINGS = {"probes": 2, "steps": 10, "guidance_scale": 3.0, **CLEAN}
 BATCH = 3
 EMPTY = PROMPTS.index("")
 OF_DIFFERENCES = (
@@ -41,10 +40,8 @@ RELATIVE_OF_DERIVATIVES = 1e-4  # float32, here and in PyTorch, is 1e-5 to 2e-5 
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, random_model):
-    folder = tmp_path_factory.mktemp("tiny")
-    micro.write_model(folder, random_model)
-    return StableDiffusion.from_pretrained(folder)
+def tiny(model):
+    return StableDiffusion.from_pretrained(model)
 
 
 @pytest.fixture(scope="module")
