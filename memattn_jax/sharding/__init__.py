@@ -1,1 +1,1 @@
-"""Several devices and several processes: meshes, where arrays lie on them, and how processes share the work."""
+"""Several devices and processes: meshes, the placement of arrays on them, and how processes share the work."""

@@ -1,7 +1,7 @@
-"""Several devices: the mesh, and where weights and rows lie on it.
+"""Several devices: the mesh, and the placement of weights and rows on it.
 
-A mesh has two axes. Over `data` go the rows of a batch, one prompt each; over `model` the weights, by the rules below.
-Nothing here changes a program: arrays are put where they belong, and `jax.jit`, which has taken over what was `pjit`,
+A mesh has two axes. `data` splits the rows of a batch, one prompt each; `model` splits the weights, by the rules below.
+Nothing here changes a program: arrays are placed, and `jax.jit`, which has taken over what was `pjit`,
 splits a program by where its arguments lie; `in_shardings` would say the same again. With `data` alone, first-step
 detectors exchange nothing, and a sampling step latents and token means, as guidance pairs rows of two halves. Each
 process has a mesh of its own devices, so hosts exchange nothing either.
@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh
 
 from memattn_jax.errors import InputError
 from memattn_jax.sharding.mesh import AXES, mesh_sizes
+from memattn_jax.text import counted
 
 BY_OUTPUT = Spec("model")  # last axis of kernels and biases
 BY_INPUT = Spec("model", None)  # last but one of kernels: the products are summed over `model`
@@ -47,12 +48,12 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> Spec:
     """How a parameter is split over the mesh.
 
     Args:
-      name: its path in PyTorch, as `memattn_jax.checkpoints.names.leaves` gives it.
-      shape: of ours, [in, out] for linear maps and [h, w, in, out] for convolutions.
-      mesh: with an axis `model`.
+      name: its path in PyTorch, from `memattn_jax.checkpoints.names.leaves`.
+      shape: its shape in JAX, [in, out] for linear maps and [h, w, in, out] for convolutions.
+      mesh: has an axis `model`.
 
     Returns:
-      One entry for each axis of `shape`; whole on every device where no rule matches or the axis does not divide.
+      One entry for each axis of `shape`; replicated where no rule matches or the axis does not divide.
     """
     rule = next((spec for pattern, spec in PARTITION_RULES if re.search(pattern, name)), Spec())
     aligned = (*[None] * (len(shape) - len(rule)), *rule)
@@ -65,14 +66,14 @@ def make_mesh(text: str | None, devices: list[jax.Device] | None = None) -> Mesh
     """A mesh of this process' devices.
 
     Args:
-      text: sizes of the axes, as "data=4,model=2"; an axis left out has size 1. None takes all devices for `data`.
-      devices: by default all that are this process' own.
+      text: sizes of the axes, such as "data=4,model=2"; an omitted axis has size 1. None uses all devices for `data`.
+      devices: default: all devices of this process.
 
     Returns:
-      The mesh, of as many devices as `text` names; None where nothing is named and there is one device alone.
+      The mesh, of as many devices as `text` names; None for a single device where `text` is None.
 
     Raises:
-      InputError: other axes, sizes that are no positive numbers, or more devices than there are.
+      InputError: unknown axes, sizes below 1, or more devices than there are.
     """
     devices = jax.local_devices() if devices is None else devices
     if text is None:
@@ -85,33 +86,33 @@ def make_mesh(text: str | None, devices: list[jax.Device] | None = None) -> Mesh
     if needed > len(devices):
         hint = ""
         if devices[0].platform == "cpu":
-            hint = f"; XLA_FLAGS=--xla_force_host_platform_device_count={needed} makes as many of a CPU"
-        raise InputError(f"mesh {text}: needs {needed} devices, and there are {len(devices)}{hint}")
+            hint = f"; XLA_FLAGS=--xla_force_host_platform_device_count={needed} makes that many on a CPU"
+        raise InputError(f"--mesh {text}: needs {counted(needed, 'device')}, but there are {len(devices)}{hint}")
     # Auto: with Explicit axes, which make_mesh defaults to, each convolution would have to name its output's sharding
     return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 2, devices=devices[:needed])
 
 
 def rows_multiple(count: int, mesh: Mesh | None) -> int:
-    """The smallest number of rows, at least `count`, that divides among the devices of `data`."""
+    """`count` rounded up to a multiple of the devices of `data`."""
     size = 1 if mesh is None else mesh.shape["data"]
     return -(-count // size) * size
 
 
 def take_rows(tree: Tree, count: int, rows: np.ndarray) -> Tree:
-    """Some rows of every array whose leading axis has one place a row; what all rows share stays as it is.
+    """Selects rows of every array whose leading axis has one entry per row; other arrays are unchanged.
 
     Args:
       tree: any pytree, such as a mitigation with a strength for each row.
-      count: rows that it is for.
-      rows: int [rows], those to take.
+      count: number of rows of the tree.
+      rows: int [rows], the rows to select.
     """
     return jax.tree.map(lambda leaf: leaf[rows] if np.shape(leaf)[:1] == (count,) else leaf, tree)
 
 
 def spread(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays with a row a prompt, their leading axis over `data`.
+    """Splits arrays with one row per prompt over `data`.
 
-    A number, or rows that do not divide, such as the empty prompt's one, are whole on every device.
+    Scalars, and rows that do not divide, such as the single one of the empty prompt, are replicated.
     """
     if mesh is None:
         return tree
@@ -124,7 +125,7 @@ def spread(tree: Tree, mesh: Mesh | None) -> Tree:
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays that all rows share, whole on every device; what lies on the mesh already stays as it is."""
+    """Replicates arrays that all rows share; arrays that are on the mesh already are unchanged."""
     if mesh is None:
         return tree
 

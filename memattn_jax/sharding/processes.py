@@ -1,4 +1,4 @@
-"""How the processes of one run learn which of them they are."""
+"""How each process of a run learns its index and the number of processes."""
 
 import re
 
@@ -16,23 +16,23 @@ def start_processes(
     num_processes: int | None = None,
     distributed: bool = False,
 ) -> tuple[int, int]:
-    """Which of how many processes this is; to be called before anything asks JAX for a device.
+    """Index of this process and number of processes; call it before anything asks JAX for a device.
 
-    Processes meet at most once, to learn this and the devices, and let go of each other again: they work for hours on
-    slices of their own, and JAX would end all of them when one dies or is five minutes later than the first. Those that
-    are told both numbers and no coordinator do not even meet, so one of them can be started again alone.
+    Processes connect at most once, to learn this and their devices, and disconnect again: they work for hours on shards
+    of their own, and JAX would end all of them when one dies or finishes five minutes after the first. With both
+    numbers and no coordinator they do not connect at all, so that one can be restarted alone.
 
     Args:
-      coordinator: host:port of process 0, where they meet.
-      process_id: this one.
-      num_processes: all.
-      distributed: find these three from the metadata of a TPU slice, Slurm or Open MPI.
+      coordinator: host:port of process 0, through which they connect.
+      process_id: index of this process.
+      num_processes: number of processes.
+      distributed: read these three from the metadata of a TPU slice, Slurm or Open MPI.
 
     Returns:
-      Index and count; (0, 1) where nothing is given.
+      Index and count; (0, 1) without arguments.
 
     Raises:
-      InputError: only some of what is needed, values that cannot be, or no metadata to find them from.
+      InputError: incomplete or invalid values, or no metadata to read them from.
     """
     numbers = {"--process-id": process_id, "--num-processes": num_processes}
     missing = [name for name, value in numbers.items() if value is None]
@@ -40,21 +40,19 @@ def start_processes(
         if coordinator is None and len(missing) == 2:
             return 0, 1
         if missing:
-            raise InputError(f"{' and '.join(missing)} not given: --process-id and --num-processes go together")
+            raise InputError(f"{' and '.join(missing)} missing: --process-id and --num-processes are needed together")
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
-        raise InputError(f"--coordinator {coordinator}: host:port is needed")
+        raise InputError(f"--coordinator {coordinator}: expected host:port")
     if process_id is not None and num_processes is not None:
         if not 0 <= process_id < num_processes:
-            raise InputError(
-                f"--process-id {process_id}: with --num-processes {num_processes}, ids from 0 on, less than it"
-            )
+            raise InputError(f"--process-id {process_id}: must be at least 0 and below --num-processes {num_processes}")
         if coordinator is None and not distributed:
             return process_id, num_processes
     try:
-        with jax_settings(jax_enable_preemption_service=False):  # it swallows SIGTERM, and outlives the meeting
+        with jax_settings(jax_enable_preemption_service=False):  # it swallows SIGTERM, and outlives the connection
             jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=START_SECONDS)
     except ValueError:
-        raise InputError("--distributed: no cluster found here; give --process-id and --num-processes") from None
-    index, count = jax.process_index(), jax.process_count()  # starts the backend, which takes all processes
+        raise InputError("--distributed: no cluster found; set --process-id and --num-processes instead") from None
+    index, count = jax.process_index(), jax.process_count()  # starts the backend, which needs all processes
     jax.distributed.shutdown()
     return index, count

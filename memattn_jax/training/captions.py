@@ -1,7 +1,7 @@
-"""Captions of a folder's pictures: metadata.jsonl, metadata.csv or metadata.parquet, as of the imagefolder convention.
+"""Captions of a folder's images: metadata.jsonl, metadata.csv or metadata.parquet, in the imagefolder convention.
 
-A record has a `file_name`, relative to the folder, and a `text`. A list of captions makes a pair of each. An empty
-caption is kept, as the empty prompt; null is no caption.
+A record has a `file_name`, relative to the folder, and a `text`. A list of captions makes one pair of each. An empty
+caption is kept as the empty prompt; null counts as missing.
 """
 
 import codecs
@@ -23,13 +23,13 @@ KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a lis
 
 
 class Entry(NamedTuple):
-    """A pair as it is written down.
+    """A pair as the metadata file records it.
 
     Attributes:
-      place: where, as "line 3".
-      picture: name of its file, or number of its row.
-      caption: what stands there, most often text.
-      problem: why it could not be read; None where it could.
+      place: position in the file, such as "line 3".
+      picture: name of the image file, or number of its row.
+      caption: the recorded value, most often text.
+      problem: why the record could not be read; None if it could.
     """
 
     place: str
@@ -42,14 +42,14 @@ def read_captions(path: Path) -> list[Entry]:
     """All entries of a metadata file.
 
     Raises:
-      InputError: not the format that its ending says, or a table without `file_name` or `text`.
+      InputError: a format other than the suffix says, or a table without `file_name` or `text`.
     """
     read = {".jsonl": parse_jsonl, ".csv": parse_csv, ".parquet": parse_parquet}[path.suffix.lower()]
     return [entry for record in read(path) for entry in one_a_caption(record)]
 
 
 def one_a_caption(entry: Entry) -> Iterator[Entry]:
-    """The entry, or several of a list of captions."""
+    """One entry for each caption, where there is a list of them."""
     if not isinstance(entry.caption, list):
         yield entry
         return
@@ -60,10 +60,10 @@ def one_a_caption(entry: Entry) -> Iterator[Entry]:
 
 
 def checked(caption: Any) -> str:
-    """The caption.
+    """The caption as text.
 
     Raises:
-      UnusableError: it is no text.
+      UnusableError: it is not text.
     """
     if isinstance(caption, bytes):  # of a binary column
         caption = caption.decode(errors="surrogateescape")
@@ -79,7 +79,7 @@ def checked(caption: Any) -> str:
 
 
 def read_text(path: Path) -> str:
-    """UTF-8, or UTF-16 that begins with its mark; bytes that are not UTF-8 become half characters."""
+    """Decodes UTF-8, or UTF-16 with a byte-order mark; invalid bytes become lone surrogates."""
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", errors="replace")
@@ -87,7 +87,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_jsonl(path: Path) -> Iterator[Entry]:
-    """A line each; JSON may hold the other characters that end a line for Python, such as U+2028."""
+    """One entry per line; JSON may contain other characters that end a line in Python, such as U+2028."""
     for number, line in enumerate(LINE.findall(read_text(path)), start=1):
         place = f"line {number}"
         if not line.strip():
@@ -106,10 +106,10 @@ def parse_jsonl(path: Path) -> Iterator[Entry]:
 
 
 def parse_csv(path: Path) -> Iterator[Entry]:
-    """A record each, with commas, semicolons or tabs between, as the header has them.
+    """One entry per record; fields are separated by commas, semicolons or tabs, as in the header.
 
-    Where a record cannot be read, reading goes on with the line after its first: a quote that is never closed costs one
-    record, not the file.
+    After a record that cannot be read, reading resumes at the line after its first one, so that an unclosed quote costs
+    one record instead of the file.
     """
     lines = LINE.findall(read_text(path))
     headers = {mark: [name.strip() for name in next(csv.reader(lines[:1], delimiter=mark), [])] for mark in ",;\t"}
@@ -126,7 +126,7 @@ def parse_csv(path: Path) -> Iterator[Entry]:
                 if len(row) == len(header):
                     yield Entry(place, row[name], row[text])
                 elif row:
-                    yield broken(place, "not as many fields as the header")
+                    yield broken(place, "another number of fields than the header")
         except csv.Error as error:
             yield broken(f"line {at + 1}", f"not CSV ({error})")
             at += 1
@@ -138,7 +138,7 @@ def broken(place: str, reason: str) -> Entry:
 
 
 def parse_parquet(path: Path) -> Iterator[Entry]:
-    """A row each."""
+    """One entry per row."""
     table = read_table(path, COLUMNS)
     for number in range(table.num_rows):
         yield Entry(f"row {number + 1}", *(value_of(table[name][number]) for name in COLUMNS))
@@ -159,12 +159,12 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Any:
         return file.read(columns=list(columns))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's; pyarrow's own have no number
+            raise  # an error of the disk; those of pyarrow have no number
         raise InputError(f"{path}: not a Parquet file, or a damaged one ({first_line(error)})") from None
 
 
 def value_of(scalar: Any) -> Any:
-    """An Arrow scalar as Python has it; half a character, which `checked` refuses, where Python cannot."""
+    """An Arrow scalar as a Python value; a lone surrogate, which `checked` refuses, where that fails."""
     try:
         return scalar.as_py()
     except (ValueError, OverflowError):

@@ -1,7 +1,8 @@
-"""Training data: pairs that were checked, as shuffled batches.
+"""Training data: checked pairs, in shuffled batches.
 
-A source is random access, and grain's `MapDataset` makes of it an endless shuffled sequence of batches in which batch n
-depends on the seed and n alone. Resuming is indexing. All pairs are read once before a run, so that none fails in it.
+A source has random access, and grain's `MapDataset` turns it into an endless shuffled sequence of batches, in which
+batch n depends on the seed and n alone. Resuming is indexing. All pairs are read once before a run, so that none fails
+during it.
 """
 
 import hashlib
@@ -15,29 +16,29 @@ from typing import Any
 import numpy as np
 
 from memattn_jax.errors import InputError
-from memattn_jax.text import printable
+from memattn_jax.text import counted, printable
 from memattn_jax.training.pictures import resize_and_crop
 from memattn_jax.training.skipped import Skipped, UnusableError, first_line
 from memattn_jax.training.sources import Pairs, open_pairs
 
 __all__ = ["Examples", "Pairs", "batches", "check", "open_pairs", "readable", "resize_and_crop"]
 REASON = 140  # characters of an error
-THREADS = 8  # each may hold a picture of some hundred megabytes
+THREADS = 8  # each may hold an image of a few hundred megabytes
 AT_ONCE = 256  # pairs that threads read between two reports
-EXAMPLES = 2**48  # of an endless sequence; its number of batches fits into 64 bits whatever their size
+EXAMPLES = 2**48  # in an endless sequence; its number of batches fits into 64 bits for any batch size
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Pairs of which all were read.
+    """A source whose pairs have all been read once.
 
     Attributes:
       pairs: the source.
-      indices: those that can be used.
+      indices: the usable pairs.
       skipped: the others, by reason.
-      captions: the captions that occur.
-      empty: pairs with an empty caption.
-      fingerprint: of pixels, captions and order of what can be used, 16 hexadecimal digits.
+      captions: the distinct captions.
+      empty: number of pairs with an empty caption.
+      fingerprint: hash of the pixels, captions and order of usable pairs, 16 hexadecimal digits.
     """
 
     pairs: Pairs
@@ -49,8 +50,8 @@ class Checked:
 
     @property
     def identity(self) -> str:
-        """What a run of these pairs is known by: it cannot be resumed with others, nor in another order."""
-        return f"{len(self.indices)} pairs, {self.fingerprint}"
+        """Identifies the data of a run, which cannot resume with other pairs or in another order."""
+        return f"{counted(len(self.indices), 'pair')}, {self.fingerprint}"
 
 
 def check(pairs: Pairs, seen: Callable[[int], None] = lambda _: None) -> Checked:
@@ -58,10 +59,10 @@ def check(pairs: Pairs, seen: Callable[[int], None] = lambda _: None) -> Checked
 
     Args:
       pairs: the source.
-      seen: told how many are read, from time to time.
+      seen: called now and then with the number of pairs read.
 
     Raises:
-      InputError: none can be used.
+      InputError: no pair is usable.
     """
     good, skipped, captions, digest = [], Skipped(), Counter[str](), hashlib.sha256()
 
@@ -70,12 +71,12 @@ def check(pairs: Pairs, seen: Callable[[int], None] = lambda _: None) -> Checked
             picture, caption = pairs[index]
         except UnusableError as error:
             return error
-        except (InputError, OSError) as error:  # of a source of the caller's own
+        except (InputError, OSError) as error:  # from a source of the caller's
             return UnusableError(first_line(error), f"pair {index}")
         return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes() + caption.encode()).digest(), caption
 
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as threads:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that are skipped, or fine all the same
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # about images that are skipped, or usable nevertheless
         for first in range(0, len(pairs), AT_ONCE):
             some = range(first, min(first + AT_ONCE, len(pairs)))
             for index, found in zip(some, threads.map(read, some), strict=True):
@@ -88,33 +89,33 @@ def check(pairs: Pairs, seen: Callable[[int], None] = lambda _: None) -> Checked
             seen(some.stop)
     if not good:
         why = printable((skipped.lines() or ["it is empty"])[0], REASON)
-        raise InputError(f"the training data holds no pair that can be used: {why}")
+        raise InputError(f"the training data has no usable pair: {why}")
     empty = sum(count for caption, count in captions.items() if not caption.strip())
     return Checked(pairs, good, skipped, frozenset(captions), empty, digest.hexdigest()[:16])
 
 
 def readable(pairs: Pairs) -> list[int]:
-    """Indices of pairs that can be used; for each reason why others cannot, a warning counts them and names some.
+    """Indices of usable pairs; one warning for each reason counts the others and names some.
 
     Raises:
-      InputError: none is left.
+      InputError: no pair is usable.
     """
     found = check(pairs)
     for line in found.skipped.lines():
-        warnings.warn(f"of {len(pairs)} pairs, {line}", stacklevel=2)
+        warnings.warn(f"of {counted(len(pairs), 'pair')}, {line}", stacklevel=2)
     return found.indices
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What grain reads: pairs as arrays.
+    """Pairs as arrays, which grain reads.
 
     Attributes:
       pairs: the source.
-      indices: which of them.
-      tokenize: caption to token ids, int32 [tokens].
-      height: pixels.
-      width: pixels.
+      indices: the pairs to use.
+      tokenize: maps a caption to token ids, int32 [tokens].
+      height: in pixels.
+      width: in pixels.
     """
 
     pairs: Pairs

@@ -23,7 +23,7 @@ DIFFERENCES = 120  # characters of an error that lists settings
 
 
 class Checkpoints:
-    """The newest states of a run, by Orbax; a checkpoint half written when the process died does not count."""
+    """The newest states of a run, saved with Orbax; incomplete checkpoints of a killed process are ignored."""
 
     def __init__(self, folder: Path, keep: int = 2):
         import orbax.checkpoint as ocp
@@ -37,22 +37,22 @@ class Checkpoints:
         """Writes a pytree of arrays as the state after a step.
 
         Raises:
-          OSError: it could not be written, most often because the disk is full; the last good one is kept.
+          OSError: it could not be written, for example because the disk is full; the previous one is kept.
         """
         leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
         needed, free = sum(leaf.nbytes for leaf in leaves.values()), shutil.disk_usage(self.manager.directory).free
         try:
             if free < needed:
-                raise OSError(f"{needed} bytes are needed on the disk, {free} are free")
+                raise OSError(f"{needed} bytes needed on the disk, {free} free")
             self.manager.save(step, args=self.ocp.args.StandardSave(leaves))
-        except (OSError, ValueError) as error:  # what fails in tensorstore is a ValueError
+        except (OSError, ValueError) as error:  # tensorstore raises ValueError
             good = self.manager.latest_step()
-            kept = "there is none before it" if good is None else f"the one of step {good} is whole"
+            kept = "there is no earlier one" if good is None else f"the one of step {good} is intact"
             reason = str(error).splitlines()[0]
-            raise OSError(f"the checkpoint of step {step} was not written, {kept} ({reason})") from None
+            raise OSError(f"the checkpoint of step {step} was not written ({reason}); {kept}") from None
 
     def restore(self, like: Any) -> Any:
-        """The newest state, in the structure and the shardings of `like`; `like` itself where there is none."""
+        """The newest state, with the structure and shardings of `like`; `like` itself if there is none."""
         step = self.manager.latest_step()
         if step is None:
             return like
@@ -63,12 +63,12 @@ class Checkpoints:
 
 
 def check_settings(out: Path, settings: TrainSettings, inputs: dict[str, str]) -> None:
-    """Writes the settings of a new run, and what it reads; refuses to resume with others.
+    """Writes the settings and inputs of a new run; refuses to resume with different ones.
 
     Args:
       out: the run's folder.
-      settings: all of them.
-      inputs: what else decides the numbers, as the model and the data's fingerprint.
+      settings: of this run.
+      inputs: what else determines the results, such as the model and the data's fingerprint.
 
     Raises:
       InputError: the folder holds a run with other settings; the message names them.
@@ -89,28 +89,28 @@ def check_settings(out: Path, settings: TrainSettings, inputs: dict[str, str]) -
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drops the metrics after a step, which an interrupted run wrote, the last perhaps in part; they are made again."""
+    """Removes metrics after a step, left by an interrupted run, which will be written again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()[:step]
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def last_checkpoint(out: Path) -> int | None:
-    """The step of the newest whole checkpoint of a run, None where there is none."""
+    """The step of the newest complete checkpoint of a run; None if there is none."""
     return max((int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdigit()), default=None)
 
 
 def pinned_step(state: TrainState) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step` for a state on a mesh, which it returns where it lay; left to itself, XLA would move parts of it."""
+    """`train_step` for a state on a mesh, which keeps its shardings; XLA might choose others."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(train_step, donate_argnames="state", out_shardings=(shardings, None))
 
 
 class Callbacks(NamedTuple):
-    """What a training run calls on the way.
+    """Functions that a training run calls.
 
     Attributes:
-      start: called before the first step, which compiles, with the number of steps made already.
+      start: called before the first step, which compiles, with the number of steps already done.
       step: called after each step with its number, metrics and the new state.
     """
 
@@ -131,23 +131,23 @@ def train(
 ) -> tuple[TrainState, bool]:
     """Trains to `steps`, from the newest checkpoint in `out` if there is one.
 
-    SIGTERM finishes the step in hand, saves, and returns; Ctrl-C does the same and then raises KeyboardInterrupt, and a
+    SIGTERM finishes the current step, saves, and returns; Ctrl-C does the same and then raises KeyboardInterrupt, and a
     second one raises it at once. After SIGKILL the run resumes from the last checkpoint, with the same losses as a run
     that was never interrupted.
 
     Args:
       state: the first state; its arrays are donated.
-      setup: what stays the same.
-      batches: from the number of a batch to the batches from it on.
-      steps: updates in all.
-      out: receives checkpoints/ and metrics.jsonl, a line a step.
+      setup: the constants of the run.
+      batches: returns the batches from a given number on.
+      steps: total number of updates.
+      out: receives checkpoints/ and metrics.jsonl, one line per step.
       checkpoint_every: steps between checkpoints.
-      mesh: devices to spread the batch over; parameters lie as the model was loaded, and the optimizer's moments and
-        the moving average beside them.
-      callbacks: what to call on the way.
+      mesh: devices to split the batch over; parameters keep the shardings that the model was loaded with, and the
+        optimizer's moments and the moving average have the same.
+      callbacks: called before and during training.
 
     Returns:
-      The last state, and whether it is the end.
+      The last state, and whether training is finished.
 
     Raises:
       InputError: the loss or its gradient is not finite; the last checkpoint is from before.

@@ -30,7 +30,7 @@ def training_target(prediction_type: str, latents: Array, noise: Array, signal: 
     Arguments as in `add_noise`.
 
     Raises:
-      InputError: a prediction type that has no training objective here.
+      InputError: a prediction type without a training objective.
     """
     if prediction_type == "epsilon":
         return noise
@@ -46,9 +46,9 @@ def squared_error(prediction: Array, target: Array) -> Array:
 
 
 def row_keys(seed: Array, step: Array, rows: int) -> Array:
-    """A key for each row of one step's batch: what is drawn does not depend on micro-batches or devices.
+    """A key for each row of one step's batch: draws do not depend on micro-batches or devices.
 
-    Nor on the generator that the host program prefers; see `memattn_jax.keys`.
+    They do not depend on the host program's default generator either; see `memattn_jax.keys`.
     """
     key = jax.random.fold_in(seed_key(seed), step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

@@ -1,7 +1,7 @@
-"""Pictures as people keep them, to upright RGB of 8 bits.
+"""Decodes image files to upright 8-bit RGB.
 
-A picture is turned as its EXIF says, 16-bit grey is scaled to 8 bits, transparent pixels are laid over white, and of an
-animation the first frame counts. Colour profiles are not applied.
+EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparent pixels are composited over white, and the
+first frame of an animation is used. Colour profiles are not applied.
 """
 
 import functools
@@ -15,7 +15,7 @@ from memattn_jax.training.skipped import UnusableError, first_line
 # raster formats alone: Pillow would start Ghostscript for an EPS
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 PNG = b"\x89PNG\r\n\x1a\n"
-TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that Pillow refuses from a megabyte on
+TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that Pillow refuses above a megabyte
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,10 +28,10 @@ UPRIGHT = {
 
 
 def decode(data: bytes) -> Image.Image:
-    """A file's bytes to an RGB picture without metadata.
+    """Decodes a file's bytes to an RGB image without metadata.
 
     Raises:
-      UnusableError: not a picture, a damaged one, one over Pillow's `MAX_IMAGE_PIXELS`, or one without a known white.
+      UnusableError: not an image, a damaged one, one over Pillow's `MAX_IMAGE_PIXELS`, or one without a known white.
     """
     try:
         try:
@@ -44,11 +44,11 @@ def decode(data: bytes) -> Image.Image:
     except UnusableError:
         raise
     except UnidentifiedImageError:
-        raise UnusableError("not a picture") from None
+        raise UnusableError("not an image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnusableError(too_large()) from None
     except Exception as error:  # at damaged bytes, decoders raise nearly anything
-        raise UnusableError("a damaged picture", first_line(error)) from None
+        raise UnusableError("a damaged image", first_line(error)) from None
 
 
 def load(data: bytes) -> Image.Image:
@@ -62,19 +62,19 @@ def load(data: bytes) -> Image.Image:
 
 
 def too_large() -> str:
-    """Why a picture is refused that would take gigabytes, in each of several threads."""
+    """The reason to refuse an image that would take gigabytes in each of several threads."""
     return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
 
 
 @functools.cache
 def known_formats() -> list[str]:
-    """Those of `FORMATS` that this Pillow was built with."""
+    """The `FORMATS` that this build of Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def without_texts(data: bytes) -> bytes:
-    """A PNG without its `TEXTS`, such as the workflows that image generators write: no pixel depends on them."""
+    """A PNG without its `TEXTS`, such as workflows of image generators; pixels do not depend on them."""
     kept, at = [PNG], len(PNG)
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")  # length, type, content, checksum
@@ -85,12 +85,12 @@ def without_texts(data: bytes) -> bytes:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """The picture upright, RGB, with white behind what is transparent, and without metadata.
+    """The image upright, in RGB, over a white background, and without metadata.
 
     Raises:
-      UnusableError: pixels of 32 bits, of which nothing says how much is white.
+      UnusableError: 32-bit pixels, for which white is not defined.
     """
-    picture.load()  # which turns a TIFF
+    picture.load()  # applies the orientation of a TIFF
     turn = UPRIGHT.get(orientation(picture))
     if picture.mode[0] in "IF":
         picture = eight_bits(picture)
@@ -100,22 +100,22 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     picture = picture.convert("RGB")
     if turn is not None:
         picture = picture.transpose(turn)
-    picture.info = {}  # else the next one would turn it again
+    picture.info = {}  # or the next call would rotate it again
     return picture
 
 
 def orientation(picture: Image.Image) -> int:
-    """How the camera was held, 1 to 8."""
+    """The EXIF orientation, 1 to 8."""
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as for pixels; but damaged EXIF leaves them as they are
+    except Exception:  # as for pixels; damaged EXIF is ignored
         return 1
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey; white where a PNG's tRNS names the value transparent."""
+    """16-bit grey as 8-bit grey; white where the PNG's tRNS chunk marks the value as transparent."""
     if not picture.mode.startswith("I;16") and not (picture.mode == "I" and picture.format in ("PNG", "PPM")):
-        raise UnusableError("pixels of 32 bits, whose white is unknown")
+        raise UnusableError("32-bit pixels, whose white is unknown")
     values = np.asarray(picture).astype(np.uint32)
     grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
     clear = picture.info.get("transparency")
@@ -125,13 +125,13 @@ def eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def resize_and_crop(picture: Image.Image, height: int, width: int) -> np.ndarray:
-    """Scales the picture's middle, cropped to the aspect, to uint8 [height, width, 3]; see `to_rgb` for the colours."""
+    """Center-crops to the aspect ratio and scales to uint8 [height, width, 3]; see `to_rgb` for colours."""
     picture = to_rgb(picture)
     scale = max(height / picture.height, width / picture.width)
     if scale == 1:
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         return np.asarray(picture.crop((left, top, left + width, top + height)))
-    # of the crop alone: the whole of a long strip, scaled, would not fit into memory
+    # only the crop is scaled: all of a long strip would not fit into memory
     right, bottom = (picture.width + width / scale) / 2, (picture.height + height / scale) / 2
     box = (picture.width - right, picture.height - bottom, right, bottom)
     return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))

@@ -1,4 +1,4 @@
-"""How far a training run is: a bar on a terminal, lines of JSON on standard error elsewhere."""
+"""Progress of a training run: a bar on a terminal, JSON lines on standard error elsewhere."""
 
 import json
 import sys
@@ -11,19 +11,19 @@ from memattn_jax.runs.progress import LOG_SECONDS
 
 
 class Counter:
-    """Counts what is done of a known number.
+    """Counts progress towards a known total.
 
-    Elsewhere than on a terminal, a line comes after the first one, which compiles, and then every half minute.
+    Off a terminal, it prints a line after the first step, which compiles, and then every half minute.
     """
 
     def __init__(self, event: str, unit: str, total: int, first: int = 0):
         """Starts the clock.
 
         Args:
-          event: what goes on.
+          event: name of the activity.
           unit: what is counted.
-          total: how many there are.
-          first: how many are done already.
+          total: number of units.
+          first: number already done.
         """
         self.bar = tqdm(desc=event, unit=unit, initial=first, total=total, disable=None)  # None: on a terminal only
         self.terminal = not self.bar.disable
@@ -33,7 +33,7 @@ class Counter:
         self.logged = 0.0
 
     def at(self, count: int, **values: float) -> None:
-        """So many are done; `values` go with it."""
+        """Reports that `count` are done, together with `values`."""
         now = time.monotonic()
         self.bar.update(count - self.bar.n)
         self.bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""What decides a training run, and the optimizer made of it."""
+"""Settings of a training run, and its optimizer."""
 
 import functools
 import math
@@ -11,52 +11,54 @@ from memattn_jax.errors import InputError, check_name
 if TYPE_CHECKING:
     import optax
 
-SHARE = (lambda value: 0 <= value <= 1), "a number from 0 to 1 is needed"
-POSITIVE = (lambda value: 0 < value < math.inf), "a number above 0 is needed"
-# of each option, whether a value can be, and what is needed; NaN is in no range
+SHARE = (lambda value: 0 <= value <= 1), "must be between 0 and 1"
+POSITIVE = (lambda value: 0 < value < math.inf), "must be above 0 and finite"
+# for each option, whether a value is valid, and the rule in words; NaN is never valid
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     **dict.fromkeys(
         ("steps", "batch_size", "accumulation", "gate_bins", "gate_window", "height", "width"),
-        ((lambda value: value >= 1), "at least 1 is needed"),
+        ((lambda value: value >= 1), "must be at least 1"),
     ),
     **dict.fromkeys(("gate_quantile", "dropout", "high_noise"), SHARE),
     **dict.fromkeys(("learning_rate", "gradient_clip"), POSITIVE),
-    "warmup_steps": ((lambda value: value >= 0), "at least 0 is needed"),
-    "weight_decay": ((lambda value: 0 <= value < math.inf), "a number from 0 on is needed"),
-    "ema_decay": ((lambda value: 0 <= value < 1), "a number from 0 to below 1 is needed"),
-    "seed": ((lambda value: 0 <= value < 2**32), "a number in [0, 2**32) is needed"),
+    "warmup_steps": ((lambda value: value >= 0), "must be at least 0"),
+    "weight_decay": ((lambda value: 0 <= value < math.inf), "must be at least 0 and finite"),
+    "ema_decay": ((lambda value: 0 <= value < 1), "must be at least 0 and below 1"),
+    "seed": ((lambda value: 0 <= value < 2**32), "must be in [0, 2**32)"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """Two runs with equal settings, start and data have equal losses, however often they were interrupted.
+    """Settings of a training run.
+
+    Runs with equal settings, initial model and data have equal losses, however often they are interrupted.
 
     Attributes:
-      steps: updates.
-      batch_size: rows of an update.
-      accumulation: micro-batches of an update.
-      learning_rate: AdamW's, after warm-up.
-      warmup_steps: of linear increase from 0.
-      schedule: "cosine" falls to 0 at the last step, "constant" stays.
-      weight_decay: AdamW's.
-      gradient_clip: largest global norm of the gradient.
-      ema_decay: of the moving average, which is saved in the end instead of the last parameters; 0 keeps none.
-      dropout: probability that a caption is replaced by the empty prompt, for classifier-free guidance.
-      high_noise: probability that a timestep is drawn from the noisiest two fifths instead of from all.
-      train_text_encoder: whether the text encoder is trained as well.
-      gate: "none", "entropy" (read off the training forward pass) or "noise_norm" (Wen et al., one pass more).
-      gate_sites: where "entropy" reads the attention: the cross-attention layers whose path begins so, as
-        "up_blocks.2"; all of them by default.
-      gate_quantile: of clean scores, above which a sample gets weight 0.
-      gate_bins: bins of timesteps with a threshold each.
-      gate_window: scores that a running threshold remembers for each bin; unused where thresholds are fitted.
-      dtype: what is computed in, "float32" or "bfloat16"; parameters, gradients, the optimizer's state and the moving
-        average are float32 in either, and so is the model that is saved.
-      remat: compute blocks again in the backward pass instead of keeping their insides.
-      seed: of every draw and of the data's order.
-      height: of the pictures, in pixels; None is what the model was trained on.
-      width: likewise.
+      steps: Number of updates.
+      batch_size: Number of pairs per update.
+      accumulation: Number of micro-batches that an update is split into; more of them need less memory.
+      learning_rate: Learning rate of AdamW, after warm-up.
+      warmup_steps: Number of steps in which the learning rate rises linearly from 0.
+      schedule: Learning-rate schedule: constant, or cosine, which falls to 0 at the last step.
+      weight_decay: Weight decay of AdamW.
+      gradient_clip: Maximum global norm of the gradient.
+      ema_decay: Decay of the moving average of the parameters, which is saved instead of the last ones; 0 turns it off.
+      dropout: Probability of replacing a caption by the empty prompt, for classifier-free guidance.
+      high_noise: Probability of drawing a timestep from the noisiest two fifths instead of from all.
+      train_text_encoder: Train the text encoder as well.
+      gate: Memorization gate: none, entropy (of the training forward pass) or noise_norm (Wen et al.; costs one more
+        forward pass).
+      gate_sites: Prefix of the cross-attention layers that the entropy gate reads, such as up_blocks.2; all if empty.
+      gate_quantile: Quantile of clean scores above which a pair gets weight 0.
+      gate_bins: Number of timestep bins, each with its own threshold.
+      gate_window: Number of recent scores per bin for running thresholds; unused with fitted thresholds.
+      dtype: Data type of the computation: float32 or bfloat16. Parameters, gradients, the optimizer's state, the moving
+        average and the saved model are float32 in both cases.
+      remat: Recompute blocks in the backward pass instead of storing their activations, to save memory.
+      seed: Random seed of all draws and of the order of the data.
+      height: Image height in pixels; None stands for the size that the model was trained on.
+      width: Image width in pixels; None stands for the size that the model was trained on.
     """
 
     steps: int = 1000
@@ -95,9 +97,9 @@ class TrainSettings:
             if value is not None and not fits(value):
                 raise InputError(f"--{name.replace('_', '-')} {value}: {needed}")
         if self.batch_size % self.accumulation:
-            raise InputError(f"--batch-size {self.batch_size} does not divide into {self.accumulation} micro-batches")
+            raise InputError(f"--batch-size {self.batch_size} is not a multiple of --accumulation {self.accumulation}")
         if self.gate_sites and self.gate != "entropy":
-            raise InputError("--gate-sites has a meaning for --gate entropy alone")
+            raise InputError("--gate-sites has no effect without --gate entropy")
 
     def learning_rates(self) -> "optax.Schedule":
         """The learning rate of each step."""

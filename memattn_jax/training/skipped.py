@@ -1,4 +1,4 @@
-"""Pairs that training leaves out, and the lines that say which and why."""
+"""Pairs that training skips, and a summary of which and why."""
 
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
@@ -11,8 +11,8 @@ class UnusableError(InputError):
     """A pair that cannot be trained on.
 
     Attributes:
-      reason: the same for all pairs with the same fault.
-      place: which pair, as "line 3: a.png".
+      reason: the same text for all pairs with the same problem.
+      place: the pair, such as "line 3: a.png".
     """
 
     def __init__(self, reason: str, place: str = ""):
@@ -21,12 +21,12 @@ class UnusableError(InputError):
         self.place = place
 
     def within(self, place: str) -> "UnusableError":
-        """The same, of a pair that is found there."""
+        """The same error with a place put before its own."""
         return UnusableError(self.reason, f"{place}: {self.place}" if self.place else place)
 
 
 class Skipped:
-    """Counts by reason.
+    """Skipped pairs by reason.
 
     Attributes:
       places: {reason: the pairs}, in the order of the data.
@@ -39,11 +39,11 @@ class Skipped:
         return sum(map(len, self.places.values()))
 
     def add(self, error: UnusableError) -> None:
-        """One pair more."""
+        """Adds a pair."""
         self.places.setdefault(error.reason, []).append(error.place)
 
     def lines(self) -> list[str]:
-        """A line for each reason, the most frequent one first, with the first pairs."""
+        """One line per reason, the most frequent first, naming the first pairs."""
         lines = []
         for reason, places in sorted(self.places.items(), key=lambda item: -len(item[1])):
             named = "; ".join(printable(place, PLACE) for place in places[:LISTED])
@@ -53,5 +53,5 @@ class Skipped:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, without what follows."""
+    """The first line of an exception's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

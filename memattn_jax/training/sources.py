@@ -1,4 +1,4 @@
-"""Where training pictures and captions lie: a folder in the imagefolder convention, or Parquet with image bytes."""
+"""Sources of training images and captions: a folder in the imagefolder convention, or Parquet with image bytes."""
 
 import os
 import posixpath
@@ -19,22 +19,22 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".
 
 
 class Pairs(Protocol):
-    """Pictures with captions; what cannot be used raises `UnusableError` when it is asked for."""
+    """Images with captions; reading an unusable pair raises `UnusableError`."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of pairs."""
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        """Picture and caption."""
+        """Image and caption."""
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder with pictures and `metadata.jsonl`, `.csv` or `.parquet`; see `memattn_jax.training.captions`.
+    """A folder with images and `metadata.jsonl`, `.csv` or `.parquet`; see `memattn_jax.training.captions`.
 
     Attributes:
-      folder: which.
-      entries: a pair each, and one for each picture that has no caption.
+      folder: path of the folder.
+      entries: one for each pair, and one for each image without a caption.
     """
 
     folder: Path
@@ -46,13 +46,13 @@ class ImageFolder:
 
         Raises:
           FileNotFoundError: no metadata file.
-          InputError: several of them, or one that is not what its ending says.
+          InputError: several metadata files, or one in another format than its suffix says.
         """
         found = sorted(path for path in folder.iterdir() if path.name.lower() in METADATA)
         if not found:
             below = next((path for path in sorted(folder.glob("*/*")) if path.name.lower() in METADATA), None)
             hint = "" if below is None else f"; {below.parent} has one"
-            raise FileNotFoundError(f"{folder}: no {', '.join(METADATA)}, one of which holds the captions{hint}")
+            raise FileNotFoundError(f"{folder}: no captions; expected one of {', '.join(METADATA)}{hint}")
         if len(found) > 1:
             raise InputError(f"{folder}: {' and '.join(path.name for path in found)}; keep one of them")
         entries = read_captions(found[0])
@@ -103,7 +103,7 @@ class ParquetPairs:
 
 
 def pair(entry: Entry, read: Callable[[Any], bytes]) -> tuple[Image.Image, str]:
-    """Picture and caption of an entry; `read` is given its `picture`."""
+    """Image and caption of an entry; `read` returns the bytes for its `picture`."""
     try:
         if entry.problem is not None:
             raise entry.problem
@@ -115,7 +115,7 @@ def pair(entry: Entry, read: Callable[[Any], bytes]) -> tuple[Image.Image, str]:
 
 
 def file_inside(folder: Path, name: str) -> str:
-    r"""A file's name relative to the folder, as "a/b.png": also from "./a/b.png" and Windows' "a\b.png"."""
+    r"""A file's name relative to the folder, such as "a/b.png": also from "./a/b.png" and Windows' "a\b.png"."""
     return posixpath.normpath(name if os.path.isfile(folder / name) else name.replace("\\", "/"))
 
 
@@ -123,10 +123,10 @@ def read_inside(folder: Path, name: Any) -> bytes:
     """The content of a file below the folder.
 
     Raises:
-      UnusableError: there is none, it is elsewhere, or it cannot be read.
+      UnusableError: the file does not exist, lies outside the folder, or cannot be read.
     """
     if not isinstance(name, str):
-        raise UnusableError("no image file is named")
+        raise UnusableError("the name of the image file is not text")
     inside = file_inside(folder, name)
     if inside.startswith(("/", "../")) or inside == "..":
         raise UnusableError("an image outside the folder")
@@ -139,11 +139,11 @@ def read_inside(folder: Path, name: Any) -> bytes:
 
 
 def open_pairs(path: Path) -> Pairs:
-    """A folder or a Parquet file.
+    """Opens a folder or a Parquet file.
 
     Raises:
-      FileNotFoundError: neither is there.
-      InputError: as `ImageFolder.open` and `ParquetPairs`.
+      FileNotFoundError: the path does not exist.
+      InputError: see `ImageFolder.open` and `ParquetPairs`.
     """
     if path.is_dir():
         return ImageFolder.open(path)

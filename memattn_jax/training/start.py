@@ -1,4 +1,4 @@
-"""A checkpoint and settings to the first state of a run, and the state back to a checkpoint."""
+"""The initial state of a run from a checkpoint and settings, and the checkpoint from its last state."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -23,14 +23,15 @@ Network = TypeVar("Network", bound=nnx.Module)
 
 
 def start(sd: StableDiffusion, settings: TrainSettings, gate: Gate | None = None) -> tuple[TrainState, Setup]:
-    """The state before the first update, and what stays the same.
+    """The state before the first update, and the constants of the run.
 
-    Neither `sd` nor `gate` is changed, and training may donate the state: it holds copies.
+    Neither `sd` nor `gate` is changed; the state holds copies, which training may donate.
 
     Args:
-      sd: the checkpoint to start from. What is trained is float32; `settings.dtype` is the computation's.
-      settings: the run.
-      gate: fitted thresholds; None with a gate in the settings runs on a window of the scores seen last.
+      sd: the checkpoint to start from, whose trained parameters are float32; `settings.dtype` is that of the
+        computation.
+      settings: of the run.
+      gate: fitted thresholds; None uses running thresholds where the settings name a gate.
 
     Raises:
       InputError: a setting out of range, or parameters to train that are not float32.
@@ -45,7 +46,7 @@ def start(sd: StableDiffusion, settings: TrainSettings, gate: Gate | None = None
 
 
 def prepare(sd: StableDiffusion, settings: TrainSettings) -> tuple[Setup, dict[str, nnx.State]]:
-    """What stays the same during a run, and the parameters of the networks that it trains, which are `sd`'s own."""
+    """The constants of a run, and the parameters that it trains, which are those of `sd`, not copies."""
     settings.check()
     sites = tuple(site for site in sd.unet.sites if site.startswith(settings.gate_sites))
     if not sites:
@@ -62,7 +63,7 @@ def prepare(sd: StableDiffusion, settings: TrainSettings) -> tuple[Setup, dict[s
     if others := {str(leaf.dtype) for leaf in jax.tree.leaves(params)} - {"float32"}:
         raise InputError(
             f'the model to train holds {", ".join(sorted(others))} parameters; load it with dtype="float32", '
-            "and choose the computation's dtype in the settings"
+            "and set the dtype of the computation in the settings"
         )
     scheduler = SchedulerConfig.from_json(sd.scheduler_config, "ddim")
     setup = Setup(
@@ -86,15 +87,15 @@ def prepare(sd: StableDiffusion, settings: TrainSettings) -> tuple[Setup, dict[s
 
 
 def in_dtype(network: Network, dtype: str) -> Network:
-    """The network with its parameters in a dtype; the same arrays where they have it."""
+    """The network with its parameters cast to a dtype; arrays of that dtype are not copied."""
     return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else leaf.astype(dtype), network)
 
 
 @jax.jit
 def score_batch(setup: Setup, params: Any, batch: Batch, step: Array) -> tuple[Array, Array]:
-    """Timesteps and gate scores of a batch with no caption dropped; draws from (seed, step, row).
+    """Timesteps and gate scores of a batch without dropped captions; draws depend on (seed, step, row).
 
-    The score of an empty caption, which is never gated, is NaN, and `fit_thresholds` leaves it out.
+    Empty captions are never gated: their score is NaN, which `fit_thresholds` ignores.
     """
     scale = setup.vae.config.scale
     shape = (*(size // scale for size in batch.pictures.shape[1:3]), setup.vae.config.latent_channels)
@@ -109,7 +110,7 @@ def fit_gate(sd: StableDiffusion, settings: TrainSettings, reference: Iterable[d
 
     Args:
       sd: the checkpoint.
-      settings: the run.
+      settings: of the run.
       reference: batches of "pictures" and "input_ids"; repeats of a pair are scored at other timesteps and noise.
     """
     setup, params = prepare(sd, settings)
@@ -124,9 +125,9 @@ def fit_gate(sd: StableDiffusion, settings: TrainSettings, reference: Iterable[d
 
 
 def trained(sd: StableDiffusion, state: TrainState, setup: Setup) -> StableDiffusion:
-    """The checkpoint with the trained networks, the moving average's if there is one, float32.
+    """The checkpoint with the trained networks in float32, those of the moving average if there is one.
 
-    It holds copies, so that it outlives the state, which the next step donates.
+    It holds copies, which outlive the state that the next step donates.
     """
     params = jax.tree.map(jnp.copy, state.params if state.ema is None else state.ema)
     networks = {name: nnx.merge(graph, params[name]) for name, graph in setup.graphs}

@@ -1,4 +1,4 @@
-"""One training step: a compiled program from state and batch to state and metrics."""
+"""One training step, compiled: maps state and batch to the next state and metrics."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ Score = Literal["entropy", "noise_norm"]
 
 
 class Batch(NamedTuple):
-    """Pictures and their captions' tokens.
+    """Images and the tokens of their captions.
 
     Attributes:
       pictures: uint8 [batch, height, width, 3].
@@ -44,9 +44,9 @@ class Trained(NamedTuple):
 
 @pytree
 class TrainState:
-    """All that changes from step to step; a checkpoint holds it and nothing else.
+    """Everything that changes from step to step; this is what a checkpoint contains.
 
-    Floating-point numbers are float32, whatever the forward pass computes in: an update of AdamW at a learning rate of
+    Floating-point numbers are float32, whatever the dtype of the forward pass: an update of AdamW at a learning rate of
     1e-5 is smaller than half a unit in the last place of most bfloat16 parameters, and would be rounded away.
 
     Attributes:
@@ -66,24 +66,24 @@ class TrainState:
 
 @pytree
 class Setup:
-    """What stays the same during a run.
+    """The constants of a run.
 
     Attributes:
       vae: the autoencoder, frozen, in `dtype`.
       frozen: networks that are not trained, {"text_encoder": …} or {}, in `dtype`.
       empty_ids: int32 [tokens], the empty prompt's.
       signal: ᾱ, float32 [train timesteps].
-      seed: of every draw.
+      seed: random seed of all draws.
       dropout: probability that a row's caption is replaced by the empty prompt.
       high_noise: probability that a row's timestep is drawn from the noisiest two fifths.
-      ema_decay: of the moving average.
-      graphs: name and structure of each trained network, as `nnx.split` gives it.
+      ema_decay: decay of the moving average.
+      graphs: name and structure of each trained network, from `nnx.split`.
       optimizer: an optax gradient transformation.
       prediction_type: "epsilon" or "v_prediction".
       accumulation: micro-batches of one update; they change memory, not the result.
-      score: what the gate goes by.
-      sites: the cross-attention layers whose entropy that may be; None is all of them.
-      dtype: of the forward pass; parameters are cast to it inside the loss, so that gradients are float32 again.
+      score: the score that the gate uses.
+      sites: the cross-attention layers that "entropy" reads; None for all.
+      dtype: dtype of the forward pass; parameters are cast to it inside the loss, so that gradients are float32.
     """
 
     vae: AutoencoderKL
@@ -104,7 +104,7 @@ class Setup:
 
 
 class Draws(NamedTuple):
-    """What chance decides for each row."""
+    """Random draws for each row."""
 
     timesteps: Array  # int32 [batch]
     noise: Array  # float32 [batch, h, w, channels]
@@ -167,7 +167,7 @@ def forward(setup: Setup, params: Any, batch: Batch, draws: Draws, gated: bool) 
 
 
 def is_empty(setup: Setup, batch: Batch) -> Array:
-    """Which captions are the empty prompt, bool [batch]: like dropped ones, they are neither gated nor gated by."""
+    """Which captions are the empty prompt, bool [batch]: like dropped ones, they are not gated and set no threshold."""
     return (batch.input_ids == setup.empty_ids).all(axis=-1)
 
 
@@ -175,12 +175,12 @@ def is_empty(setup: Setup, batch: Batch) -> Array:
 def train_step(state: TrainState, setup: Setup, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
     """One update.
 
-    Every row's draws come from (seed, step, row), so micro-batches and devices change nothing but rounding.
+    Every row's draws depend on (seed, step, row) alone, so micro-batches and devices change only the rounding.
 
     Args:
       state: its arrays are donated.
-      setup: the run.
-      batch: its rows are a multiple of `setup.accumulation`.
+      setup: the constants of the run.
+      batch: its number of rows is a multiple of `setup.accumulation`.
 
     Returns:
       The next state, and metrics: "loss", "gradient_norm", "kept" (share of rows with weight 1), and for each row

@@ -90,12 +90,12 @@ def test_a_bad_csv_record_costs_itself_alone(tmp_path):
     content = b'text,file_name,n\nx,a.png\n"she said "hi"",b.png,1\n' + b"y" * 200_000 + b",e.png,1\n"
     content += b'"never closed,c.png,1\ncaf\xe9,d.png,1\nx,y,z,1\nfine,f.png,1\n'
     assert csv(tmp_path, content) == [
-        ("line 2", "not as many fields as the header"),
+        ("line 2", "another number of fields than the header"),
         ("line 3", "not CSV (',' expected after '\"')"),
         ("line 4", "not CSV (field larger than field limit (131072))"),
         ("line 5", "not CSV (unexpected end of data)"),
         ("line 6", "the caption is not UTF-8; save the file as UTF-8"),
-        ("line 7", "not as many fields as the header"),
+        ("line 7", "another number of fields than the header"),
         ("line 8", "f.png", "fine"),
     ]
 
@@ -123,9 +123,9 @@ def test_tables_without_the_columns_are_refused(tmp_path):
             csv(tmp_path, content)
     path = tmp_path / "metadata.parquet"
     pq.write_table(pa.table({"name": ["a.png"], "text": ["x"]}), path)
-    with pytest.raises(InputError, match="no column 'file_name'; it has name, text"):
+    with pytest.raises(InputError, match=r"'file_name'.* name, text"):
         read_captions(path)
     for content in (b"nope", b"PAR1" + b"\0" * 20 + b"PAR1"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="not a Parquet file, or a damaged one"):
+        with pytest.raises(InputError, match="Parquet"):
             read_captions(path)

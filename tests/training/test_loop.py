@@ -73,7 +73,7 @@ def test_a_second_ctrl_c_stops_at_once(run, tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_run_that_diverges_stops_and_keeps_what_is_finite(run, tmp_path, value):
-    with pytest.raises(InputError, match=rf"^step 7: loss {value}, gradient norm 1\.0: training has diverged; "):
+    with pytest.raises(InputError, match=rf"^step 7: loss {value}, gradient norm 1\.0: "):
         run(seventh=value)
     assert loop.last_checkpoint(tmp_path / "out") == 4
     assert loop.last_checkpoint(tmp_path / "nowhere") is None
