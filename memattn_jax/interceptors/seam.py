@@ -196,9 +196,10 @@ def cross_attention(
     context = interceptor.context(site)
     attention = Attention(query, keys, values)
     if len(query) > len(keys) and any(acts_at(edit, site) for edit in interceptor.edits):
-        # behind the barrier XLA no longer sees that keys repeat, and multiplies by them rightly
-        rows = tuple(jnp.repeat(x, len(query) // len(keys), axis=0) for x in (keys, values))
-        attention = Attention(query, *jax.lax.optimization_barrier(rows))
+        keys, values = (jnp.repeat(x, len(query) // len(keys), axis=0) for x in (keys, values))
+        # times 1, as XLA cannot see: with keys that it sees repeated it would multiply wrongly
+        one = jnp.where(jnp.isnan(query[:, :1, :1, :1]), jnp.nan, 1.0).astype(keys.dtype)
+        attention = Attention(query, keys * one, values)
     for edit in interceptor.edits_at(site, "inputs"):
         attention = edit(attention, context)
 
