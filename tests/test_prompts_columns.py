@@ -14,9 +14,9 @@ def test_parquet(tmp_path):
     pq.write_table(pa.table({"id": [1, 2, 3, 4], "caption": [" one", None, "", "two"]}), path)
     wrong = ["! record 2: null instead of a prompt", "! record 3: empty prompt"]
     assert records(path, "caption") == [" one", *wrong, "two"]
-    with pytest.raises(InputError, match=r"prompts\.parquet: no column 'prompt'; there are id, caption"):
+    with pytest.raises(InputError, match=r"prompts\.parquet: no column 'prompt'; it has id, caption"):
         read_prompts(path)
-    with pytest.raises(InputError, match=r"prompts\.parquet: column 'id' holds int64, not text"):
+    with pytest.raises(InputError, match=r"prompts\.parquet: column 'id' .*int64"):
         read_prompts(path, column="id")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="damaged Parquet file"):
@@ -45,21 +45,21 @@ def test_parquet_text_of_every_kind(tmp_path):
     pq.write_table(pa.table({"prompt": lists, "row": pa.array([{"prompt": "in", "n": 1}] * 4)}), path)
     assert records(path) == [
         "one",
-        "! record 2: a list of 2 instead of a text",
-        "! record 3: a list of 0 instead of a text",
+        "! record 2: a list of 2 instead of text",
+        "! record 3: a list of 0 instead of text",
         "! record 4: null instead of a prompt",
     ]
     assert read_prompts(path, "row.prompt") == ["in"] * 4
-    with pytest.raises(InputError, match=r"column 'row' holds struct<.*>, not text; one of its fields\? row\.NAME"):
+    with pytest.raises(InputError, match=r"column 'row' .*struct<.*row\.NAME"):
         read_prompts(path, "row")
-    with pytest.raises(InputError, match=r"no column 'row\.caption'; there are prompt, row"):
+    with pytest.raises(InputError, match=r"no column 'row\.caption'; it has prompt, row"):
         read_prompts(path, "row.caption")
     pq.write_table(pa.table({"a.b": ["dot"], "prompt": pa.nulls(1)}), path)
     assert read_prompts(path, "a.b") == ["dot"]
-    with pytest.raises(InputError, match=r"p\.parquet: holds no prompt"):
+    with pytest.raises(InputError, match=r"p\.parquet: has no prompts"):
         read_prompts(path)
     pq.write_table(pa.Table.from_arrays([pa.array(["one"])] * 2, ["prompt", "prompt"]), path)
-    with pytest.raises(InputError, match="2 columns 'prompt'; rename all but one"):
+    with pytest.raises(InputError, match="2 columns 'prompt'"):
         read_prompts(path)
 
 
@@ -106,10 +106,10 @@ def test_kept_columns(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("p.csv", r"p\.csv: no column 'usr'; there are id, prompt"),
-        ("p.jsonl", r"p\.jsonl: no column 'usr'; there are id, prompt"),
-        ("p.parquet", r"p\.parquet: no column 'usr'; there are id, prompt"),
-        ("p.txt", r"p\.txt: plain lines have no columns to keep"),
+        ("p.csv", r"p\.csv: no column 'usr'; it has id, prompt"),
+        ("p.jsonl", r"p\.jsonl: no column 'usr'; it has id, prompt"),
+        ("p.parquet", r"p\.parquet: no column 'usr'; it has id, prompt"),
+        ("p.txt", r"p\.txt: .*no columns"),
     ],
 )
 def test_a_column_to_keep_that_is_not_there(tmp_path, name, message):

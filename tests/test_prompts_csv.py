@@ -15,9 +15,9 @@ def test_csv(tmp_path):
     assert records(path)[2] == "! line 4: empty prompt"
 
 
-UNQUOTED = "fields, and the header has {}; quote prompts that hold a delimiter or a line end"
+UNQUOTED = "fields, but the header has {}; quote prompts that contain a delimiter or a line end"
 STRAY = 'text after a closing quote; quotes in a field are written ""'
-OPEN = "a quote that is not closed"
+OPEN = "an unclosed quote"
 CSV = {  # what a file holds, and the records of its column "prompt"
     "unquoted commas, one column": (
         'prompt\na red boat, sunset, 4k\n5" board, b\n',
@@ -29,7 +29,7 @@ CSV = {  # what a file holds, and the records of its column "prompt"
     ),
     "too long": (
         "prompt\nok\n" + "x" * 140_000 + "\nlater\n",
-        ["ok", "! line 3: 140000 characters; a prompt has at most 131072", "later"],
+        ["ok", "! line 3: 140000 characters; at most 131072 are allowed", "later"],
     ),
     "a stray quote": ('prompt\nfirst\n"a "big" cat",\nlater\n', ["first", f"! line 3: {STRAY}", "later"]),
     "a stray quote first": ('prompt\n"a "big" cat",\nlater\n', [f"! line 2: {STRAY}", "later"]),
@@ -53,7 +53,7 @@ CSV = {  # what a file holds, and the records of its column "prompt"
     "Excel's first line": ("sep=;\r\nid;prompt\r\n1;a, b\r\n", ["a, b"]),
     "carriage returns": ("prompt\rfirst\rsecond\r", ["first", "second"]),
     "header with spaces": ('id, prompt\n1, "a, b"\n2, c\n', ["a, b", "c"]),
-    "NUL": ("prompt\na\0b\nlater\n", ["! line 2 holds NUL characters; is it text?", "later"]),
+    "NUL": ("prompt\na\0b\nlater\n", ["! line 2 contains NUL characters; is it text?", "later"]),
     "blank lines": (
         "id,prompt\n\n1,a\n  \n2, \n",
         ["! line 2: empty prompt", "a", "! line 4: empty prompt", "! line 5: empty prompt"],

@@ -28,7 +28,7 @@ JSON = {
         [
             "a",
             "! record 2 is not JSON",
-            "! record 3: a number instead of a text",
+            "! record 3: a number instead of text",
             "d",
             "! record 5 is not JSON, and after it no record was found",
         ],
@@ -41,7 +41,7 @@ JSON = {
             "! record 2 is not JSON",
             "c",
             "d",
-            "! record 5 is missing: the array is not closed; is the file whole?",
+            "! record 5 is missing: the array is not closed; is the file truncated?",
         ],
     ),
     "f.jsonl": (
@@ -50,21 +50,21 @@ JSON = {
         '{"prompt":"b","n":' + "9" * 5000 + ', "s":NaN}\n{"prompt": true}',
         [
             "! line 1: null instead of a prompt",
-            "! line 2: no column 'prompt'; there are x",
-            "! line 3: a number instead of a text",
+            "! line 2: no column 'prompt'; it has x",
+            "! line 3: a number instead of text",
             "a",
-            "! line 5: a list of 2 instead of a text",
-            "! line 6: an object of a instead of a text",
-            "! line 7: several 'prompt'",
-            "! line 8 holds NUL characters; is it text?",
+            "! line 5: a list of 2 instead of text",
+            "! line 6: an object of a instead of text",
+            "! line 7: several keys 'prompt'",
+            "! line 8 contains NUL characters; is it text?",
             "! line 9 is not JSON",
-            "! line 10 is nested too deep",
+            "! line 10 is nested too deeply",
             "b",
-            "! line 12: true or false instead of a text",
+            "! line 12: true or false instead of text",
         ],
     ),
     "g.ndjson": ('{"prompt":"a"}\n{"prompt":""}\n', ["a", "! line 2: empty prompt"]),
-    "h.jsonl": ('["a"]\n["b", "c"]\n', ["a", "! line 2: a list of 2 instead of a text"]),
+    "h.jsonl": ('["a"]\n["b", "c"]\n', ["a", "! line 2: a list of 2 instead of text"]),
 }
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints that PyTorch wrote, to NNX modules and back. Weights are read from safetensors alone: no code can run."""
+"""PyTorch checkpoints to NNX modules and back. Weights are read from safetensors only, so that no code can run."""

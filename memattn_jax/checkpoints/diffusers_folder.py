@@ -35,10 +35,11 @@ from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 from memattn_jax.registries import DTYPES
 from memattn_jax.sharding.placement import partition_spec
+from memattn_jax.text import counted
 
 READERS = 2  # threads
-READ_AT_ONCE = 2**23  # numbers; then the file is opened anew, or its pages would stay in memory beside the parameters
-STORED_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
+READ_AT_ONCE = 2**23  # numbers; then the file is reopened, or its pages would stay in memory beside the parameters
+STORED_DTYPES = ("F64", "F32", "F16", "BF16")  # in the notation of safetensors
 PARTS: dict[str, tuple[type[Config], Callable[..., nnx.Module], str]] = {
     "unet": (UNetConfig, UNet2DConditionModel, "diffusion_pytorch_model"),
     "vae": (VAEConfig, AutoencoderKL, "diffusion_pytorch_model"),
@@ -53,14 +54,14 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         if index.is_file():
             shards = sorted(set(read_json(index).get("weight_map", {}).values()))
             if not shards:
-                raise InputError(f"{index}: names no shards")
+                raise InputError(f"{index}: lists no shards")
             return [folder / name for name in shards]
         single = folder / f"{stem}{variant}.safetensors"
         if single.is_file():
             return [single]
     hint = ""
     if any(folder.glob("*.bin")):
-        hint = "; the .bin files there are pickles, save them with safe_serialization=True"
+        hint = "; its .bin files are pickles: save the model with safe_serialization=True"
     raise InputError(f"{folder}: lacks {stem}.safetensors{hint}")
 
 
@@ -80,7 +81,7 @@ def part_of(file: Any, name: str, index: Any) -> np.ndarray:
 
 
 def stored_tensors(files: list[Path]) -> Iterator[Stored]:
-    """Every tensor of these files; InputError where one is missing or damaged."""
+    """All tensors of these files; raises InputError if a file is missing or damaged."""
     for path in files:
         try:
             with safe_open(path, framework="numpy") as file:
@@ -88,15 +89,15 @@ def stored_tensors(files: list[Path]) -> Iterator[Stored]:
                     part = file.get_slice(name)
                     yield Stored(path, name, tuple(part.get_shape()), part.get_dtype())
         except FileNotFoundError:
-            raise InputError(f"{path}: missing, although the index names it") from None
+            raise InputError(f"{path}: missing, although the index lists it") from None
         except SafetensorError as error:
-            raise InputError(f"{path}: not a whole safetensors file ({error})") from None
+            raise InputError(f"{path}: not a complete safetensors file ({error})") from None
 
 
 def read(leaf: Leaf, stored: Callable[[Any], np.ndarray], dtype: str, mesh: Mesh | None) -> Array:
-    """One parameter, in our layout and dtype, of what gives parts of it; on a mesh as its partition rule says.
+    """Reads one parameter in our layout and dtype; on a mesh, split by its partition rule.
 
-    On a mesh, each slice that a device of this process needs is read once, and no device ever holds more than its own.
+    On a mesh, each slice that a device of this process needs is read once, and no device holds more than its own.
     """
     if mesh is None:
         return jnp.asarray(leaf.from_torch(stored(...)), dtype)
@@ -138,7 +139,9 @@ def fill(module: nnx.Module, files: list[Path], dtype: str, mesh: Mesh | None = 
             found.append((leaf, stored))
     problems += [f"missing {name} {list(wanted[name].torch_shape)}" for name in sorted(missing)]
     if problems:
-        raise InputError(f"{files[0].parent}: {len(problems)} tensors do not fit the config: {'; '.join(problems)}")
+        raise InputError(
+            f"{files[0].parent}: {counted(len(problems), 'tensor')} at odds with the config: {'; '.join(problems)}"
+        )
 
     def load(pairs: list[tuple[Leaf, Stored]]) -> None:
         with safe_open(pairs[0][1].path, framework="numpy") as file:
@@ -148,7 +151,9 @@ def fill(module: nnx.Module, files: list[Path], dtype: str, mesh: Mesh | None = 
 
     sizes = np.cumsum([math.prod(stored.shape) for _, stored in found]) // READ_AT_ONCE
     parts = groupby(zip(found, sizes, strict=True), key=lambda item: (item[0][1].path, item[1]))
-    with ThreadPoolExecutor(READERS) as readers:  # most of the time is copying, which lets other threads run
+    with ThreadPoolExecutor(
+        READERS
+    ) as readers:  # most of the time goes into copying, which releases the interpreter lock
         for _ in readers.map(load, [[pair for pair, _ in part] for _, part in parts]):
             pass
 
@@ -174,7 +179,7 @@ def load_part(folder: Path, part: str, dtype: str, mesh: Mesh | None = None) -> 
     except InputError:
         raise
     except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
-        raise InputError(f"{path}: no network can be built of it ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: cannot build a model from this config ({str(error).splitlines()[0]})") from None
     fill(module, weight_files(folder / part, stem), dtype, mesh)
     if mesh is not None:
         keep_rows_together(module)

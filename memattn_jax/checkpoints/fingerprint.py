@@ -1,4 +1,4 @@
-"""A hash of a model: equal for two that compute the same, wherever they were loaded from."""
+"""A hash of a model: equal for models that compute the same, wherever they were loaded from."""
 
 import hashlib
 import json

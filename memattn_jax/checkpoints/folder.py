@@ -1,4 +1,4 @@
-"""A diffusers folder of Stable Diffusion 1.x or 2.x before any of its weights is read, and without importing JAX."""
+"""Checks a diffusers folder of Stable Diffusion 1.x or 2.x without reading weights or importing JAX."""
 
 import json
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ MODEL_INDEX = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError where it holds none."""
+    """Reads a JSON object from a file; raises InputError if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text
         raise InputError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no JSON object")
+        raise InputError(f"{path}: not a JSON object")
     return content
 
 
@@ -38,10 +38,10 @@ def check_folder(folder: Path) -> None:
 
     Raises:
       FileNotFoundError: no such folder.
-      InputError: another family of models, or a part is missing.
+      InputError: another family of models, or a missing part.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no such model: {folder} (a diffusers folder with model_index.json is needed)")
+        raise FileNotFoundError(f"no such model: {folder} (expected a diffusers folder with model_index.json)")
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{folder}: not a diffusers folder, it lacks model_index.json")
@@ -75,12 +75,12 @@ def cross_attention_sites(config: UNetConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The facts of a checkpoint that decide which options it can take.
+    """The properties of a checkpoint that restrict options.
 
     Attributes:
       sites: its cross-attention layers.
-      scale: pixels for each latent.
-      timesteps: of its training.
+      scale: pixels per latent, along each side.
+      timesteps: number of training timesteps.
     """
 
     sites: tuple[str, ...]
@@ -89,7 +89,7 @@ class Geometry:
 
     @classmethod
     def read(cls, folder: Path) -> "Geometry":
-        """Of a folder, from its JSON files.
+        """Reads the JSON files of a folder.
 
         Raises:
           FileNotFoundError: no such folder.
@@ -110,11 +110,11 @@ class Geometry:
     def check(
         self, *, steps: int | None, site: str | None, height: int | None = None, width: int | None = None
     ) -> None:
-        """Raises InputError for an option of this name that the checkpoint cannot take."""
+        """Raises InputError for an option that does not suit the checkpoint."""
         if steps is not None and steps > self.timesteps:
-            raise InputError(f"--steps {steps}: at most {self.timesteps}, the timesteps that the model was trained on")
+            raise InputError(f"--steps {steps}: at most {self.timesteps}, the number of training timesteps")
         if site is not None:
             check_name("cross-attention layer", site, self.sites, "--site")
         for name, pixels in (("height", height), ("width", width)):
             if pixels is not None and (pixels <= 0 or pixels % self.scale):
-                raise InputError(f"--{name} {pixels}: a positive multiple of {self.scale} pixels is needed")
+                raise InputError(f"--{name} {pixels}: must be a positive multiple of {self.scale} pixels")

@@ -1,4 +1,4 @@
-"""Where a model lies: a folder on this machine, or a repository of the Hugging Face hub, downloaded once."""
+"""Locates a model: a local folder, or a repository on the Hugging Face Hub, which is downloaded once."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ HALF = "*.fp16.*"  # a second copy of the weights, read only where there is no o
 
 
 def is_folder(model: str | Path) -> bool:
-    """Whether it names a folder, there or not, rather than a repository of the hub."""
+    """Whether a model's name is a folder, existing or not, rather than a repository on the hub."""
     return Path(model).exists() or str(model).count("/") != 1 or str(model).startswith(("/", ".", "~"))
 
 
@@ -20,7 +20,7 @@ def locate(model: str | Path) -> Path:
       model: a folder, or "owner/name" on the hub; `HF_HUB_OFFLINE` and `HF_HOME` are honoured.
 
     Raises:
-      FileNotFoundError: neither is there.
+      FileNotFoundError: not found in either place.
     """
     if is_folder(model):
         return Path(model)
@@ -33,7 +33,7 @@ def locate(model: str | Path) -> Path:
             if any((folder / "unet").glob("*.safetensors")):
                 break
         return folder
-    except (HfHubHTTPError, OSError, ValueError) as error:  # refused, unreachable, or no valid name
+    except (HfHubHTTPError, OSError, ValueError) as error:  # refused, unreachable, or an invalid name
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
             f"no such model: {model}, not a local folder and not found on the Hugging Face Hub ({reason})"

@@ -1,7 +1,7 @@
-"""How a parameter of ours is called, and laid out, in PyTorch.
+"""Names and layouts of parameters in PyTorch.
 
-Module paths are the same on both sides, so only the leaf is renamed and, for kernels, transposed. What to do follows
-from the type of the layer that owns the leaf; no table of layers exists.
+Module paths are the same on both sides, so only the leaf is renamed and, for kernels, transposed. That depends on the
+type of the layer that owns the leaf alone; there is no table of layers.
 """
 
 from collections.abc import Iterator
@@ -61,10 +61,10 @@ def leaves(module: nnx.Module) -> Iterator[Leaf]:
 
 
 def modern_name(name: str) -> str | None:
-    """The name that PyTorch's current classes give to a stored tensor; None for one that no model needs.
+    """The name of a stored tensor in PyTorch's current classes; None for one that no model needs.
 
-    Stable Diffusion's checkpoints of 2022 call the autoencoder's attention layers by older names and hold the text
-    encoder's position indices; transformers 5 leaves out the text encoder's outermost module.
+    Stable Diffusion's checkpoints of 2022 use older names for the autoencoder's attention layers and contain the
+    text encoder's position indices; transformers 5 leaves out the text encoder's outermost module.
     """
     if name.endswith("embeddings.position_ids"):
         return None

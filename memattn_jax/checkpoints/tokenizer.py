@@ -1,4 +1,4 @@
-"""Prompts to token ids, by CLIP's tokenizer."""
+"""Prompts to token ids, with CLIP's tokenizer."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from memattn_jax.errors import InputError, RepeatedWarning
 from memattn_jax.text import printable
 
-LOST = 60  # characters of what was cut off that the warning shows
+LOST = 60  # characters of the removed text that the warning shows
 
 
 class Tokens(NamedTuple):
@@ -18,7 +18,7 @@ class Tokens(NamedTuple):
 
     Attributes:
       input_ids: int32 [batch, tokens], padded.
-      lengths: int32 [batch], tokens of each prompt, begin and end token counted, padding not.
+      lengths: int32 [batch], number of tokens of each prompt, including begin and end token, without padding.
     """
 
     input_ids: np.ndarray
@@ -36,23 +36,23 @@ class Tokenizer:
           tokens: length of the padded sequence, the text encoder's.
 
         Raises:
-          InputError: no tokenizer there.
+          InputError: the folder has no tokenizer.
         """
         files = {path.name for path in folder.iterdir()}
         if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
-            raise InputError(f"{folder}: holds no CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json)")
-        from transformers import CLIPTokenizer  # a second of imports, that only prompts need
+            raise InputError(f"{folder}: no CLIP tokenizer (expected vocab.json and merges.txt, or tokenizer.json)")
+        from transformers import CLIPTokenizer  # a second of imports that only prompts need
 
         try:
             self.clip: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing narrower
-            raise InputError(f"{folder}: holds no CLIP tokenizer ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{folder}: no CLIP tokenizer ({str(error).splitlines()[0]})") from None
         if self.clip.pad_token_id is None or self.clip.eos_token_id is None:
             raise InputError(f"{folder}: the tokenizer has no padding token or no end token")
         self.tokens = tokens
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Tokenizes and pads; a prompt too long is cut, with one warning for all, which shows what the first lost."""
+        """Tokenizes and pads; prompts that are too long are cut, with a warning that shows what the first one lost."""
         end = self.clip.eos_token_id
         input_ids = np.full((len(prompts), self.tokens), self.clip.pad_token_id, np.int32)
         lengths = np.zeros(len(prompts), np.int32)
@@ -67,7 +67,7 @@ class Tokenizer:
         if lost:
             first = printable(next(iter(lost.values())), LOST)
             others = f"; and {len(lost) - 1} more" if len(lost) > 1 else ""
-            message = f"prompt cut at {self.tokens} tokens, this was left out: '{first}'{others}"
+            message = f"prompt cut at {self.tokens} tokens, losing '{first}'{others}"
             warnings.warn(message, RepeatedWarning, stacklevel=2)
         return Tokens(input_ids, lengths)
 

@@ -11,15 +11,15 @@ from typing import IO, Any, NamedTuple
 from memattn_jax.errors import InputError
 from memattn_jax.prompts.record import Prompt, Wanted
 
-HEAD = 2**16  # bytes that encoding and compression are told from
-LONGEST_LINE = 2**24  # characters; a file without line ends must not fill the memory
-MARKS = {  # of encodings; UTF-32's begins as UTF-16's does
+HEAD = 2**16  # bytes from which encoding and compression are detected
+LONGEST_LINE = 2**24  # characters; a file without line ends must not exhaust the memory
+MARKS = {  # byte-order marks; that of UTF-32 begins like that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-OTHERS = {  # first bytes of what is no text, whatever its name says
+OTHERS = {  # first bytes of files that are not text, whatever their name says
     b"PAR1": "a Parquet file; rename it to .parquet",
     b"PK\x03\x04": "a zip archive or an Excel workbook; export its sheet as CSV",
     b"\x28\xb5\x2f\xfd": "compressed with zstd; decompress it, or use gzip",
@@ -33,8 +33,8 @@ class Line(NamedTuple):
 
     Attributes:
       number: from 1.
-      text: with its end.
-      whole: False where it is a piece of a line that is too long.
+      text: with its line end.
+      whole: False for a piece of a line that is too long.
     """
 
     number: int
@@ -43,17 +43,17 @@ class Line(NamedTuple):
 
     @property
     def content(self) -> str:
-        """Without its end, and without the mark that concatenated files have at their seams."""
+        """The text without its line end, and without byte-order marks, which concatenated files have in the middle."""
         return self.text.rstrip("\r\n").removeprefix("\ufeff")
 
 
 def too_long(place: str) -> Prompt:
-    """The record of a line that is cut."""
+    """The record for a line that is too long."""
     return Prompt("", f"{place} has over {LONGEST_LINE} characters; is it text?", place)
 
 
 def half_character(error: UnicodeError) -> tuple[str, int]:
-    """Decodes what is no character to half a one, so that its record is told of."""
+    """Decodes invalid bytes to a lone surrogate, so that their record gets an error."""
     assert isinstance(error, UnicodeDecodeError)
     return "\udc80", error.end
 
@@ -62,18 +62,18 @@ codecs.register_error("memattn_jax.half_character", half_character)
 
 
 def peekable(raw: Any) -> io.BufferedReader:
-    """The same bytes, whose beginning can be looked at."""
+    """Wraps a file so that its beginning can be peeked at."""
     return io.BufferedReader(raw, HEAD)
 
 
 @contextmanager
 def lines_of(raw: IO[bytes], where: str, wanted: Wanted) -> Iterator[Iterator[Line]]:
-    """Lines of a text file, which end at a line feed, a carriage return or both, not at U+2028; one too long in pieces.
+    """Lines of a text file, which end at a line feed, a carriage return or both; an overlong one comes in pieces.
 
-    Bytes that the encoding does not allow become half characters, which `judge` refuses.
+    Invalid bytes become lone surrogates, which `judge` refuses.
 
     Raises:
-      InputError: another format, or damaged gzip.
+      InputError: the file has another format, or is damaged gzip.
     """
     try:
         with ExitStack() as stack:
@@ -88,7 +88,7 @@ def lines_of(raw: IO[bytes], where: str, wanted: Wanted) -> Iterator[Iterator[Li
 
 
 def is_packed(head: bytes, where: str, wanted: Wanted) -> bool:
-    """Whether a file is in gzip's format; raises InputError for one that is neither that nor text."""
+    """Whether a file is compressed with gzip; raises InputError for other binary formats."""
     for magic, what in OTHERS.items():
         if head.startswith(magic):
             raise InputError(f"{where}: {what}")
@@ -96,22 +96,22 @@ def is_packed(head: bytes, where: str, wanted: Wanted) -> bool:
         return True
     packed = head.startswith(b"\x1f\x8b\x08")
     if packed:
-        wanted.note(f"{where}: compressed with gzip, and read so")
+        wanted.note(f"{where}: compressed with gzip despite its name")
     return packed
 
 
 def numbered(text: io.TextIOWrapper) -> Iterator[Line]:
-    """The lines with their numbers, one that is too long in pieces."""
-    number, going_on = 0, False
+    """Numbers the lines; an overlong one comes in pieces."""
+    number, continued = 0, False
     while piece := text.readline(LONGEST_LINE):
-        number += not going_on
+        number += not continued
         cut = len(piece) == LONGEST_LINE and not piece.endswith(("\n", "\r"))
-        yield Line(number, piece, not (cut or going_on))
-        going_on = cut
+        yield Line(number, piece, not (cut or continued))
+        continued = cut
 
 
 def first_pieces(lines: Iterator[Line]) -> Iterator[Line]:
-    """The lines, one that is too long once."""
+    """The lines, without all but the first piece of an overlong one."""
     last = 0
     for line in lines:
         if line.number != last:
@@ -120,7 +120,7 @@ def first_pieces(lines: Iterator[Line]) -> Iterator[Line]:
 
 
 def encoding_of(head: bytes, where: str, wanted: Wanted) -> str:
-    """By the mark at its beginning, or by where its zero bytes are; else UTF-8."""
+    """Detects the encoding by a byte-order mark or the positions of zero bytes; else UTF-8."""
     for mark, encoding in MARKS.items():
         if head.startswith(mark):
             return encoding
@@ -130,6 +130,6 @@ def encoding_of(head: bytes, where: str, wanted: Wanted) -> str:
         text, ends = head.decode(encoding, errors="replace"), head.count(b"\n")
         # every other byte of Latin letters is zero, and in any script one of each line end
         if text.count("\n") > 0.9 * ends if ends > 1 else max(zeros) > 0.15 * len(head):
-            wanted.note(f"{where}: read as {encoding.upper()}, since its zero bytes are where that has them")
+            wanted.note(f"{where}: read as {encoding.upper()}, because of its zero bytes")
             return encoding
     return "utf-8-sig"

@@ -1,9 +1,8 @@
-r"""CSV, TSV and what spreadsheets make of them: a header, then a prompt a record.
+r"""CSV, TSV and their variants from spreadsheets: a header, then one prompt per record.
 
-Nothing of a record is lost in silence: one with more or fewer fields than the header is no prompt, since a comma or a
-line end that should be quoted may have cut its prompt. Only where the header names a single column, and a record's
-field has no quotes, its commas belong to the prompt. A blank line is a record too. An unquoted \N is null, as databases
-write it.
+Nothing is lost silently: a record with more or fewer fields than the header is an error, since an unquoted comma or
+line end may have cut its prompt. Only if the header names a single column and the field has no quotes, commas belong to
+the prompt. A blank line is a record too. An unquoted \N is null, as databases write it.
 """
 
 from collections.abc import Iterator
@@ -14,10 +13,10 @@ from memattn_jax.errors import InputError
 from memattn_jax.prompts.decode import Line
 from memattn_jax.prompts.delimited_records import MalformedError, Reader, Record, split
 from memattn_jax.prompts.record import Prompt, Wanted, judge, only_column, shown
-from memattn_jax.text import printable
+from memattn_jax.text import counted, printable
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
-MANY_LINES = 2  # of one record; it may be a quote that is not closed, and one far below
+MANY_LINES = 2  # of one record, from which a missing quote is suspected
 
 
 class Header(NamedTuple):
@@ -25,11 +24,11 @@ class Header(NamedTuple):
 
     Attributes:
       delimiter: between fields.
-      spaced: spaces follow it.
-      names: of the columns, without spaces around them.
+      spaced: whether spaces follow the delimiter.
+      names: of the columns, without surrounding spaces.
       single: whether there is one column, and no delimiter.
-      prompt: which of them holds it.
-      kept: which are carried through.
+      prompt: index of the prompt's column.
+      kept: indices of the columns to keep.
     """
 
     delimiter: str
@@ -47,7 +46,7 @@ def parse_delimited(lines: Iterator[Line], where: str, wanted: Wanted, delimiter
       lines: of the file.
       where: the file's name.
       wanted: columns.
-      delimiter: what the file's suffix says; where the header shows another, that is taken, and noted.
+      delimiter: from the file's suffix; if the header has another, that is used, with a note.
 
     Raises:
       InputError: no such column, or several.
@@ -63,16 +62,16 @@ def parse_delimited(lines: Iterator[Line], where: str, wanted: Wanted, delimiter
     escaped = long = False
     for record in Reader(lines, header.delimiter, spaced=header.spaced):
         if record.escaped and not escaped:
-            wanted.note(f"{where}: line {record.line}: quotes escaped with backslashes, read so")
+            wanted.note(f"{where}: line {record.line}: quotes are escaped with backslashes")
         if record.last - record.line >= MANY_LINES and not long:
-            span = f"lines {record.line} to {record.last} are one record, in quotes"
-            wanted.note(f"{where}: {span}; if they are several, a quote is missing")
+            span = f"lines {record.line} to {record.last} are one quoted record"
+            wanted.note(f"{where}: {span}; if that is wrong, a quote is missing")
         escaped, long = escaped or record.escaped, long or record.last - record.line >= MANY_LINES
         yield prompt_of(record, header, where)
 
 
 def read_header(first: Line, where: str, wanted: Wanted, delimiter: str) -> Header:
-    """The header in a line; its delimiter is the first with which it has the wanted columns.
+    """Parses the header with the first delimiter that yields the wanted columns.
 
     Raises:
       InputError: it cannot be read.
@@ -82,19 +81,19 @@ def read_header(first: Line, where: str, wanted: Wanted, delimiter: str) -> Head
         with suppress(MalformedError):
             headers.append(header_of(split(first.content, candidate), candidate))
     if not headers:
-        raise InputError(f"{where}: line {first.number} is no header: '{printable(first.content, 80)}'")
+        raise InputError(f"{where}: line {first.number} is not a header: '{printable(first.content, 80)}'")
     needed = {wanted.column, *wanted.keep}
     header = next((header for header in headers if needed <= set(header.names)), None)
     if header is None:
-        return max(headers, key=lambda header: len(header.names))  # whose names an error lists
+        return max(headers, key=lambda header: len(header.names))  # the error lists its names
     if header.delimiter != delimiter:
         name = DELIMITERS.get(header.delimiter, "others")
-        wanted.note(f"{where}: its fields are separated by {name}")
+        wanted.note(f"{where}: fields are separated by {name}")
     return header
 
 
 def header_of(fields: list[str], delimiter: str) -> Header:
-    """The header, without the empty names that delimiters at its end make."""
+    """The header without empty names from trailing delimiters."""
     single = len(fields) == 1
     while len(fields) > 1 and not fields[-1].strip():
         fields = fields[:-1]
@@ -117,12 +116,12 @@ def prompt_of(record: Record, header: Header, where: str) -> Prompt:
     if header.single and header.delimiter.join(fields) == record.raw:  # no field is quoted
         fields = [record.raw]
     elif len(fields) < width or any(field.strip() for field in fields[width:]):
-        remedy = "quote prompts that hold a delimiter or a line end"
-        return Prompt("", f"{at}: {len(fields)} fields, and the header has {width}; {remedy}", at, nothing)
+        remedy = "quote prompts that contain a delimiter or a line end"
+        return Prompt("", f"{at}: {counted(len(fields), 'field')}, but the header has {width}; {remedy}", at, nothing)
     value, *kept = (field_value(fields[column], record) for column in (header.prompt, *header.kept))
     return judge(value, at, tuple(map(shown, kept)))
 
 
 def field_value(field: str, record: Record) -> str | None:
-    """A field; None where it is null."""
+    """The value of a field; None for null."""
     return None if field == "\\N" and '"\\N"' not in record.raw else field

@@ -1,8 +1,8 @@
-r"""Records of CSV and its kin, each on its own: what is wrong with one does not reach the next.
+r"""Records of CSV and similar formats; an error in one does not affect the next.
 
-RFC 4180: fields in quotes may hold delimiters, line ends and doubled quotes. Besides, a record that this cannot read is
-tried with quotes escaped as \", as MySQL and Spark write them. Where both fail, the fault is the first line's, and
-reading goes on with the line after it: a quote that is never closed costs one record, not the file.
+As in RFC 4180, quoted fields may contain delimiters, line ends and doubled quotes. A record that is invalid so is tried
+with quotes escaped as \", as MySQL and Spark write them. If both fail, the first line is an error and reading resumes
+at the line after it: an unclosed quote costs one record instead of the file.
 """
 
 import re
@@ -21,10 +21,10 @@ class Record(NamedTuple):
     """One record.
 
     Attributes:
-      line: where it begins.
-      last: the line where it ends.
-      fields: None where it cannot be read.
-      error: why.
+      line: first line.
+      last: last line.
+      fields: None if the record cannot be read.
+      error: why it cannot be read.
       raw: its text, without the last line's end.
       escaped: whether its quotes are escaped with backslashes.
     """
@@ -38,7 +38,7 @@ class Record(NamedTuple):
 
 
 class MalformedError(Exception):
-    """Text that no field may hold."""
+    """Text that is not valid in a field."""
 
 
 class OpenQuoteError(MalformedError):
@@ -51,8 +51,8 @@ def split(text: str, delimiter: str, *, spaced: bool = False, escaped: bool = Fa
     Args:
       text: the record, without its line end.
       delimiter: one character.
-      spaced: spaces after a delimiter are not part of the field.
-      escaped: quotes in quotes are \" and backslashes \\.
+      spaced: ignore spaces after a delimiter.
+      escaped: within quotes, a quote is \" and a backslash \\.
 
     Raises:
       OpenQuoteError: the last quote is not closed.
@@ -94,11 +94,11 @@ def closing_quote(text: str, at: int, escaped: bool) -> int:
             at = end + 2
         else:
             return end
-    raise OpenQuoteError("a quote that is not closed")
+    raise OpenQuoteError("an unclosed quote")
 
 
 class Reader:
-    """Records of lines, one after the other."""
+    """Iterates over the records of lines."""
 
     def __init__(self, lines: Iterator[Line], delimiter: str, *, spaced: bool = False):
         self.lines, self.delimiter, self.spaced = lines, delimiter, spaced
@@ -129,7 +129,7 @@ class Reader:
         return Record(first.number, first.number, None, wrong, first.content)
 
     def attempt(self, first: Line, *, escaped: bool) -> Record:
-        """The same, in one of two dialects; raises MalformedError, with all lines but the first left to read."""
+        """Reads a record in one of two dialects; on MalformedError, all lines but the first remain to be read."""
         taken = [first]
         try:
             while True:
@@ -145,7 +145,7 @@ class Reader:
             raise
 
     def take_to_a_quote(self, taken: list[Line]) -> None:
-        """Takes lines up to the next that holds a quote; raises OpenQuoteError where there is none near enough."""
+        """Takes lines up to the next with a quote; raises OpenQuoteError if there is none nearby."""
         size = sum(len(line.text) for line in taken)
         while (line := self.next_line()) is not None:
             taken.append(line)
@@ -154,4 +154,4 @@ class Reader:
                 break
             if '"' in line.text:
                 return
-        raise OpenQuoteError("a quote that is not closed")
+        raise OpenQuoteError("an unclosed quote")

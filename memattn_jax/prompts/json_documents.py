@@ -1,4 +1,4 @@
-"""JSON that is one document: an array of records, or objects spread over several lines."""
+"""JSON as a single document: an array of records, or objects that span several lines."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from memattn_jax.prompts.decode import LONGEST_LINE, Line
 from memattn_jax.prompts.record import Number
 
 BLANK = re.compile(r"[\s,\ufeff]*")
-NEXT = {  # by how a record begins: where one like it ends and another begins
+NEXT = {  # by first character: matches the end of such a record and the beginning of another
     "{": re.compile(r"}\s*,?\s*(?={)"),
     "[": re.compile(r"\]\s*,?\s*(?=\[)"),
     '"': re.compile(r'"\s*,\s*(?=")'),
 }
 COMMA = re.compile(",")
 PART = 2**16  # characters read at once
-TOKEN = 16  # characters that a literal has at most, or that lie between two objects
+TOKEN = 16  # characters in a literal, or between two objects, at most
 
 
 class Value(NamedTuple):
@@ -24,9 +24,9 @@ class Value(NamedTuple):
 
     Attributes:
       place: "line 3" or "record 3".
-      value: None where it cannot be read.
-      error: why.
-      blank: whether it is a line without text.
+      value: None if it cannot be read.
+      error: why it cannot be read.
+      blank: whether it is an empty line.
     """
 
     place: str
@@ -36,13 +36,13 @@ class Value(NamedTuple):
 
 
 class Repeated(dict[str, Any]):
-    """An object in which a key comes several times; `names` are those keys."""
+    """An object with repeated keys, which are in `names`."""
 
     names: set[str] = set()  # noqa: RUF012
 
 
 def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, or a `Repeated` one: which of the values is meant, no one knows."""
+    """An object; a `Repeated` one if a key is ambiguous."""
     content = dict(pairs)
     if len(content) == len(pairs):
         return content
@@ -54,7 +54,7 @@ def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 DECODER = json.JSONDecoder(
     object_pairs_hook=make_object, parse_int=Number, parse_float=Number, parse_constant=Number
-)  # digits as they stand: ids have more than a float holds
+)  # keeps the digits: ids may have more than a float can hold
 
 
 class Document:
@@ -62,8 +62,8 @@ class Document:
 
     def __init__(self, lines: Iterator[Line]):
         self.lines = lines
-        self.text, self.at = "", 0  # what is read and not yet parsed begins there
-        self.lost = False  # the rest, after a record that is malformed
+        self.text, self.at = "", 0  # text read so far, and where the unparsed part begins
+        self.lost = False  # whether everything after a malformed record was lost
 
     def __iter__(self) -> Iterator[Value]:
         record, inside = 0, False
@@ -75,10 +75,10 @@ class Document:
             record += 1
             yield self.value(f"record {record}")
         if inside and not self.lost:
-            yield Value(f"record {record + 1}", None, "is missing: the array is not closed; is the file whole?")
+            yield Value(f"record {record + 1}", None, "is missing: the array is not closed; is the file truncated?")
 
     def more(self) -> bool:
-        """Reads at least as much as is left: what is parsed several times stays in proportion."""
+        """Reads at least as much as is left, so that repeated parsing stays linear in the file's size."""
         left = self.text[self.at :]
         new, size = [], 0
         for line in self.lines:
@@ -91,7 +91,7 @@ class Document:
         return bool(new)
 
     def skip_blank(self) -> bool:
-        """Goes on to the next record or bracket; returns whether there is one."""
+        """Advances to the next record or bracket; returns whether there is one."""
         while True:
             self.at = BLANK.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text):
@@ -105,19 +105,19 @@ class Document:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
             except RecursionError:
-                return Value(place, None, f"is nested too deep{self.resume(self.at + 1)}")
+                return Value(place, None, f"is nested too deeply{self.resume(self.at + 1)}")
             except json.JSONDecodeError as error:
                 cut = error.pos > len(self.text) - TOKEN or error.msg.startswith("Unterminated string")
                 if cut and len(self.text) - self.at < LONGEST_LINE and self.more():
                     continue
                 return Value(place, None, f"is not JSON{self.resume(max(error.pos, self.at + 1))}")
-            if end == len(self.text) and self.more():  # a number may go on
+            if end == len(self.text) and self.more():  # a number may continue
                 continue
             self.at = end
             return Value(place, value)
 
     def resume(self, after: int) -> str:
-        """Goes on to where the next record may begin; returns what to say where there is none."""
+        """Advances to where the next record may begin; returns an addition to the error if there is none."""
         pattern = NEXT.get(self.text[self.at], COMMA)
         self.at = after
         while (found := pattern.search(self.text, self.at)) is None:

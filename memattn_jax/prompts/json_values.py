@@ -1,4 +1,4 @@
-"""JSON files: a value a line, or one document. An object's prompt is under its key, a string is a prompt."""
+"""JSON files, one value per line or one document: a string is a prompt, an object has it under a key."""
 
 import json
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from memattn_jax.prompts.json_documents import DECODER, Document, Repeated, Valu
 from memattn_jax.prompts.record import NAMED, Number, Prompt, Wanted, is_text, judge, no_column, no_text, shown
 from memattn_jax.text import printable
 
-LOOKED_AT = 1000  # values of which one must have the key, and the characters that they have at most
-CHARACTERS = 2**20
+LOOKED_AT = 1000  # values, at least one of which must have the key
+CHARACTERS = 2**20  # of these values, at most
 MISSING = object()
 
 
@@ -34,7 +34,7 @@ def parse_json(lines: Iterator[Line], where: str, wanted: Wanted) -> Iterator[Pr
 
 
 def is_document(first: Line, second: Line | None) -> bool:
-    """Whether a value goes on past its line, or a line is an array of all records."""
+    """Whether a value spans several lines, or a line is an array of all records."""
     begin = first.content.strip()
     if begin.startswith("["):
         return second is None or not second.content.strip() or read_line(first).error is not None
@@ -56,7 +56,7 @@ def read_line(line: Line) -> Value:
     try:
         value, end = DECODER.raw_decode(text, len(text) - len(text.lstrip()))
     except RecursionError:
-        return Value(place, None, "is nested too deep")
+        return Value(place, None, "is nested too deeply")
     except ValueError:
         return Value(place, None, "is not JSON")
     return Value(place, None, "is not JSON") if text[end:].strip() else Value(place, value)
@@ -81,7 +81,7 @@ def checked(values: Iterator[Value], where: str, wanted: Wanted) -> Iterator[Val
 
 
 def find(value: Any, name: str) -> Any:
-    """The value under a key, or, where there is none of that name, under the path that its dots make; or `MISSING`."""
+    """The value under a key, or under its parts as a path if there is no such key; else `MISSING`."""
     if not isinstance(value, dict):
         return MISSING
     if name in value or "." not in name:
@@ -98,7 +98,7 @@ def prompt_of(value: Value, where: str, wanted: Wanted) -> Prompt:
         return Prompt("", f"{place} {value.error}", place, (None,) * len(wanted.keep), value.blank)
     kept = tuple(as_kept(find(content, name)) for name in wanted.keep)
     if isinstance(content, Repeated) and wanted.column in content.names:
-        return Prompt("", f"{place}: several '{printable(wanted.column, NAMED)}'", place, kept)
+        return Prompt("", f"{place}: several keys '{printable(wanted.column, NAMED)}'", place, kept)
     found = find(content, wanted.column) if isinstance(content, dict) else content
     if found is MISSING:
         return Prompt("", f"{place}: {no_column(wanted.column, list(content))}", place, kept)
@@ -115,7 +115,7 @@ def as_kept(value: Any) -> str | None:
 
 
 def encode(value: Any) -> str:
-    """A value as JSON, its numbers digit by digit."""
+    """Encodes a value as JSON, with the original digits of numbers."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{encode(key)}: {encode(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Parquet files: a prompt a row."""
+"""Parquet files: one prompt per row."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class Column(NamedTuple):
     """A column, or a field of one.
 
     Attributes:
-      name: as Parquet knows it.
+      name: its name in Parquet.
       path: names of the column and of the fields in it.
       type: of its values.
     """
@@ -31,17 +31,19 @@ class Column(NamedTuple):
 
 
 def parse_parquet(file: IO[bytes], where: str, wanted: Wanted) -> Iterator[Prompt]:
-    """The values in the wanted column, which may hold text, bytes in UTF-8, or lists of one of these.
+    """The values in the wanted column: text, UTF-8 bytes, or lists with one of these.
 
     Raises:
       InputError: no such column, one of another kind, or a damaged file.
     """
     try:
-        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=AHEAD)  # else it reads a column at once, whole
+        table = pq.ParquetFile(
+            file, pre_buffer=False, buffer_size=AHEAD
+        )  # the defaults would read a whole column at once
         prompt, *kept = (find_column(table.schema_arrow, name, where) for name in (wanted.column, *wanted.keep))
         if not is_textual(prompt.type):
-            fields = f"; one of its fields? {prompt.name}.NAME" if pa.types.is_struct(prompt.type) else ""
-            raise InputError(f"{where}: column '{printable(prompt.name, 80)}' holds {prompt.type}, not text{fields}")
+            fields = f"; did you mean a field, {prompt.name}.NAME?" if pa.types.is_struct(prompt.type) else ""
+            raise InputError(f"{where}: column '{printable(prompt.name, 80)}' has type {prompt.type}, not text{fields}")
         number = 0
         for batch in table.iter_batches(ROWS, columns=[column.name for column in (prompt, *kept)]):
             values = values_of(batch, prompt)
@@ -52,15 +54,15 @@ def parse_parquet(file: IO[bytes], where: str, wanted: Wanted) -> Iterator[Promp
                 yield judge(as_python(value), place, tuple(column[row] for column in carried))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
-            raise  # the disk's or the network's; pyarrow's have no number
+            raise  # an error of the disk or network; those of pyarrow have no number
         raise InputError(f"{where}: damaged Parquet file ({printable(str(error).splitlines()[0], 80)})") from None
 
 
 def find_column(schema: Any, name: str, where: str) -> Column:
-    """The column of a name, or, where there is none, the field that its dots lead to.
+    """The column of a name, or the field under its parts as a path if there is no such column.
 
     Raises:
-      InputError: none, or several.
+      InputError: no such column, or several.
     """
     if name not in schema.names and "." in name:
         path = tuple(name.split("."))
@@ -82,7 +84,7 @@ def is_textual(kind: Any) -> bool:
 
 
 def values_of(batch: Any, column: Column) -> Any:
-    """An array of a batch."""
+    """A column's array in a batch."""
     array = batch.column(column.path[0])
     for field in column.path[1:]:
         array = pc.struct_field(array, field)
@@ -90,7 +92,7 @@ def values_of(batch: Any, column: Column) -> Any:
 
 
 def as_python(value: Any) -> Any:
-    """The value of an Arrow scalar, text that is not UTF-8 as bytes."""
+    """The value of an Arrow scalar; text that is not UTF-8 becomes bytes."""
     try:
         return value.as_py()
     except UnicodeDecodeError:
@@ -101,7 +103,7 @@ def as_python(value: Any) -> Any:
 
 
 def as_texts(values: Any) -> list[str | None]:
-    """The values of a kept column, as Arrow writes them; nested ones as JSON."""
+    """The values of a kept column as text, nested ones as JSON."""
     try:
         return values.cast(pa.string()).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
@@ -109,7 +111,7 @@ def as_texts(values: Any) -> list[str | None]:
 
 
 def as_text(value: Any) -> str | None:
-    """A value of a kind that Arrow does not write."""
+    """A value as text, for types that Arrow cannot cast."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""Text files: a line each."""
+"""Text files: one prompt per line."""
 
 from collections.abc import Iterator
 
@@ -8,18 +8,18 @@ from memattn_jax.prompts.record import Prompt, Wanted, judge
 
 
 def parse_lines(lines: Iterator[Line], where: str, wanted: Wanted) -> Iterator[Prompt]:
-    """A prompt a line, without the line's end."""
+    """One prompt per line, without the line end."""
     if wanted.keep:
-        raise InputError(f"{where}: plain lines have no columns to keep")
+        raise InputError(f"{where}: text files have no columns to keep")
     for line in lines:
         if line.number == 1 and (suffix := looks_like(line, wanted.column)) is not None:
-            wanted.note(f"{where}: read a prompt a line, though it looks like {suffix}; rename it if it is")
+            wanted.note(f"{where}: read as one prompt per line, although it looks like {suffix}; rename it if it is")
         place = f"{where}: line {line.number}"
         yield judge(line.content, place) if line.whole else too_long(place)
 
 
 def looks_like(line: Line, column: str) -> str | None:
-    """The suffix that a file with this first line should rather have; None for a text file."""
+    """The suffix that would suit a file with this first line; None for a text file."""
     text = line.content.strip()
     if text.startswith("{") and text.endswith("}") and f'"{column}"' in text:
         return ".jsonl"

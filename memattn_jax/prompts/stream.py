@@ -1,4 +1,4 @@
-"""The records of a whole source, in order."""
+"""Streams the records of a source in order."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ from memattn_jax.prompts.plain import parse_lines
 from memattn_jax.prompts.record import Prompt, Wanted
 from memattn_jax.runs.store import is_local
 
-AHEAD = 1000  # records among which one must be a prompt
-CHECKED = 1000  # files of a folder that are looked into before the first is read
+AHEAD = 1000  # records, at least one of which must be a prompt
+CHECKED = 1000  # files of a folder that are checked before the first is read
 
 
 def silent(line: str) -> None:
-    """Keeps a note to itself."""
+    """Discards a note."""
 
 
 def stream_prompts(
@@ -29,22 +29,23 @@ def stream_prompts(
     keep: tuple[str, ...] = (),
     note: Callable[[str], object] = silent,
 ) -> Iterator[Prompt]:
-    """Reads prompts as they are asked for, each record of the source as one.
+    """Reads prompts lazily, one for each record of the source.
 
-    What is wrong with one record is told in its `error`, and reading goes on with the next; only where all records of
-    a source are unreadable, and they are few, that is an error of the source.
+    A bad record has an `error`, and reading continues with the next one. Only a source whose records are few and all
+    bad is an error itself.
 
     Args:
-      source: a file whose suffix tells its format, a folder, read in the order of its files' paths, a URL of either, or
+      source: a file whose suffix is its format; a folder, read in the order of its files' paths; a URL of either; or
         "-" for standard input.
-      column: the column of CSV and Parquet, or the key of JSON objects, that holds the prompt; `a.b` is field b of the
-        objects in a. A JSON line may also be a string.
-      keep: columns, or keys, whose values are carried through as text.
-      note: receives what a user should know about how a file was read, one line each.
+      column: the column of CSV and Parquet, or the key of JSON objects, with the prompt; `a.b` is field b of the
+        objects
+        in a. A JSON line may also be a string.
+      keep: columns, or keys, whose values are returned as text.
+      note: called with one-line notes on how a file was read.
 
     Raises:
       FileNotFoundError: no such file.
-      InputError: unknown suffix, a damaged file, no such column, or no prompt at all.
+      InputError: an unknown suffix, a damaged file, a missing column, or no prompts.
     """
     records = read_source(str(source), Wanted(column, keep, note))
     head: list[Prompt] = []
@@ -58,18 +59,18 @@ def stream_prompts(
 
 
 def refuse(records: list[Prompt], where: str) -> None:
-    """Raises the InputError of a source that has no prompt among its records."""
+    """Raises InputError for a source without any prompt."""
     wrong = [record.error for record in records if not record.blank]
     if not wrong:
-        raise InputError(f"{where}: holds no prompt")
-    others = f"; nor can any other of its {len(records)} records be read" if len(records) > 1 else ""
+        raise InputError(f"{where}: has no prompts")
+    others = f"; the other {len(records) - 1} of its records are unreadable too" if len(records) > 1 else ""
     raise InputError(f"{wrong[0]}{others}")
 
 
 def read_prompts(source: str | Path, column: str = "prompt") -> list[str]:
     """The prompts of a source, without its blank records.
 
-    Arguments and errors as of `stream_prompts`; a record that cannot be read is an error too.
+    Arguments and errors are those of `stream_prompts`; an unreadable record is an error too.
     """
     prompts = []
     for prompt in stream_prompts(source, column):
@@ -81,7 +82,7 @@ def read_prompts(source: str | Path, column: str = "prompt") -> list[str]:
 
 
 def count_prompts(source: str | Path, column: str = "prompt") -> int:
-    """How many records `stream_prompts` gives."""
+    """Number of records that `stream_prompts` yields."""
     return sum(1 for _ in stream_prompts(source, column))
 
 
@@ -94,7 +95,7 @@ def read_source(source: str, wanted: Wanted) -> Iterator[Prompt]:
         return
     files = find_files(source, wanted)
     if is_local(source):
-        for file in files[1:CHECKED]:  # a column that the last file lacks should not end the run after hours
+        for file in files[1:CHECKED]:  # a column missing in the last file should not end a run after hours
             next(read_one(file, wanted._replace(note=silent)), None)
     for file in files:
         yield from read_one(file, wanted)
@@ -111,7 +112,7 @@ def read_file(file: IO[bytes], where: str, wanted: Wanted) -> Iterator[Prompt]:
     """The records of an open file whose name is `where`."""
     form = format_of(where)
     if form == "parquet":
-        from memattn_jax.prompts.parquet import parse_parquet  # whose imports take longer than --help may
+        from memattn_jax.prompts.parquet import parse_parquet  # imports too slow for --help
 
         yield from parse_parquet(file, where, wanted)
         return
