@@ -219,7 +219,9 @@ def test_layers_that_a_detector_needs(tiny):
 
     def with_sites(*sites: str) -> StableDiffusion:
         config = SimpleNamespace(in_channels=4, sample_size=4)
-        return dataclasses.replace(tiny, unet=SimpleNamespace(sites=sites, config=config, dtype="float32"))
+        return dataclasses.replace(
+            tiny, unet=SimpleNamespace(sites=sites, config=config, dtype="float32", __call__=None)
+        )
 
     with pytest.raises(InputError, match="fourth cross-attention layer; this model has 3"):
         Scorer(with_sites("down_blocks.0.a", "b", "c"), ("entropy_e",))

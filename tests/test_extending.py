@@ -460,3 +460,22 @@ def test_samples_and_detections_are_pytrees(sd, base):
 def test_what_does_not_fit_is_named(sd, options, named):
     with pytest.raises(InputError, match=named):
         sd.sample(PROMPTS, steps=STEPS, **options)
+
+
+def test_a_network_that_lacks_a_member_is_named(sd):
+    with pytest.raises(InputError, match="UNet function lacks config, sites, dtype"):
+        dataclasses.replace(sd, unet=lambda *arguments: arguments)
+
+
+def test_a_mitigation_knows_the_rows_that_a_guard_found(sd):
+    class Seen(Mitigation):
+        def noise(self, start):
+            return jnp.where(start.active[:, None, None, None], 7.0, start.noise)
+
+        def update(self, step, moved):
+            return jnp.where(step.active[:, None, None, None], step.latents, moved)
+
+    scores = sd.detect(PROMPTS, "noise_norm", seeds=[0, 1])["noise_norm"]
+    run = sd.sample(PROMPTS, seeds=[0, 1], steps=2, guard=Guard(float(scores.mean()), mitigation=Seen()), taps=None)
+    latents = np.asarray(run.latents).reshape(2, -1)
+    assert (latents == 7.0).all(axis=1).tolist() == run.mitigated.tolist() == (scores > scores.mean()).tolist()

@@ -22,6 +22,7 @@ class Start(NamedTuple):
       guidance_scale: of the first step, [batch].
       keys: a PRNG key of each row, [batch].
       schedule: timesteps and coefficients.
+      active: bool [batch], the rows whose change counts: under a guard the memorized ones, else all.
       predict: latents of unit variance and text embeddings to the UNet's output at the first timestep; differentiable.
     """
 
@@ -32,6 +33,7 @@ class Start(NamedTuple):
     guidance_scale: Array
     keys: Array
     schedule: Schedule
+    active: Array
     predict: Callable[[Array, Array], Array]
 
 
@@ -47,6 +49,7 @@ class Step(NamedTuple):
       context: what the run attends to, mitigated.
       negative: likewise.
       keys: a PRNG key of each row for this step, [batch].
+      active: see `Start`.
       predict: text embeddings to the UNet's output for these latents, unedited: one more forward pass.
     """
 
@@ -58,6 +61,7 @@ class Step(NamedTuple):
     context: Array
     negative: Array
     keys: Array
+    active: Array
     predict: Callable[[Array], Array]
 
 

@@ -17,6 +17,7 @@ from memattn_jax.diffusion.noise import unit_noise
 from memattn_jax.diffusion.weight_cache import WeightCache
 from memattn_jax.entropy import METRIC_E_SITE
 from memattn_jax.errors import InputError, check_name
+from memattn_jax.models.protocols import check_members
 from memattn_jax.schedulers import as_pipeline
 from memattn_jax.sharding.placement import spread
 
@@ -89,6 +90,9 @@ class Model:
     _fingerprints: WeightCache = field(default_factory=WeightCache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_members(self.unet, "UNet", ("__call__", "config", "sites", "dtype"))
+        check_members(self.vae, "autoencoder", ("decode", "config"))
+        check_members(self.text_encoder, "text encoder", ("__call__", "config"))
         object.__setattr__(self, "scheduler_config", as_pipeline(self.scheduler_config))
 
     def __repr__(self) -> str:

@@ -124,7 +124,9 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
 
     scale = jnp.broadcast_to(plan.guidance_scale[0], len(noise))
     keys = fold(step_keys(plan.keys, -1), MITIGATION)
-    start = Start(noise, plan.context, plan.negative, plan.lengths, scale, keys, plan.schedule, predict)
+    active = jnp.ones(len(noise), bool) if plan.active is None else plan.active
+    text = (plan.context, plan.negative, plan.lengths)
+    start = Start(noise, *text, scale, keys, plan.schedule, active, predict)
     start = start._replace(context=choose_rows(plan.active, mitigation.embeddings(start), plan.context))
     start = start._replace(noise=choose_rows(plan.active, mitigation.noise(start), noise))
     context = jnp.concatenate([plan.negative, start.context]) if plan.guided else start.context
@@ -160,6 +162,7 @@ def step_once(plan: Plan, text: Any, state: State, row: Row, scale: Array) -> tu
         plan.context,
         plan.negative,
         fold(keys, MITIGATION),
+        jnp.ones(batch, bool) if plan.active is None else plan.active,
         predict,
     )
     edits = mitigation.edits(step)

@@ -62,13 +62,29 @@ class UNet(Protocol):
         """
 
 
+class Autoencoder(Protocol):
+    """Latents to images. `encode` is needed for training alone.
+
+    Its `config` has `scale` (pixels for each latent) and `scaling_factor` (of the latents that the UNet sees).
+    """
+
+    @property
+    def config(self) -> Any:
+        """Geometry."""
+
+    def decode(self, latents: Array) -> Array:
+        """Latents [batch, h, w, channels] to images [batch, height, width, 3] in [-1, 1]."""
+
+
 def prepare_text(unet: UNet, context: Array) -> Any:
     """What the UNet is given in place of the text embeddings throughout a run."""
     prepare = getattr(unet, "text_keys_values", None)
     return context if prepare is None else prepare(context)
 
 
-def check_members(model: Any, members: Iterable[str], what: str) -> None:
-    """Raises InputError, naming what a model of the user's own lacks."""
-    if missing := [name for name in members if not hasattr(model, name)]:
-        raise InputError(f"{what} {type(model).__name__} lacks {', '.join(missing)}; see memattn_jax.models.protocols")
+def check_members(network: Any, kind: str, members: Iterable[str]) -> None:
+    """Raises InputError, naming what a network of the user's own lacks."""
+    if missing := [name for name in members if not hasattr(network, name)]:
+        raise InputError(
+            f"{kind} {type(network).__name__} lacks {', '.join(missing)}; see memattn_jax.models.protocols"
+        )
