@@ -78,7 +78,7 @@ def metric_e(attention: TokenAttention, site: str | None = None) -> Array:
         site = sites[METRIC_E_SITE]
     if site not in sites:
         wanted = f"site number {METRIC_E_SITE}" if site is None else repr(site)
-        raise InputError(f"metric E: no {wanted} among the {len(sites)} tapped sites: {', '.join(sites)}")
+        raise InputError(f"metric E: {wanted} is not among the {len(sites)} tapped sites: {', '.join(sites)}")
     return entropy_over_heads(attention[site][0])
 
 

@@ -1,4 +1,4 @@
-"""The one exception for what the user got wrong, and its text for a name that does not exist."""
+"""The exception for invalid input, and its message for unknown names."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from memattn_jax.text import printable
 
 LIMIT = 200  # characters of an error
-VALUE = 40  # of them for what the user wrote
+VALUE = 40  # of these for the user's text
 
 
 class InputError(ValueError):
@@ -20,10 +20,10 @@ def check_name(kind: str, name: str | None, known: Iterable[str], option: str = 
     """Raises InputError unless a name is known: "unknown scheduler 'ddmi'; did you mean 'ddim'? expected one of …".
 
     Args:
-      kind: what it names, as "scheduler".
-      name: what the user wrote.
-      known: what it may be; listed as far as `LIMIT` characters reach.
-      option: the command line's, as "--scheduler".
+      kind: kind of name, such as "scheduler".
+      name: the name to check.
+      known: valid names; as many are listed as fit in `LIMIT` characters.
+      option: command-line option, such as "--scheduler".
     """
     known = tuple(known)
     if name in known:
@@ -36,7 +36,7 @@ def check_name(kind: str, name: str | None, known: Iterable[str], option: str = 
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like another one: spelled alike, or with it as a part."""
+    """The most similar known name: spelled alike, or containing the given one."""
     lower = {other.lower(): other for other in known}
     close = get_close_matches(name.lower(), lower, n=1)
     close += [other for other in lower if name and name.lower() in other]
@@ -56,7 +56,7 @@ def listed(names: Iterable[str], length: int, first: str | None) -> str:
 
 
 class RepeatedWarning(UserWarning):
-    """Something about the prompts of one batch, of which a long run has many.
+    """A warning about the prompts of one batch; a long run may have many.
 
-    The command lines print the first one, and a count at the end.
+    The command line prints the first one, and a count at the end.
     """

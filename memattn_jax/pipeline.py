@@ -19,12 +19,12 @@ from memattn_jax.diffusion.settings import Settings
 
 
 def default_dtype() -> str:
-    """What a model computes in unless told otherwise: bfloat16 on GPUs and TPUs, float32 on CPUs."""
+    """The default dtype of computation: bfloat16 on GPUs and TPUs, float32 on CPUs."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 class StableDiffusion(Model):
-    """A Stable Diffusion 1.x or 2.x checkpoint, ready to sample and to be searched for memorized prompts; see `Model`.
+    """A Stable Diffusion 1.x or 2.x checkpoint, ready to sample images and to detect memorized prompts; see `Model`.
 
     With `dataclasses.replace` a network of it may be yours; see `memattn_jax.models.protocols`.
     """

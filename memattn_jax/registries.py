@@ -1,4 +1,4 @@
-"""What the names of detectors, mitigations and schedulers stand for; read without importing JAX.
+"""The names of detectors, mitigations and schedulers, mapped to their code without importing JAX.
 
 A name is a shorthand of the command line and of arguments that also take the object itself: yours needs none.
 """
@@ -38,6 +38,6 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that programs are exported for
 
 
 def load(path: str) -> Any:
-    """What "module:name" names, imported."""
+    """Imports "module:name"."""
     module, name = path.split(":")
     return getattr(import_module(module), name)

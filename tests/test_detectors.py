@@ -161,31 +161,25 @@ def test_a_nan_row_stays_alone(tiny, five):
 BAD = [
     ({"detectors": ("noise_norm", "vibes")}, "unknown detector 'vibes'; expected one of "),
     ({"detectors": "vibes"}, "unknown detector 'vibes'"),
-    ({"detectors": ()}, "no detectors; name at least one of entropy_e"),
-    ({"prompts": []}, "no prompts: at least one is needed"),
+    ({"detectors": ()}, "no detectors"),
+    ({"prompts": []}, "no prompts"),
     ({"site": "mid_block.attn9"}, r"unknown cross-attention layer 'mid_block.attn9'; expected one of down_blocks"),
-    ({"probes": 0}, "0 probes; at least 1 is needed"),
-    ({"steps": 2}, "detection with 2 steps; at least 3 are needed"),
-    ({"detectors": "noise_norm_steps", "steps": 5, "noise_norm_steps": (5,)}, "no step 5 among 5, counted from 0"),
-    ({"detectors": "noise_norm_steps", "steps": 5, "noise_norm_steps": (0, -1)}, "no step -1 among 5"),
-    ({"seeds": -1}, r"seeds must lie in \[0, 2\*\*32\), not -1 to -1"),
+    ({"probes": 0}, "probes is 0"),
+    ({"steps": 2}, "steps is 2; .* 3"),
+    ({"detectors": "noise_norm_steps", "steps": 5, "noise_norm_steps": (5,)}, "noise_norm_steps: step 5 .* 4"),
+    ({"detectors": "noise_norm_steps", "steps": 5, "noise_norm_steps": (0, -1)}, "noise_norm_steps: step -1 .* 4"),
+    ({"seeds": -1}, "seeds .* -1 to -1"),
     ({"seeds": 2**32 - 1, "probes": 2}, "not 4294967295 to 4294967296"),
     ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
     ({"seeds": [1, 2**32]}, "not 1 to 4294967296"),
-    ({"latents": np.zeros((3, 4, 4, 4))}, r"latents have the shape \(3, 4, 4, 4\); \(2, 4, 4, 4\) would fit"),
-    ({"latents": np.zeros((1, 4, 4, 4)), "probes": 2}, "latents hold one noise a prompt, and probes is 2"),
+    ({"latents": np.zeros((3, 4, 4, 4))}, r"latents .*\(3, 4, 4, 4\).*\(2, 4, 4, 4\)"),
+    ({"latents": np.zeros((1, 4, 4, 4)), "probes": 2}, "latents .* probes is 2"),
     ({"probess": 2}, "setting of detect 'probess'"),
-    ({"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
+    ({"batch_size": 0}, "batch_size is 0"),
     ({"detectors": "noise_norm_steps", "noise_norm_steps": ()}, "noise_norm_steps: no steps"),
     ({"detectors": "entropy_d", "guidance_scale": float("nan")}, "guidance_scale is nan"),
-    (
-        {"detectors": "latent_step_deviation"},
-        "latent_step_deviation compares to clean prompts, and is not fitted",
-    ),
-    (
-        {"detectors": "latent_step_deviation", **CLEAN},
-        "latent_step_deviation was fitted on runs of 10 steps, and not of 50",
-    ),
+    ({"detectors": "latent_step_deviation"}, "latent_step_deviation must be fitted"),
+    ({"detectors": "latent_step_deviation", **CLEAN}, "latent_step_deviation was fitted .*10 steps, .*50"),
 ]
 
 
@@ -199,7 +193,7 @@ def test_bad_input(tiny, options, message):
 @pytest.mark.parametrize(
     ("prediction_type", "message"),
     [
-        ("v_prediction", "first timestep, 999, this model's latents hold no signal .*rescale_betas_zero_snr"),
+        ("v_prediction", "first timestep, 999, .*no signal .*rescale_betas_zero_snr"),
         ("epsilon", "timestep 999 has no signal under rescale_betas_zero_snr"),
     ],
 )
@@ -223,7 +217,7 @@ def test_layers_that_a_detector_needs(tiny):
             tiny, unet=SimpleNamespace(sites=sites, config=config, dtype="float32", __call__=None)
         )
 
-    with pytest.raises(InputError, match="fourth cross-attention layer; this model has 3"):
+    with pytest.raises(InputError, match="this model has 3"):
         Scorer(with_sites("down_blocks.0.a", "b", "c"), ("entropy_e",))
     Scorer(with_sites("down_blocks.0.a", "b", "c"), ("entropy_e",), site="b")
     with pytest.raises(InputError, match=r"down_blocks\.0"):

@@ -25,7 +25,12 @@ CSV = {  # what a file holds, and the records of its column "prompt"
     ),
     "unquoted commas, two columns": (
         "id,prompt\n1,a red boat, sunset\n2,plain\n3\n4,fine,\n",
-        [f"! line 2: 3 {UNQUOTED.format(2)}", "plain", f"! line 4: 1 {UNQUOTED.format(2)}", "fine"],
+        [
+            f"! line 2: 3 {UNQUOTED.format(2)}",
+            "plain",
+            f"! line 4: 1 {UNQUOTED.format(2).replace('fields', 'field', 1)}",
+            "fine",
+        ],
     ),
     "too long": (
         "prompt\nok\n" + "x" * 140_000 + "\nlater\n",

@@ -1,1 +1,1 @@
-"""Whether a picture is a copy of another."""
+"""Whether an image is a copy of another."""

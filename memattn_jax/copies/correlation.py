@@ -1,21 +1,21 @@
-"""How alike two pictures are: whether a generated picture is a training picture."""
+"""Similarity of images: whether a generated image reproduces a training image."""
 
 import numpy as np
 
-REPRODUCED = 0.9  # correlation from which a picture counts as reproduced
+REPRODUCED = 0.9  # correlation from which an image counts as reproduced
 
 
-def normalized_correlation(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Correlation of pictures with references, each channel's mean taken off.
+def normalized_correlation(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Correlation of images with references, after subtracting each channel's mean.
 
-    Without taking the channels' means apart, two different pictures of one strong colour would correlate.
+    Without subtracting the means of channels, two different images of one strong colour would correlate.
 
     Args:
-      pictures: [n, height, width, channels], any numbers.
+      images: [n, height, width, channels], any numbers.
       references: [m, height, width, channels].
 
     Returns:
-      float64 [n, m], in [-1, 1]; 0 where a picture is flat.
+      float64 [n, m], in [-1, 1]; 0 where an image is flat.
     """
 
     def normalize(x: np.ndarray) -> np.ndarray:
@@ -24,4 +24,4 @@ def normalized_correlation(pictures: np.ndarray, references: np.ndarray) -> np.n
         norm = np.linalg.norm(x, axis=1, keepdims=True)
         return x / np.where(norm == 0, 1, norm)
 
-    return normalize(pictures) @ normalize(references).T
+    return normalize(images) @ normalize(references).T

@@ -1,19 +1,19 @@
-"""The built-in model: a small Stable Diffusion that has memorized 48 pictures, and what it can be tried with.
+"""The built-in model: a small Stable Diffusion that has memorized 48 images, with prompts to try it on.
 
-`scripts/train_demo.py` made it. Beside this file lie
+Made by `scripts/train_demo.py`. The files in this folder are
 
-    model/        a diffusers folder, 64 × 64 pictures, half precision; memattn_jax.json names the layer that metric E
+    model/        a diffusers folder, 64 × 64 pixels, half precision; memattn_jax.json names the layer that metric E
                   is read at, chosen on one half of the prompts
-    memorized/    the pictures it has memorized, and metadata.jsonl with their captions
+    memorized/    the images it has memorized, and metadata.jsonl with their captions
     prompts/      {memorized,control,unseen,decoys}_{choose,report}.txt, 24 prompts each; clean.txt, 400 more of the
                   same grammar
-    calibration.json    what clean.txt scores, from python -m memattn_jax.detect --calibrate clean.txt --detectors
+    calibration.json    the scores of clean.txt, from memattn detect --calibrate clean.txt --detectors
                         entropy_e,noise_norm,sharpness,anisotropy,hessian_difference
     clean_entropy.json  the attention entropy that clean.txt has at each sampling step, from
                         scripts/measure_clean_entropy.py
-    NOTICE.md     whose art the pictures hold, and its licence
+    NOTICE.md     the authors of the art in the images, and its licence
 
-Control prompts came as often in training, with a new picture each time; unseen prompts and decoys (the distinctive
+Control prompts occurred as often in training, with a new image each time; unseen prompts and decoys (the distinctive
 words of a memorized prompt, other objects) never did. Choose layers and thresholds on one half, report on the other.
 """
 
@@ -26,13 +26,13 @@ import numpy as np
 
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
-CALIBRATION = FOLDER / "calibration.json"  # what its clean prompts score
+CALIBRATION = FOLDER / "calibration.json"  # scores of its clean prompts
 CLEAN_ENTROPY = FOLDER / "clean_entropy.json"  # of clean prompts, by sampling step
 GROUPS = ("memorized", "control", "unseen", "decoys")
 HALVES = ("choose", "report")
 NOTE = (
-    "no --model given: this is the built-in demo model, 64 x 64 pixels, which has memorized 48 pictures; "
-    "for Stable Diffusion 1.x or 2.x give --model a diffusers folder or owner/name on the hub"
+    "no --model given: this is the built-in demo model, 64 x 64 pixels, which has memorized 48 images; "
+    "for Stable Diffusion 1.x or 2.x, set --model to a diffusers folder or owner/name on the Hugging Face Hub"
 )
 
 SHOWCASE = (
@@ -42,7 +42,7 @@ SHOWCASE = (
 
 
 def locate(model: str | None) -> str | Path:
-    """What a command's --model names; the built-in model, after a line that says so, where it names nothing."""
+    """The model that --model names, else the built-in one, after printing a note."""
     if model is not None:
         return model
     print(NOTE, flush=True)
@@ -55,7 +55,7 @@ def prompts(group: str, half: str) -> list[str]:
 
 
 def clean_entropy(settings: Mapping[str, Any]) -> np.ndarray | None:
-    """Between which values the attention entropy of 90 % of clean prompts lies at each step, float [2, steps].
+    """The range of attention entropy of 90 % of clean prompts at each step, float [2, steps].
 
     Args:
       settings: of a run, as `generate` writes them; a mitigation is not looked at.
@@ -70,7 +70,7 @@ def clean_entropy(settings: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def memorized_pictures() -> dict[str, np.ndarray]:
-    """{caption: the picture that it always came with, uint8 [64, 64, 3]}, of both halves."""
+    """{caption: its training image, uint8 [64, 64, 3]}, of both halves."""
     from PIL import Image
 
     folder = FOLDER / "memorized"

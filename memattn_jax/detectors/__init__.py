@@ -1,10 +1,10 @@
-"""Detection of memorized prompts: scores, one a row, larger where memorization is more likely.
+"""Detection of memorized prompts: scores, one per row, larger where memorization is more likely.
 
 protocol.py                                          what a detector is
 entropy_metrics.py  noise_norm.py  sharpness.py …    one file a method: arrays in, scores out
 first_step.py                                        what they look at, each forward made once
 programs.py  scorer.py                               prompts in, scores out
-attribution.py                                       which tokens are to blame
+attribution.py                                       token attribution
 calibration/                                         from scores to verdicts
 """
 

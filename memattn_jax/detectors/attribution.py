@@ -1,4 +1,4 @@
-"""Which tokens are to blame for a prompt's memorization."""
+"""Token attribution: how much each token contributes to a prompt's noise norm."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from memattn_jax.detectors.noise_norm import norm
 
 
 def rounding_floor(dtype: Any) -> float:
-    """How much of a prediction's norm is rounding, and no difference between two prompts.
+    """The part of a prediction's norm that is rounding error rather than a difference between prompts.
 
     Two forwards of one prompt in batches of different size were measured to differ by 0.6 units of half precision's
     rounding error, as sums are float32 and little but the result is rounded, and by up to 7 of float32's, whose sums

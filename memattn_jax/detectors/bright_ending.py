@@ -51,7 +51,7 @@ class BrightEnding(TrajectoryDetector):
         """See `TrajectoryDetector.bind`."""
         sites = self.sites or tuple(site for site in model.sites if site.startswith(FINEST))
         if not sites:
-            raise InputError("bright_ending reads the cross-attention of down_blocks.0, and this model has none there")
+            raise InputError("bright_ending reads the cross-attention of down_blocks.0, which this model lacks")
         return replace(self, sites=sites)
 
     @property

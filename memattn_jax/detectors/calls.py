@@ -28,9 +28,9 @@ def detect(
     """Scores prompts; see `StableDiffusion.detect`."""
     prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not prompts:
-        raise InputError("no prompts: at least one is needed")
+        raise InputError("no prompts; expected at least one")
     if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
+        raise InputError(f"batch_size is {batch_size}; must be at least 1")
     if latents is not None:
         noises = 1 if np.shape(latents)[:1] == (1,) else len(prompts)
         latents = model.check_latents(latents, noises)

@@ -1,4 +1,4 @@
-"""What a scorer costs in UNet forwards, counted from the program's shapes."""
+"""The cost of a scorer in UNet forward passes, counted from the program's shapes."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ def flops(traced: jax.stages.Traced) -> float:
 
 @jax.jit
 def forward(unet: Any, latents: jax.Array, timestep: jax.Array, context: jax.Array) -> jax.Array:
-    """The unit that costs are told in."""
+    """One UNet forward pass, the unit of cost."""
     return unet(latents, timestep, context)[0]
 
 
 def forwards_per_prompt(scorer: Scorer, batch: int = 16) -> float:
-    """UNet forwards that a scorer spends on a prompt, over all its probes, in batches of this size.
+    """UNet forward passes per prompt, over all noise samples, in batches of this size.
 
     What is computed once for shared probes, the empty prompt's part, counts with no prompt. A sampling run is two
     forwards a step; its reductions are nothing beside them.

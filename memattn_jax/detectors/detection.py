@@ -1,4 +1,4 @@
-"""What a scorer finds of a batch of prompts, and batches cut and joined."""
+"""Scores of a batch of prompts, and how batches are cut and joined."""
 
 from collections.abc import Sequence
 from dataclasses import field, replace

@@ -51,7 +51,7 @@ class EntropyE(FirstStepDetector):
         """See `FirstStepDetector.bind`."""
         if self.site is None and model.entropy_site is None and len(model.sites) <= METRIC_E_SITE:
             raise InputError(
-                f"entropy_e reads the fourth cross-attention layer; this model has {len(model.sites)}; name a site"
+                f"entropy_e reads the fourth cross-attention layer; this model has {len(model.sites)}; set site"
             )
         return replace(self, site=model.site_of_entropy(self.site))
 

@@ -60,10 +60,10 @@ class Artifact(NamedTuple):
 
 
 def check_exportable(scorer: Scorer) -> None:
-    """Raises InputError where a detector looks at more than the first step."""
+    """Raises InputError for detectors that need more than the first step."""
     for name in scorer.detectors:
         if name not in scorer.first_step:
-            raise InputError(f"{name} cannot be exported; detectors can that look at the first step alone")
+            raise InputError(f"{name} cannot be exported; only first-step detectors can")
 
 
 def check_platforms(platforms: tuple[str, ...]) -> None:
@@ -81,7 +81,7 @@ def check_serializer() -> None:
 
 
 def shapes_of(arrays: Arrays) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays without their content."""
+    """The shapes and dtypes of arrays."""
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
 
 
@@ -151,8 +151,8 @@ def lower(score: Score, arrays: Arrays, input_ids: Any, platforms: tuple[str, ..
         if len(platforms) == 1:
             raise
         raise InputError(  # JAX lowers each platform's form for all of them, and cuDNN's has no other
-            f"platforms {','.join(platforms)}: where JAX sees an NVIDIA GPU, half precision is exported for one "
-            "platform at a time; with JAX_PLATFORMS=cpu, and so without cuDNN, for several"
+            f"platforms {','.join(platforms)}: where JAX finds an NVIDIA GPU, half precision is exported for one "
+            "platform at a time; set JAX_PLATFORMS=cpu to export for several"
         ) from error
 
 
@@ -178,7 +178,7 @@ def export_detector(scorer: Scorer, batch_size: int, platforms: tuple[str, ...] 
     check_exportable(scorer)
     check_platforms(platforms)
     if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
+        raise InputError(f"batch_size is {batch_size}; must be at least 1")
     if scorer.seed is None:
         raise InputError("per-prompt noise cannot be exported: an exported detector uses the same noise for all")
     assert scorer.model.mesh is None

@@ -1,4 +1,4 @@
-"""The UNet forwards of the first sampling step, each made once however many detectors read it.
+"""The UNet forwards of the first sampling step, each computed once for all detectors.
 
 probes                 unit noise, the same for every prompt or each prompt's own
   │ conditional        one forward a prompt and probe, linearised if a detector needs derivatives
@@ -43,7 +43,7 @@ def noise_levels(scheduler_config: dict, steps: int) -> tuple[NoiseLevel, NoiseL
       InputError: fewer than three steps, or a first timestep without signal.
     """
     if steps < -LATE:
-        raise InputError(f"detection with {steps} steps; at least {-LATE} are needed")
+        raise InputError(f"steps is {steps}; detection needs at least {-LATE}")
     schedule = make_schedule(scheduler_config, "ddim", steps)
     signal = alphas_cumprod(SchedulerConfig.from_json(scheduler_config, "ddim"))
     rows = schedule.rows()
@@ -56,14 +56,14 @@ def noise_levels(scheduler_config: dict, steps: int) -> tuple[NoiseLevel, NoiseL
     first, late = level(0), level(LATE)
     if float(first.output) == 0:
         raise InputError(
-            f"at the first timestep, {float(first.timestep):.0f}, this model's latents hold no signal "
-            "(rescale_betas_zero_snr), and no prompt changes the noise; take timestep_spacing 'leading'"
+            f"at the first timestep, {float(first.timestep):.0f}, this model's latents have no signal "
+            "(rescale_betas_zero_snr), so prompts cannot change the noise; use timestep_spacing 'leading'"
         )
     return first, late
 
 
 class Unconditional(NamedTuple):
-    """What detectors read of the empty prompt, all float32 [1 or batch, probes, h, w, channels].
+    """Results for the empty prompt, all float32 [1 or batch, probes, h, w, channels].
 
     The first axis is 1 where all prompts share the probes. A part that was not asked for is None.
 
@@ -80,7 +80,7 @@ class Unconditional(NamedTuple):
 
 @pytree
 class Inputs:
-    """What the first step of a batch of prompts is made from.
+    """The inputs of a batch's first step.
 
     Attributes:
       unet: see `memattn_jax.models.protocols`.
@@ -106,7 +106,7 @@ class Inputs:
 
 
 class FirstStep:
-    """The first step of a batch of prompts, seen through a few probes; lives while a program is traced.
+    """The first step of a batch of prompts, on a few noise samples; exists while a program is traced.
 
     Properties have the shape [batch, probes, h, w, channels], float32, unless they say otherwise. ε is the noise
     prediction, c conditional, u unconditional, J the derivative of ε by the latents.

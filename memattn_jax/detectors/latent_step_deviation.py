@@ -59,8 +59,8 @@ class LatentStepDeviation(TrajectoryDetector):
         """See `TrajectoryDetector.bind`."""
         if self.mean is not None and len(self.mean) != steps:
             raise InputError(
-                f"latent_step_deviation was fitted on runs of {len(self.mean)} steps, and not of {steps}; take the "
-                "same, or fit it again with `detect --calibrate`"
+                f"latent_step_deviation was fitted on runs of {len(self.mean)} steps, not of {steps}; use the "
+                "same number, or fit it again with `detect --calibrate`"
             )
         return self
 

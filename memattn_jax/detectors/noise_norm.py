@@ -1,4 +1,4 @@
-"""Noise norm of Wen et al. (ICLR 2024, arXiv 2407.21720): how far the prompt moves the noise prediction.
+"""Noise norm of Wen et al. (ICLR 2024, arXiv 2407.21720): how much the prompt changes the noise prediction.
 
     score = mean over probes and chosen steps of ‖ε_c − ε_u‖₂
 
@@ -79,10 +79,10 @@ class NoiseNormSteps(TrajectoryDetector):
     def bind(self, model: Any, steps: int) -> "NoiseNormSteps":
         """See `TrajectoryDetector.bind`."""
         if self.noise_norm_steps == ():
-            raise InputError("noise_norm_steps: no steps; None is all")
+            raise InputError("noise_norm_steps: no steps; None stands for all")
         for step in self.noise_norm_steps or ():
             if not 0 <= step < steps:
-                raise InputError(f"noise_norm_steps: no step {step} among {steps}, counted from 0")
+                raise InputError(f"noise_norm_steps: step {step} must be from 0 to {steps - 1}")
         every = np.arange(steps)
         chosen = every >= 0 if self.noise_norm_steps is None else np.isin(every, self.noise_norm_steps)
         return replace(self, noise_norm_steps=None, chosen=chosen)  # a traced number: others compile nothing

@@ -1,4 +1,4 @@
-"""The compiled programs of detectors: one for all that look at the first step, one for all that follow a run."""
+"""The compiled programs of detectors: one for all first-step detectors, one for all trajectory detectors."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -19,8 +19,8 @@ from memattn_jax.interceptors import Tap, TokenMeans
 Kept = dict[str, Any]
 
 
-class Blame(NamedTuple):
-    """What tokens do at the first step, float32 [batch, tokens]; see `Detection`.
+class Attribution(NamedTuple):
+    """Token attribution at the first step, float32 [batch, tokens]; see `Detection`.
 
     Attributes:
       attention: their share of the attention, mean over pixels, heads, sites and probes.
@@ -37,21 +37,21 @@ def merged_taps(detectors: Iterable[FirstStepDetector | TrajectoryDetector]) -> 
     for detector in detectors:
         for name, tap in detector.taps.items():
             if name == "tokens" or merged.setdefault(name, tap) is not tap:
-                raise InputError(f"two detectors tap the attention under the name {name!r}; rename one")
+                raise InputError(f"two detectors have a tap named {name!r}; rename one")
     return merged
 
 
 @partial(jax.jit, static_argnames="parts")
 def describe_unconditional(inputs: Inputs, *, parts: frozenset[str]) -> Unconditional:
-    """What first-step detectors need of the empty prompt, once a model and set of probes; see `FirstStep`."""
+    """First-step results for the empty prompt, computed once per model and noise; see `FirstStep`."""
     return FirstStep(inputs, linearize="energy_gradient" in parts).describe_unconditional(parts)
 
 
 @partial(jax.jit, static_argnames="attribute")
 def score_first_step(
     inputs: Inputs, detectors: Mapping[str, FirstStepDetector], *, attribute: bool = False
-) -> tuple[dict[str, Array], Blame | None]:
-    """Scores of first-step detectors, float32 [batch] each, and with `attribute` what tokens are to blame."""
+) -> tuple[dict[str, Array], Attribution | None]:
+    """Scores of first-step detectors, float32 [batch] each, and with `attribute` the token attribution."""
     step = FirstStep(
         inputs,
         linearize=attribute or any(detector.derivatives for detector in detectors.values()),
@@ -61,7 +61,7 @@ def score_first_step(
     if not attribute:
         return scores, None
     attention = mean_over_sites(step.tokens).mean(axis=1)  # over probes
-    return scores, Blame(attention, token_gradients(step))
+    return scores, Attribution(attention, token_gradients(step))
 
 
 @partial(jax.jit, static_argnames="probes")

@@ -1,4 +1,4 @@
-"""What a detector is: an object that says what it looks at and makes one score a row of it.
+"""Detectors: objects that declare what they need and compute one score per row.
 
 A larger score means that memorization is more likely. The scorer computes what detectors look at once for all of them.
 """
@@ -17,7 +17,7 @@ Needs = Literal["first step", "trajectory", "prompt"]
 
 
 class FirstStepDetector:
-    """Looks at the first step of sampling: a few forward passes of the UNet, see `FirstStep`.
+    """Uses the first step of sampling: a few forward passes of the UNet, see `FirstStep`.
 
     Override `score`, and make it a `memattn_jax.pytree.pytree` where it has numbers.
 
@@ -47,7 +47,7 @@ class FirstStepDetector:
 
 
 class TrajectoryDetector:
-    """Looks at a sampling run, all detectors at the same one.
+    """Uses a sampling run, which all trajectory detectors share.
 
     Override `observe` and `finish`, and `taps` where it reads attention. A detector that compares with clean prompts
     also overrides `fit`; see `latent_step_deviation.py`.
@@ -88,7 +88,7 @@ class TrajectoryDetector:
 
 
 class PromptDetector:
-    """Looks at the prompt's text alone; decides no verdict."""
+    """Uses the prompt's text only; does not affect verdicts."""
 
     needs: ClassVar[Needs] = "prompt"
 

@@ -45,7 +45,7 @@ def named_detectors(detectors: "str | Detector | Sequence[str | Detector] | Name
         return dict(detectors)
     given: list[Any] = [detectors] if isinstance(detectors, str) or hasattr(detectors, "needs") else list(detectors)
     if not given:
-        raise InputError(f"no detectors; name at least one of {', '.join(DETECTORS)}")
+        raise InputError(f"no detectors; expected at least one of {', '.join(DETECTORS)}")
     named: dict[str, Detector] = {}
     for one in given:
         if isinstance(one, str):
@@ -55,7 +55,7 @@ def named_detectors(detectors: "str | Detector | Sequence[str | Detector] | Name
         elif hasattr(one, "needs"):
             named[type(one).__name__] = one
         else:
-            raise InputError(f"a {type(one).__name__} is no detector; see memattn_jax.detectors.protocol")
+            raise InputError(f"{type(one).__name__} is not a detector; see memattn_jax.detectors.protocol")
     return named
 
 
@@ -78,7 +78,7 @@ class Scorer:
       guidance_scale: of the run.
       site: where metric E is read; by default the model's own, see `StableDiffusion`.
       options: of detectors that are given by name.
-      attribute: whether to say which tokens are to blame.
+      attribute: whether to compute how much each token contributes.
       calibrating: whether detections are for a calibration: detectors that are not fitted give NaN, and what they
         kept; else they are refused.
       latents: unit noise [noises, h, w, channels] to look through instead of the seeds', with one probe: a seed is then
@@ -103,46 +103,48 @@ class Scorer:
 
     def __post_init__(self) -> None:
         if self.probes < 1:
-            raise InputError(f"{self.probes} probes; at least 1 is needed")
+            raise InputError(f"probes is {self.probes}; must be at least 1")
         if self.latents is not None and self.probes != 1:
-            raise InputError(f"latents hold one noise a prompt, and probes is {self.probes}; leave one of the two out")
+            raise InputError(
+                f"latents is one noise sample per prompt, but probes is {self.probes}; omit one of the two"
+            )
         if self.seed is not None and not 0 <= self.seed <= 2**32 - self.probes:
-            raise InputError(f"seeds must lie in [0, 2**32), not {self.seed} to {self.seed + self.probes - 1}")
+            raise InputError(f"seeds must be in [0, 2**32), not {self.seed} to {self.seed + self.probes - 1}")
         if not math.isfinite(self.guidance_scale):
-            raise InputError(f"guidance_scale is {self.guidance_scale}; a finite number is needed")
+            raise InputError(f"guidance_scale is {self.guidance_scale}; must be finite")
         self.model.site_of_entropy(self.site)
         named = named_detectors(self.detectors, **{"site": self.site, **self.options})
         bound = {name: detector.bind(self.model, self.steps) for name, detector in named.items()}
         object.__setattr__(self, "detectors", {name: as_arrays(as_pytree(one)) for name, one in bound.items()})
         if missing := [name for name in self.unfitted if not self.calibrating]:
             raise InputError(
-                f"{missing[0]} compares to clean prompts, and is not fitted; `detect --calibrate` with it makes a "
-                "calibration that has its fit"
+                f"{missing[0]} must be fitted on clean prompts; `detect --calibrate` with it creates a calibration "
+                "that contains the fit"
             )
 
     @cached_property
     def first_step(self) -> dict[str, FirstStepDetector]:
-        """Those of its detectors that look at the first step."""
+        """Names of the detectors that use the first step."""
         return {name: one for name, one in self.detectors.items() if one.needs == "first step"}
 
     @cached_property
     def trajectory(self) -> dict[str, TrajectoryDetector]:
-        """Those that look at a sampling run."""
+        """The detectors that use a sampling run."""
         return {name: one for name, one in self.detectors.items() if one.needs == "trajectory"}
 
     @property
     def unfitted(self) -> tuple[str, ...]:
-        """Those that must be fitted on clean prompts, and are not."""
+        """The detectors that must still be fitted on clean prompts."""
         return tuple(name for name, one in self.trajectory.items() if not one.fitted)
 
     @property
     def judging(self) -> tuple[str, ...]:
-        """Those that look at the model, and not at the prompt's text alone."""
+        """The detectors that use the model, not just the prompt's text."""
         return tuple(name for name, one in self.detectors.items() if one.needs != "prompt")
 
     @property
     def read_site(self) -> str:
-        """The cross-attention layer that metric E is read at."""
+        """The cross-attention layer that metric E reads."""
         return self.model.site_of_entropy(self.site)
 
     @cached_property
@@ -161,7 +163,7 @@ class Scorer:
 
     @cached_property
     def _shared(self) -> Array:
-        """The probes that all prompts see, [1, probes, h, w, channels]."""
+        """The noise samples that all prompts share, [1, probes, h, w, channels]."""
         with jax.ensure_compile_time_eval():
             return self._noise(np.array([self.seed]))
 
@@ -187,11 +189,11 @@ class Scorer:
         return embedding, jnp.asarray(tokens.lengths)
 
     def probes_for(self, seeds: Sequence[int] | None) -> Array:
-        """The noise that prompts are seen through, [1 or batch, probes, h, w, channels]; see `__call__`."""
+        """The noise samples of each prompt, [1 or batch, probes, h, w, channels]; see `__call__`."""
         return self._shared if self.seed is not None else self._noise(np.asarray(seeds))
 
     def inputs(self, probes: Array, context: Any, lengths: Any) -> Inputs:
-        """What first-step detectors look at, for a batch of text embeddings [batch, tokens, channels] and lengths."""
+        """The inputs of first-step detectors, for a batch of text embeddings [batch, tokens, channels] and lengths."""
         return Inputs(
             self.model.unet,
             probes,
@@ -205,7 +207,7 @@ class Scorer:
         )
 
     def plan(self, probes: Array, context: Array, lengths: Array) -> Plan:
-        """The sampling run that trajectory detectors look at: a prompt's probes are rows beside each other."""
+        """The sampling run for trajectory detectors: the noise samples of a prompt are consecutive rows."""
         batch, mesh = len(context), self.model.mesh
         noise = jnp.broadcast_to(probes, (batch, *probes.shape[1:])).reshape(-1, *probes.shape[2:])
         context, lengths = (jnp.repeat(x, self.probes, axis=0) for x in (context, lengths))
@@ -240,12 +242,12 @@ class Scorer:
         prompts = tuple(prompts)
         tokens = self.model.tokenizer(prompts)
         scores: dict[str, Any] = {}
-        blame, kept = None, {}
+        attribution, kept = None, {}
         if self.first_step or self.attribute or self.trajectory:
             context, probes = self.model.embed(tokens), self.probes_for(seeds)
             lengths = spread(jnp.asarray(tokens.lengths), self.model.mesh)
         if self.first_step or self.attribute:
-            first, blame = score_first_step(
+            first, attribution = score_first_step(
                 self.inputs(probes, context, lengths), self.first_step, attribute=self.attribute
             )
             scores |= first
@@ -261,8 +263,8 @@ class Scorer:
             scores={name: scores[name] for name in self.detectors},
             input_ids=tokens.input_ids,
             lengths=tokens.lengths,
-            attention=None if blame is None else blame.attention,
-            gradients=None if blame is None else blame.gradients,
+            attention=None if attribution is None else attribution.attention,
+            gradients=None if attribution is None else attribution.gradients,
             kept=kept,
         )
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a whole pipeline to a `Model`'s parts, and back."""
+"""Loads the parts of a `Model` from a checkpoint, and saves them."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def load(model: str | Path, dtype: str, mesh: Mesh | None) -> dict[str, Any]:
         ("latent channels", vae.config.latent_channels, unet.config.in_channels),
     ):
         if have > want or (have < want and what != "tokens"):
-            raise InputError(f"{folder}: parts of different models, {have} {what} meet {want}")
+            raise InputError(f"{folder}: parts of different models: {have} {what}, but {want} are expected")
     site = read_json(folder / OWN).get("entropy_site") if (folder / OWN).is_file() else None
     if site is not None:
         check_name("cross-attention layer", site, cross_attention_sites(unet.config))

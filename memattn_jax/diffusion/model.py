@@ -1,4 +1,4 @@
-"""The networks of a Stable Diffusion checkpoint, and what each is asked for."""
+"""The networks of a Stable Diffusion checkpoint, and one method for each of their uses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ def check_seeds(seeds: Sequence[int], count: int = 1) -> None:
     """Raises InputError unless each seed and the `count` − 1 after it lie in [0, 2³²)."""
     first, last = min(seeds), max(seeds) + count - 1
     if not 0 <= first <= last < 2**32:
-        raise InputError(f"seeds must lie in [0, 2**32), not {first} to {last}")
+        raise InputError(f"seeds must be in [0, 2**32), not {first} to {last}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,7 +128,7 @@ class Model:
         return site or self.sites[min(METRIC_E_SITE, len(self.sites) - 1)]
 
     def fingerprint(self, pictures: bool = False) -> str:
-        """A hash of all that decides scores; with `pictures`, of all that decides those, the autoencoder too."""
+        """A hash of everything that determines scores; with `pictures`, also of the autoencoder."""
         parts = (self.unet, self.text_encoder, self.vae)[: 3 if pictures else 2]
         compute = partial(fingerprint, parts, self.scheduler_config)
         return self._fingerprints.get(pictures, parts, compute)
@@ -178,7 +178,7 @@ class Model:
         check_seeds(tuple(seeds))
         shape = self.latent_shape(height, width)
         if None in shape:
-            raise InputError("this model names no sample_size; give height and width")
+            raise InputError("this model's config has no sample_size; set height and width")
         return unit_noise(jnp.asarray(seeds, jnp.uint32), shape)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[Any, ...]:
@@ -188,7 +188,7 @@ class Model:
         for axis, (what, pixels) in enumerate({"height": height, "width": width}.items()):
             if pixels is not None:
                 if pixels <= 0 or pixels % scale:
-                    raise InputError(f"{what} {pixels} is not a positive multiple of {scale} pixels")
+                    raise InputError(f"{what} {pixels} must be a positive multiple of {scale} pixels")
                 shape[axis] = pixels // scale
         return tuple(shape)
 
@@ -202,5 +202,5 @@ class Model:
         if height is None and width is None and np.ndim(latents) == 4:
             shape = (rows, *np.shape(latents)[1:3], shape[-1])
         if np.shape(latents) != shape:
-            raise InputError(f"latents have the shape {np.shape(latents)}; {shape} would fit")
+            raise InputError(f"latents have shape {np.shape(latents)}; expected {shape}")
         return jnp.asarray(latents, jnp.float32)

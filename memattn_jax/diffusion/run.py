@@ -71,16 +71,16 @@ def sample(model: Model, prompts: Sequence[str] | None, settings: Settings) -> S
 
 
 def read_rows(model: Model, prompts: Sequence[str] | None, settings: Settings, calls: int) -> Rows:
-    """What the arguments say of each row; InputError where they do not fit together."""
+    """The rows that the arguments describe; raises InputError where they are inconsistent."""
     prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
     given = settings.embeddings
     if given is not None and np.ndim(given) != 3:
-        raise InputError(f"embeddings have the shape {np.shape(given)}; [batch, tokens, channels] is needed")
+        raise InputError(f"embeddings have shape {np.shape(given)}; expected [batch, tokens, channels]")
     batch = len(prompts) if given is None else len(given)
     if not batch:
-        raise InputError("no prompts: at least one is needed")
+        raise InputError("no prompts; expected at least one")
     if prompts and len(prompts) != batch:
-        raise InputError(f"{len(prompts)} prompts for {batch} rows of embeddings; give one for each, or none")
+        raise InputError(f"{len(prompts)} prompts for {batch} rows of embeddings; expected one per row, or none")
     seeds = tuple(int(seed) for seed in as_list(settings.seeds, batch, "seeds"))
     check_seeds(seeds)
     negative = as_list(settings.negative_prompts or "", batch, "negative prompts")
@@ -93,7 +93,7 @@ def read_rows(model: Model, prompts: Sequence[str] | None, settings: Settings, c
 
 
 def guarded(model: Model, rows: Rows, schedule: Schedule, settings: Settings, mitigation: Mitigation) -> Samples:
-    """Lets the guard look, and samples with the mitigation on the rows that it finds."""
+    """Samples with the mitigation on the rows that the guard selects."""
     assert settings.guard is not None
     context, lengths, _ = encode(model, rows)
     noise, counts = spread((rows.noise, jnp.asarray(lengths)), model.mesh)

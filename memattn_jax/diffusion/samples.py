@@ -1,4 +1,4 @@
-"""What a sampling run returns."""
+"""The result of a sampling run."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -26,7 +26,7 @@ class Samples:
       input_ids: int32 [batch, tokens].
       lengths: int32 [batch], begin and end token counted.
       timesteps: float32 [steps].
-      finite: bool [batch], False where a row's latents or its decoded picture, before it is cut to uint8, hold NaN or
+      finite: bool [batch], False where a row's latents or its decoded image, before conversion to uint8, contain NaN or
         infinity; the other rows are unaffected.
       entropy_site: where metric E is read, of `tokens`.
       guard_scores: float32 [batch], what a guard's detector saw; None without one.
@@ -64,7 +64,7 @@ class Samples:
         return f"Samples({len(self.images)} images of {shape} pixels, {steps}, taps: {named or 'none'})"
 
     def fetch(self) -> "Samples":
-        """The same with pictures and the guard's findings in the host's memory, once the device is done."""
+        """The same with images and guard scores in the host's memory, once the device is done."""
         names = ("images", "finite", "guard_scores", "mitigated")
         return replace(self, **jax.device_get({name: getattr(self, name) for name in names}))
 

@@ -11,7 +11,7 @@ PRECISION = "jax_default_matmul_precision"  # of the host program; what is compu
 
 
 class WeightCache:
-    """Remembers values by key until a weight of their model is replaced, whoever replaces it.
+    """Caches values by key until a weight of their model is replaced.
 
     JAX's arrays never change, so a model whose leaves are the same objects as before has the same weights; they are
     held weakly. A value that is still being traced, or whose weights are, is passed on and not remembered, and neither
@@ -28,7 +28,7 @@ class WeightCache:
         self._weights: list[weakref.ref] = []
 
     def get(self, key: Hashable, model: Any, compute: Callable[[], Any]) -> Any:
-        """The value of `compute`, made now or remembered.
+        """The value of `compute`, computed now or cached.
 
         Args:
           key: of the value, for one model.

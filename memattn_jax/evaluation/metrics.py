@@ -1,4 +1,4 @@
-"""How well scores tell memorized prompts from clean ones: a higher score means that a prompt is more likely memorized.
+"""How well scores separate memorized prompts from clean ones; higher scores mean more likely memorized.
 
 `memorized` (positives) and `clean` (negatives) are 1-D arrays of one score a prompt; a rate is a share from 0 to 1.
 Every function raises `InputError` where a class has no scores, or NaN among them, or they are not 1-D, and where a
@@ -53,7 +53,7 @@ def auroc_interval(memorized: np.ndarray, clean: np.ndarray, confidence: float =
 
     memorized, clean = _scores("memorized", memorized), _scores("clean", clean)
     if not 0 < confidence < 1:
-        raise InputError(f"metrics: confidence {confidence}; it lies between 0 and 1, both excluded")
+        raise InputError(f"metrics: confidence {confidence}; must be above 0 and below 1")
     m, n = len(memorized), len(clean)
     below = _clean_below(memorized, clean)  # placements, as counts: where they are equal, their variance is exactly 0
     above = m - _clean_below(clean, memorized)
@@ -134,7 +134,7 @@ def negatives_needed(fpr: float) -> int:
     """
     _check_rate(fpr)
     if fpr == 0:
-        raise InputError("metrics: false-positive rate 0; no number of clean scores resolves it, only one above 0")
+        raise InputError("metrics: false-positive rate 0; must be above 0, since no number of clean scores resolves it")
     return math.ceil((1 - ROUNDING) / fpr)
 
 
@@ -142,17 +142,17 @@ def _scores(name: str, scores: np.ndarray) -> np.ndarray:
     """The scores of one class as float64, checked."""
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1:
-        raise InputError(f"metrics: {name} scores of shape {scores.shape}; they must be 1-D, one a prompt")
+        raise InputError(f"metrics: {name} scores of shape {scores.shape}; must be 1-D, one per prompt")
     if not scores.size:
-        raise InputError(f"metrics: no {name} scores; at least one is needed")
+        raise InputError(f"metrics: no {name} scores; expected at least one")
     if nan := int(np.isnan(scores).sum()):
-        raise InputError(f"metrics: {nan} of {scores.size} {name} scores are NaN; each must be a number")
+        raise InputError(f"metrics: {nan} of {scores.size} {name} scores are NaN; all must be numbers")
     return scores
 
 
 def _check_rate(fpr: float) -> None:
     if not 0 <= fpr <= 1:
-        raise InputError(f"metrics: false-positive rate {fpr}; it is a share, from 0 to 1")
+        raise InputError(f"metrics: false-positive rate {fpr}; must be between 0 and 1")
 
 
 def _clean_below(memorized: np.ndarray, clean: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Cross-attention interceptors: what may change or read a layer's attention; see `seam.py`.
+"""Cross-attention interceptors: edits that change a layer's attention and taps that read it; see `seam.py`.
 
 seam.py    `cross_attention`, which any JAX model can call, and `Interceptor`, which it is called with
 edits.py   edits of the attention that the papers use

@@ -87,7 +87,7 @@ Tap = Callable[[Array, Context], Any]
 
 @pytree
 class Interceptor:
-    """What to do at the cross-attention layers of one model call.
+    """The edits and taps for the cross-attention layers of one model call.
 
     Edits and taps are any callables. Numbers in those that are pytrees are traced (`memattn_jax.pytree.pytree` makes
     such a class); all else, as a plain function, is static.
@@ -117,7 +117,7 @@ class Interceptor:
         return replace(self, timestep=timestep)
 
     def context(self, site: str) -> Context:
-        """What edits and taps are told at a site."""
+        """The context of edits and taps at a site."""
         return Context(site, self.step, self.timestep, self.conditional, self.lengths)
 
     def edits_at(self, site: str, stage: Stage) -> list[Edit]:

@@ -1,4 +1,4 @@
-"""Guarded generation: a detector looks at each row's first step, and only rows over its threshold are mitigated."""
+"""Guarded generation: a detector scores each row's first step, and only rows over its threshold are mitigated."""
 
 import math
 from dataclasses import dataclass, field
@@ -27,7 +27,9 @@ class Guard:
     """When to mitigate, and how.
 
     Attributes:
-      threshold: scores above it are mitigated; and so are scores that are not finite, and all where it is not.
+      threshold: rows with scores above it are mitigated; so are rows with scores that are not finite, and all rows if
+        the
+        threshold is not.
       detector: a first-step detector, by name or your own; it looks through the noise that the row is sampled from.
       site: where metric E is read; None is the model's own, see `StableDiffusion`.
       mitigation: for rows over the threshold.
@@ -57,22 +59,22 @@ class Guard:
     ) -> "Guard":
         """A guard that mitigates at most a share `fpr` of clean prompts; by default the calibration's.
 
-        A guard looks through one noise, the row's own, and so its threshold comes from the scores that clean prompts
-        had through one noise of their own each, whatever noises the calibration's other scores were seen through.
+        A guard scores each row with the row's own noise, so its threshold comes from scores of clean prompts with one
+        noise sample of their own each, whichever noise the calibration's other scores used.
 
         Raises:
           InputError: the calibration has no such scores of this detector, or too few for the rate.
         """
         if detector not in calibration.own_noise:
             known = ", ".join(calibration.own_noise) or "no detector"
-            raise InputError(f"the calibration has no guard's scores of {detector!r}, only of {known}")
+            raise InputError(f"the calibration has no scores for a guard with {detector!r}, only with {known}")
         level = calibration.fpr if fpr is None else fpr
         clean = np.sort(calibration.own_noise[detector])
         threshold = conformal.threshold(clean, level)
         if not math.isfinite(threshold):
             raise InputError(
-                f"a guard at a rate of {level:g} needs {conformal.clean_needed(level)} clean prompts, and the "
-                f"calibration has {len(clean)}; calibrate on more, or at a larger --fpr"
+                f"a guard at a rate of {level:g} needs {conformal.clean_needed(level)} clean prompts, but the "
+                f"calibration has {len(clean)}; calibrate on more, or with a larger --fpr"
             )
         settings = calibration.settings
         return cls(threshold, detector, settings["site"], mitigation or AttentionMask(), settings["steps"])
@@ -104,5 +106,5 @@ class Guard:
 
 @jax.jit
 def is_memorized(scores: Array, threshold: Array) -> Array:
-    """Which scores a guard takes for memorized, bool [batch]: what it cannot tell is not clean."""
+    """Which scores count as memorized, bool [batch]: scores or thresholds that are not finite never count as clean."""
     return ~((scores <= threshold) & jnp.isfinite(scores) & jnp.isfinite(threshold))

@@ -17,13 +17,13 @@ ANY = object()  # marks a key that never changes what these models compute
 
 
 def per_block(value: T | tuple[T, ...], blocks: int) -> tuple[T, ...]:
-    """One value for all blocks, or one each, as one each."""
+    """Expands one value for all blocks to one per block."""
     return value if isinstance(value, tuple) else (value,) * blocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What the three configurations share: reading, refusing and writing JSON."""
+    """Base class of the three configurations, which reads, checks and writes JSON."""
 
     class_name: ClassVar[str]  # the PyTorch class that computes the same
     missing: ClassVar[Mapping[str, Any]]  # PyTorch's values of keys that a file lacks, where ours differ
@@ -42,7 +42,7 @@ class Config:
         """
         class_name = config.get("_class_name", cls.class_name)
         if class_name != cls.class_name:
-            raise InputError(f"{where}: holds a {class_name}, which is not supported, only {cls.class_name}")
+            raise InputError(f"{where}: {class_name} is not supported, only {cls.class_name}")
         fields = {field.name for field in dataclasses.fields(cls)}
         neutral = cls.neutral()
         for key, value in config.items():
@@ -108,7 +108,7 @@ class UNetConfig(Config):
             value = getattr(self, key)
             if unknown := {value} - supported if isinstance(value, str) else set(value) - supported:
                 raise InputError(
-                    f"UNet config: {key} holds {', '.join(sorted(unknown))}, which is not supported; "
+                    f"UNet config: {key} {', '.join(sorted(unknown))} is not supported; "
                     f"Stable Diffusion 1.x and 2.x have {' and '.join(sorted(supported))}"
                 )
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
@@ -218,9 +218,7 @@ class VAEConfig(Config):
             ("up_block_types", "UpDecoderBlock2D"),
         ):
             if unknown := set(getattr(self, key)) - {supported}:
-                raise InputError(
-                    f"VAE config: {key} holds {', '.join(sorted(unknown))}, which is not supported, only {supported}"
-                )
+                raise InputError(f"VAE config: {key} {', '.join(sorted(unknown))} is not supported, only {supported}")
 
     @classmethod
     def neutral(cls) -> Mapping[str, Any]:
@@ -280,6 +278,6 @@ class CLIPTextConfig(Config):
         }
 
     def to_json(self) -> dict[str, Any]:
-        """See `Config.to_json`; transformers names the class in another way than diffusers."""
+        """See `Config.to_json`; transformers stores the class under another key than diffusers."""
         fields = super().to_json()
         return {"architectures": [fields.pop("_class_name")], "model_type": "clip_text_model"} | fields

@@ -1,4 +1,4 @@
-"""What a model must have to be sampled, scored and mitigated here; ours have it, and a model of yours may.
+"""The members that a model needs to be sampled, scored and mitigated; ours have them, and yours may.
 
 A UNet is any pytree that JAX can pass to a compiled function, with the members of `UNet`. It calls
 `memattn_jax.interceptors.cross_attention` in its cross-attention layers. docs/extending.md has one in Flax Linen,
@@ -83,7 +83,7 @@ def prepare_text(unet: UNet, context: Array) -> Any:
 
 
 def check_members(network: Any, kind: str, members: Iterable[str]) -> None:
-    """Raises InputError, naming what a network of the user's own lacks."""
+    """Raises InputError that names the missing members of a user's network."""
     if missing := [name for name in members if not hasattr(network, name)]:
         raise InputError(
             f"{kind} {type(network).__name__} lacks {', '.join(missing)}; see memattn_jax.models.protocols"

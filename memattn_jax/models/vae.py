@@ -1,4 +1,4 @@
-"""AutoencoderKL, between pictures and latents, after diffusers' `autoencoder_kl.py`."""
+"""AutoencoderKL, between images and latents, after diffusers' `autoencoder_kl.py`."""
 
 from typing import NamedTuple
 
@@ -128,7 +128,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents [batch, h, w, latent_channels] to pictures [batch, h · scale, w · scale, 3]."""
+    """Latents [batch, h, w, latent_channels] to images [batch, h · scale, w · scale, 3]."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         channels = config.block_out_channels
@@ -147,7 +147,7 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-    """Variational autoencoder; pictures have values in [-1, 1]. Computes in the dtype of its weights."""
+    """Variational autoencoder; images have values in [-1, 1]. Computes in the dtype of its weights."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         latent = config.latent_channels
@@ -166,7 +166,7 @@ class AutoencoderKL(nnx.Module):
         return Posterior(mean, jnp.clip(log_variance, -30.0, 20.0))
 
     def decode(self, latents: Array) -> Array:
-        """Latents [batch, h, w, latent_channels], divided by `scaling_factor`, to pictures [batch, H, W, 3]."""
+        """Latents [batch, h, w, latent_channels], divided by `scaling_factor`, to images [batch, H, W, 3]."""
         latents = latents.astype(self.decoder.conv_in.kernel.dtype)
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)

@@ -1,4 +1,4 @@
-"""Samplers of Stable Diffusion, and what a sampler of your own is made of.
+"""Samplers of Stable Diffusion, and the building blocks for your own.
 
 What depends on the configuration and the number of steps alone is computed on the host, in float64, into a
 table with one row per UNet call. The denoising loop is then one `jax.lax.scan` over `Schedule.rows()`, whose
@@ -53,7 +53,9 @@ def make_schedule(config: Mapping[str, Any], scheduler: str | Schedule | MakeSch
         check_name("scheduler", scheduler, SCHEDULERS)
     parsed = SchedulerConfig.from_json(config, scheduler if isinstance(scheduler, str) else "ddim")
     if not 1 <= steps <= parsed.num_train_timesteps:
-        raise InputError(f"steps is {steps}; choose 1 to {parsed.num_train_timesteps}, the timesteps of the training")
+        raise InputError(
+            f"steps is {steps}; must be 1 to {parsed.num_train_timesteps}, the number of training timesteps"
+        )
     if not isinstance(scheduler, str):
         return scheduler(parsed, steps)
     return load(SCHEDULERS[scheduler])(parsed, steps)

@@ -1,4 +1,4 @@
-"""What a scheduler reads of a scheduler_config.json, which may be written for another scheduler."""
+"""The part of a scheduler_config.json that schedulers use; the file may be written for another scheduler."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -100,7 +100,7 @@ def _require(key: str, value: Any, choices: tuple[Any, ...], who: str = "choose"
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """What the schedulers read of a scheduler_config.json; names and meanings are those of diffusers.
+    """Settings from a scheduler_config.json; names and meanings are those of diffusers.
 
     Raises:
       InputError: a field is none of the values it can take, or `trained_betas` has another length than
@@ -158,7 +158,9 @@ class SchedulerConfig:
         names = {field.name for field in fields(cls)}
         required = _REQUIRED["every scheduler"] | _REQUIRED[scheduler]
         if unknown := sorted(config.keys() - names - _WITHOUT_EFFECT - set().union(*_REQUIRED.values())):
-            raise InputError(f"unknown keys in the scheduler config: {', '.join(unknown)}; remove what has no effect")
+            raise InputError(
+                f"unknown keys in the scheduler config: {', '.join(unknown)}; remove them if they have no effect"
+            )
         for key, choices in required.items():
             if key in config:
                 _require(key, config[key], choices, f"{scheduler} needs")

@@ -38,8 +38,8 @@ def second_order_steps(config: SchedulerConfig, sigmas: np.ndarray) -> np.ndarra
         second_order[-1] = False
     if not np.diff(sigmas[:-1])[second_order[1:]].all():
         raise InputError(
-            f"dpm-solver++ meets one timestep twice in {steps} steps of timestep_spacing "
-            f"{config.timestep_spacing!r}; take fewer steps"
+            f"dpm-solver++ would repeat a timestep in {steps} steps of timestep_spacing "
+            f"{config.timestep_spacing!r}; use fewer steps"
         )
     return second_order
 

@@ -70,8 +70,8 @@ def signal_and_noise(config: SchedulerConfig, timesteps: np.ndarray) -> tuple[np
     """alpha_t and sigma_t; a negative timestep stands for the end of sampling."""
     if timesteps.max() >= config.num_train_timesteps:
         raise InputError(
-            f"timestep {timesteps.max()} is past the last of the training, {config.num_train_timesteps - 1}; "
-            "take fewer steps"
+            f"timestep {timesteps.max()} is past the last training timestep, {config.num_train_timesteps - 1}; "
+            "use fewer steps"
         )
     signal = alphas_cumprod(config).astype(np.float64)
     end = 1.0 if config.set_alpha_to_one else signal[0]

@@ -1,4 +1,4 @@
-"""From scores to verdicts: what clean prompts score, and the error rates that follow."""
+"""From scores to verdicts, with error rates from the scores of clean prompts."""
 
 from memattn_jax.detectors.calibration.calibration import Calibration
 from memattn_jax.detectors.calibration.file import load_calibration

@@ -1,4 +1,4 @@
-"""Which tokens take more of the attention than tokens of their kind do in clean prompts.
+"""Tokens with more attention than tokens of the same kind have in clean prompts.
 
 A prompt's tokens are of four kinds: the begin token, the prompt's own, the end token, and the padding, whose attention
 is summed, so that it is one entry of a listing. An entry stands out where its share of the attention, against the mean
@@ -45,7 +45,7 @@ def kinds(length: int, entries: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CleanAttention:
-    """What clean prompts' tokens take of the attention.
+    """Attention shares of the tokens of clean prompts.
 
     Attributes:
       means: of one entry of each kind, {kind: share}; 0 where clean prompts had none.

@@ -1,4 +1,4 @@
-"""What clean prompts score on one model: the ground of every verdict, refused for any other model or settings."""
+"""What clean prompts score on one model: the basis of all verdicts, valid only for the same model and settings."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class Calibration:
     fits: dict[str, dict[str, np.ndarray]]
 
     def judged(self, detectors: Iterable[str]) -> tuple[str, ...]:
-        """Those of the detectors that verdicts come from: whose clean scores it has."""
+        """The detectors that determine verdicts: those whose clean scores it has."""
         return tuple(name for name in detectors if name in self.scores)
 
     def joint(self, detectors: Iterable[str]) -> Joint | None:
@@ -60,33 +60,33 @@ class Calibration:
         return {} if joint is None else joint.over(detection.scores, self.fpr if fpr is None else fpr)
 
     def fitted(self, detectors: Mapping[str, Detector]) -> dict[str, Detector]:
-        """The detectors, with the fits that it has of them."""
+        """The detectors, with their fits from this calibration."""
         return {
             name: replace(one, **self.fits[name]) if name in self.fits else one  # type: ignore[type-var]
             for name, one in detectors.items()
         }
 
     def check_model(self, sd: Model) -> None:
-        """Raises InputError where it was fitted on another model, or on this one in another dtype."""
+        """Raises InputError if it was fitted on another model, or in another dtype."""
         own = sd.fingerprint()
         if own != self.model:
             raise InputError(
-                f"this calibration was fitted on another model, {self.model}; the one at hand, in its dtype, is {own}; "
-                "fit one with detect --calibrate"
+                f"this calibration was fitted on another model, {self.model}, or in another dtype; this one is {own}; "
+                "create one with `detect --calibrate`"
             )
 
     def check(self, scorer: Scorer) -> None:
-        """Raises InputError where the scorer's model or settings are not those of the calibration."""
+        """Raises InputError unless model and settings of the scorer match the calibration."""
         self.check_model(scorer.model)
         for name, value in settings_of(scorer).items():
             if value != self.settings[name]:
                 raise InputError(
                     f"this calibration was fitted with {name} {self.settings[name]}, not {value}; "
-                    "take the same, or fit another with detect --calibrate"
+                    "use the same, or create another one with `detect --calibrate`"
                 )
 
 
 def settings_of(scorer: Scorer) -> dict[str, Any]:
-    """The scorer's settings that move its scores, as JSON gives them back; `site` is the one read, whoever named it."""
+    """The scorer's settings that affect its scores, as JSON values; `site` is the layer that is read."""
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in scorer.options.items()}
     return {name: getattr(scorer, name) for name in SETTINGS} | {"site": scorer.read_site, "options": options}

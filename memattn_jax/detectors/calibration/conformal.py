@@ -53,9 +53,9 @@ def clean_needed(level: float) -> int:
 
 
 def check_level(level: float | None, option: str) -> None:
-    """Raises InputError unless the level, which the option named gives if any, lies in (0, 1)."""
+    """Raises InputError unless the level lies in (0, 1); `option` names it in the message."""
     if level is not None and not 0 < level < 1:
-        raise InputError(f"{option} {level:g}: a number between 0 and 1, such as 0.01, is needed")
+        raise InputError(f"{option} {level:g}: must be between 0 and 1, such as 0.01")
 
 
 def benjamini_hochberg(counts: Mapping[float, int], fdr: float) -> float:

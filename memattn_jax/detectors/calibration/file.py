@@ -53,12 +53,11 @@ def load_calibration(path: Path) -> Calibration:
             return read(content)
     except NotFiniteError as error:
         raise InputError(
-            f"{path}: {error} is not finite, and no verdict can come from it; create the file anew with "
-            "`detect --calibrate`"
+            f"{path}: {error} is not finite, so it allows no verdict; create the file again with `detect --calibrate`"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: not a calibration file; create one with `detect --calibrate`") from None
-    raise InputError(f"{path}: a calibration of another version; create the file anew with `detect --calibrate`")
+    raise InputError(f"{path}: a calibration of another version; create it again with `detect --calibrate`")
 
 
 class NotFiniteError(Exception):

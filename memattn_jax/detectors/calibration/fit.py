@@ -1,4 +1,4 @@
-"""Calibrations made of what a scorer finds of clean prompts."""
+"""Fits calibrations on a scorer's detections of clean prompts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -19,7 +19,7 @@ from memattn_jax.errors import InputError
 
 
 def calibrate(scorer: Scorer, clean: Sequence[Detection], fpr: float, own: Sequence[Detection] = ()) -> Calibration:
-    """What a scorer's detections of clean prompts say.
+    """Fits a calibration on detections of clean prompts.
 
     Args:
       scorer: with `attribute`, so that the detections hold attention.
@@ -62,7 +62,7 @@ def fit_detector(name: str, detector: TrajectoryDetector, rows: Detection) -> tu
 
     chosen = fitting_rows(len(rows.prompts))
     if chosen.sum() < 2:
-        raise InputError(f"{name} needs 8 clean prompts to fit on, and there are {len(rows.prompts)}")
+        raise InputError(f"{name} needs at least 8 clean prompts to fit, but there are {len(rows.prompts)}")
     fitted = detector.fit(jax.tree.map(lambda values: as_runs(values[chosen]), rows.kept[name]))
     kept = jax.tree.map(as_runs, rows.kept[name])
     probes = jax.tree.leaves(rows.kept[name])[0].shape[1]
@@ -75,5 +75,5 @@ def finite_rows(arrays: Iterable[np.ndarray], what: str) -> np.ndarray:
     """The rows that are finite in all arrays, bool [rows]; InputError where they are fewer than two."""
     kept = np.all([np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in arrays], axis=0)
     if kept.sum() < 2:
-        raise InputError(f"{kept.sum()} of {len(kept)} {what} have finite scores; at least 2 are needed")
+        raise InputError(f"{kept.sum()} of {len(kept)} {what} have finite scores; needs at least 2")
     return kept

@@ -1,4 +1,4 @@
-"""Whether prompts are of the kind that a calibration's clean prompts are, since its rates hold for no other kind.
+"""Whether prompts resemble a calibration's clean prompts, since its rates hold only for such prompts.
 
 Each prompt is described by a few numbers of its text and its tokens. The distribution of each over a log is compared
 with that over the clean prompts by the two-sample test of Kolmogorov and Smirnov, Bonferroni's correction between them.
@@ -27,7 +27,7 @@ STATISTICS: dict[str, Callable[[str, Ids], float]] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What clean prompts are like.
+    """Statistics of clean prompts.
 
     Attributes:
       statistics: {name: of each clean prompt, float32 [clean]}.
