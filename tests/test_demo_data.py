@@ -350,7 +350,7 @@ def test_no_training_pictures_unless_asked_for(tmp_path, monkeypatch, fake_sprit
 def test_a_folder_in_use_is_refused(tmp_path, monkeypatch, fake_sprites, capsys):
     (tmp_path / "mine.txt").touch()
     assert run(tmp_path, monkeypatch, fake_sprites) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}: is not empty; give a new folder\n"
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: ")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -358,7 +358,7 @@ def test_a_folder_in_use_is_refused(tmp_path, monkeypatch, fake_sprites, capsys)
 def test_bad_numbers(number, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         make_demo_data.main([str(tmp_path), "--cache", "unused", f"--train={number}"])
-    assert f"argument --train: {number!r} is not a whole number of 0 or more" in capsys.readouterr().err
+    assert f"argument --train: {number!r}" in capsys.readouterr().err
 
 
 # The emoji
@@ -405,19 +405,21 @@ def test_sprites_are_downloaded_once(tmp_path, package, monkeypatch):
 
 def test_another_package_is_refused(tmp_path, package):
     (tmp_path / sprites.TARBALL).write_bytes(package.read_bytes() + b"\0")
-    with pytest.raises(InputError, match=r"16\.0\.0\.tgz: is not emoji-datasource-google 16\.0\.0 \(SHA-512 differs\)"):
+    with pytest.raises(InputError, match=r"16\.0\.0\.tgz: .*SHA-512"):
         sprites.load_sprites(tmp_path)
 
 
 def test_npm_without_network(tmp_path, monkeypatch, capsys):
     install_npm(tmp_path / "bin", 'printf "npm error code\\nnpm error lost\\n" >&2; exit 1', monkeypatch)
     assert make_demo_data.main([str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 2
-    message = "npm cannot get emoji-datasource-google@16.0.0, is there a network? (npm error code npm error lost)"
-    assert capsys.readouterr().err == f"error: {message}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: npm ")
+    assert "emoji-datasource-google@16.0.0" in line
+    assert "npm error code npm error lost" in line
     assert not (tmp_path / "out").exists()
 
 
 def test_no_npm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match=r"npm is not installed; install it, or put emoji-.*\.tgz into .*cache"):
+    with pytest.raises(InputError, match=r"npm .*emoji-.*\.tgz.*cache"):
         sprites.load_sprites(tmp_path / "cache")

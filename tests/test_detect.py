@@ -479,7 +479,7 @@ def test_a_guard_mitigates_what_it_cannot_score(tiny):
 
 
 def test_guard_refusals(tiny):
-    with pytest.raises(InputError, match="unknown first-step detector 'entropy_d'; did you mean 'entropy_e'"):
+    with pytest.raises(InputError, match="first-step detector 'entropy_d'; did you mean 'entropy_e'"):
         Guard(1.0, "entropy_d")
     with pytest.raises(InputError, match="guard"):
         tiny.sample(["a"], guard=Guard(1.0), mitigation=AttentionMask())

@@ -44,9 +44,9 @@ def test_metric_e_is_read_at_the_fourth_site_or_a_named_one():
     taps = {f"site{i}": attention(2, 3, 4, seed=i) for i in range(5)}
     np.testing.assert_array_equal(metric_e(taps), token_entropy(taps["site3"][0].mean(1)))
     np.testing.assert_array_equal(metric_e(taps, "site1"), token_entropy(taps["site1"][0].mean(1)))
-    with pytest.raises(InputError, match="no 'mid' among the 5 tapped sites: site0"):
+    with pytest.raises(InputError, match=r"'mid' .* site0"):
         metric_e(taps, "mid")
-    with pytest.raises(InputError, match="no site number 3 among the 1"):
+    with pytest.raises(InputError, match=r"site number 3 .* site0"):
         metric_e({"site0": taps["site0"]})
 
 
@@ -63,7 +63,7 @@ def test_metric_d_in_both_forms(steps, last):
         assert code[row] == pytest.approx(entropy[-last:].mean() + moved.mean(), abs=1e-5)
         assert paper[row] == pytest.approx(entropy[-last:].mean() + np.abs(moved).mean(), abs=1e-5)
     assert not np.allclose(code, paper)
-    with pytest.raises(InputError, match="unknown variant of metric D 'Paper'; did you mean 'paper'"):
+    with pytest.raises(InputError, match="'Paper'; did you mean 'paper'"):
         metric_d(taps, lengths, "Paper")
     with pytest.raises(InputError, match="no tapped sites; sample with taps"):
         metric_d({}, lengths)

@@ -201,9 +201,9 @@ def test_bad_input_is_one_line_and_exit_2(model, tmp_path, monkeypatch, capsys, 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("prompts.txt", b"", "holds no prompt"),
+        ("prompts.txt", b"", "prompts.txt: has no prompts"),
         ("prompts.txt", "caf\xe9".encode("latin-1"), "line 1 is not UTF-8"),
-        ("prompts.jsonl", b'"a\\ud800b"', "is no valid text; UTF-8 is needed"),
+        ("prompts.jsonl", b'"a\\ud800b"', "not valid UTF-8 text"),
     ],
 )
 def test_bad_prompt_files(model, tmp_path, monkeypatch, capsys, name, content, message):

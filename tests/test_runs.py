@@ -439,7 +439,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match=r"a\.txt: not written \(No space left on device\)"):
+    with pytest.raises(OSError, match=r"a\.txt: .*No space left on device"):
         store.write("a.txt", b"new")
     monkeypatch.undo()
     assert store.read("a.txt") == b"old"

@@ -264,7 +264,7 @@ def test_saving_over_shards_leaves_none(checkpoint, copy):
 def test_missing_parts(copy):
     shutil.rmtree(copy / "vae")
     (copy / "scheduler" / "scheduler_config.json").unlink()
-    with pytest.raises(InputError, match=r"lacks vae/config.json, scheduler/scheduler_config.json"):
+    with pytest.raises(InputError, match=r"vae/config\.json, scheduler/scheduler_config\.json"):
         StableDiffusion.from_pretrained(copy)
     with pytest.raises(FileNotFoundError, match="no such model"):
         StableDiffusion.from_pretrained(copy / "nowhere")
@@ -293,7 +293,7 @@ def test_broken_json_and_tokenizer(copy):
     (copy / "unet" / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json: "):
         load_part(copy, "unet", "float32")
-    with pytest.raises(InputError, match="unknown dtype 'float8'; did you mean 'float32'"):
+    with pytest.raises(InputError, match="dtype 'float8'"):
         load_part(copy, "vae", "float8")
 
 

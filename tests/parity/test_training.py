@@ -29,7 +29,7 @@ def test_noise_and_target_equal_diffusers(prediction_type):
     )
     expected = noise if prediction_type == "epsilon" else scheduler.get_velocity(*tensors, timesteps).numpy()
     np.testing.assert_allclose(training_target(prediction_type, latents, noise, signal), expected, atol=1e-6)
-    with pytest.raises(InputError, match="no training objective for prediction_type 'sample'"):
+    with pytest.raises(InputError, match="prediction_type 'sample'"):
         training_target("sample", latents, noise, signal)
 
 

@@ -93,7 +93,7 @@ def test_the_score_is_read_from_the_training_forward_pass(sd):
     assert 0 < len(some) < len(taps)
     read = scores(up, state.params, batch(sd), draws)
     np.testing.assert_allclose(read, token_entropy(mean_over_sites(some)), atol=1e-5)
-    with pytest.raises(InputError, match=r"no cross-attention layer 'middle'…; this model has down_blocks\.0"):
+    with pytest.raises(InputError, match=r"'middle'.*down_blocks\.0"):
         start(sd, dataclasses.replace(GATED, gate_sites="middle"))
 
 
@@ -230,9 +230,9 @@ def test_a_run_leaves_the_callers_model_and_gate_alone(sd, mixed):
 
 def test_a_model_to_train_is_float32(sd):
     text_encoder = half(sd.text_encoder)
-    with pytest.raises(InputError, match='holds bfloat16 parameters; load it with dtype="float32"'):
+    with pytest.raises(InputError, match=r'bfloat16 .*dtype="float32"'):
         start(dataclasses.replace(sd, unet=half(sd.unet), text_encoder=text_encoder), SETTINGS)
-    with pytest.raises(InputError, match="holds bfloat16 parameters"):
+    with pytest.raises(InputError, match="bfloat16"):
         start(
             dataclasses.replace(sd, text_encoder=text_encoder), dataclasses.replace(SETTINGS, train_text_encoder=True)
         )
