@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.special import xlogy
+from jaxtyping import Bool, Float, Int
 
 from memattn_jax.errors import InputError, check_name
 
@@ -20,7 +21,9 @@ TokenAttention = Mapping[str, Array]  # {site: float32 [steps, batch, heads, tok
 METRIC_E_SITE = 3  # "the fourth layer" of the paper; 32 × 32 pixels in Stable Diffusion at 512 × 512
 
 
-def token_entropy(attention: Array, where: Array | None = None) -> Array:
+def token_entropy(
+    attention: Float[Array, "*rows tokens"], where: Bool[Array, "*#rows tokens"] | None = None
+) -> Float[Array, "*rows"]:
     """`-Σ a ln a` over the last axis, in float32; 0 at a = 0, where a masked token stands.
 
     Args:
@@ -34,7 +37,7 @@ def token_entropy(attention: Array, where: Array | None = None) -> Array:
     return -jnp.sum(xlogy(attention, attention), axis=-1, where=where)
 
 
-def is_summary(lengths: Array | np.ndarray, tokens: int) -> Array:
+def is_summary(lengths: Int[Array | np.ndarray, " batch"], tokens: int) -> Bool[Array, "batch tokens"]:
     """Which positions hold summary tokens, the end token and the padding: bool [batch, tokens].
 
     Args:
@@ -44,12 +47,12 @@ def is_summary(lengths: Array | np.ndarray, tokens: int) -> Array:
     return jnp.arange(tokens) >= lengths[:, None] - 1
 
 
-def entropy_over_heads(attention: Array) -> Array:
+def entropy_over_heads(attention: Float[Array, "*rows heads tokens"]) -> Float[Array, "*rows"]:
     """Entropy of the mean over heads: [..., heads, tokens] to float32 [...]."""
     return token_entropy(attention.mean(axis=-2))
 
 
-def mean_over_sites(attention: Mapping[str, Array]) -> Array:
+def mean_over_sites(attention: Mapping[str, Float[Array, "*rows heads tokens"]]) -> Float[Array, "*rows tokens"]:
     """Mean over heads, then over sites: {site: [..., heads, tokens]} to float32 [..., tokens].
 
     Sites weigh the same whatever their number of heads (Stable Diffusion 2 has 5, 10 and 20), as in the reference's
@@ -58,7 +61,7 @@ def mean_over_sites(attention: Mapping[str, Array]) -> Array:
     return jnp.stack([a.astype(jnp.float32).mean(axis=-2) for a in attention.values()]).mean(axis=0)
 
 
-def metric_e(attention: TokenAttention, site: str | None = None) -> Array:
+def metric_e(attention: TokenAttention, site: str | None = None) -> Float[Array, " batch"]:
     """Metric E: entropy at one site, at the first sampling step, of the mean over heads.
 
     Args:

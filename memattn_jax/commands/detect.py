@@ -216,8 +216,9 @@ def main(options: Options) -> None:
         clean = list(map(as_text, read_prompts(str(options.calibrate), options.column)))
         calibration = fit(scorer, clean, store, fpr=options.fpr, seed=options.seed or 0, batch_size=options.batch_size)
     rule = rule_of(scorer, calibration, options.fpr, options.fdr)
-    if "entropy_e" in scorer.detectors:
-        print(f"entropy_e reads {scorer.read_site}")
+    for name, detector in scorer.detectors.items():
+        if site := getattr(detector, "site", None):
+            print(f"{name} reads {site}")
     if options.calibrate is not None:
         if rule is not None:
             print_thresholds(rule)

@@ -7,8 +7,8 @@ Made by `scripts/train_demo.py`. The files in this folder are
     memorized/    the images it has memorized, and metadata.jsonl with their captions
     prompts/      {memorized,control,unseen,decoys}_{choose,report}.txt, 24 prompts each; clean.txt, 400 more of the
                   same grammar
-    calibration.json    the scores of clean.txt, from memattn detect --calibrate clean.txt --detectors
-                        entropy_e,noise_norm,sharpness,anisotropy,hessian_difference
+    calibration.json    the scores of clean.txt, from memattn detect --calibrate clean.txt: first-step detectors in one
+                        run, trajectory detectors in another
     clean_entropy.json  the attention entropy that clean.txt has at each sampling step, from
                         scripts/measure_clean_entropy.py
     NOTICE.md     the authors of the art in the images, and its licence

@@ -10,6 +10,7 @@ scores, √ᾱ / σ² · ‖v_c − v_u‖.
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from memattn_jax.detectors.first_step import FirstStep
 from memattn_jax.detectors.noise_norm import noise_norm
@@ -19,7 +20,9 @@ from memattn_jax.pytree import pytree
 WEIGHTS = {False: (1.0, 2.0), True: (1.0, 0.1)}  # γ₁, γ₂ by whether the model predicts velocity
 
 
-def mean_cosine(u: Array, v: Array) -> Array:
+def mean_cosine(
+    u: Float[Array, "shared probes h w channels"], v: Float[Array, "batch probes h w channels"]
+) -> Float[Array, " batch"]:
     """Cosine over channels, averaged over pixels and probes: [batch, probes, h, w, channels] to [batch].
 
     Norms are floored at 1e-8, as in PyTorch's `cosine_similarity`.
@@ -30,8 +33,13 @@ def mean_cosine(u: Array, v: Array) -> Array:
 
 
 def anisotropy(
-    difference: Array, late_conditional: Array, late_unconditional: Array, sigma: Array, *, velocity: bool
-) -> Array:
+    difference: Float[Array, "batch probes h w channels"],
+    late_conditional: Float[Array, "batch probes h w channels"],
+    late_unconditional: Float[Array, "shared probes h w channels"],
+    sigma: Float[Array, ""],
+    *,
+    velocity: bool,
+) -> Float[Array, " batch"]:
     """Score of each row.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from memattn_jax.detectors.protocol import TrajectoryDetector
 from memattn_jax.diffusion.sampling import Call
@@ -23,7 +24,7 @@ from memattn_jax.pytree import pytree, static
 FINEST = "down_blocks.0."
 
 
-def bright_ending(energy: Array, ending: Array) -> Array:
+def bright_ending(energy: Float[Array, "steps batch h w"], ending: Float[Array, "batch h w"]) -> Float[Array, " batch"]:
     """Score of each row.
 
     Args:

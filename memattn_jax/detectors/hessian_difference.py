@@ -7,6 +7,7 @@ probes are shared, since the second term is then the model's alone (the authors'
 """
 
 from jax import Array
+from jaxtyping import Float
 
 from memattn_jax.detectors.first_step import FirstStep
 from memattn_jax.detectors.noise_norm import norm
@@ -14,7 +15,9 @@ from memattn_jax.detectors.protocol import FirstStepDetector
 from memattn_jax.pytree import pytree
 
 
-def hessian_difference(conditional: Array, unconditional: Array) -> Array:
+def hessian_difference(
+    conditional: Float[Array, "batch probes h w channels"], unconditional: Float[Array, "shared probes h w channels"]
+) -> Float[Array, " batch"]:
     """Score of each row.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float
 
 from memattn_jax.detectors.first_step import FirstStep
 from memattn_jax.detectors.protocol import FirstStepDetector, TrajectoryDetector
@@ -23,12 +24,12 @@ from memattn_jax.pytree import pytree, static
 PIXELS = (-3, -2, -1)
 
 
-def norm(values: Array) -> Array:
+def norm(values: Float[Array, "*rows h w channels"]) -> Float[Array, "*rows"]:
     """L2 norm over height, width and channels: [..., h, w, channels] to [...]."""
     return jnp.sqrt(jnp.sum(values**2, axis=PIXELS))
 
 
-def noise_norm(difference: Array) -> Array:
+def noise_norm(difference: Float[Array, "batch probes h w channels"]) -> Float[Array, " batch"]:
     """Score of each row.
 
     Args:
@@ -40,7 +41,7 @@ def noise_norm(difference: Array) -> Array:
     return norm(difference).mean(axis=1)
 
 
-def noise_norm_over_steps(norms: Array, chosen: Array) -> Array:
+def noise_norm_over_steps(norms: Float[Array, "steps batch"], chosen: Bool[Array, " steps"]) -> Float[Array, " batch"]:
     """Score of each row over a subset of a sampling run's steps.
 
     Args:

@@ -8,6 +8,7 @@ the score −ε / σ too; the code's (√ᾱ v − x) / σ² has the opposite si
 """
 
 from jax import Array
+from jaxtyping import Float
 
 from memattn_jax.detectors.first_step import FirstStep
 from memattn_jax.detectors.noise_norm import norm
@@ -15,7 +16,7 @@ from memattn_jax.detectors.protocol import FirstStepDetector
 from memattn_jax.pytree import pytree
 
 
-def sharpness(curvature: Array, sigma: Array) -> Array:
+def sharpness(curvature: Float[Array, "batch probes h w channels"], sigma: Float[Array, ""]) -> Float[Array, " batch"]:
     """Score of each row.
 
     Args:

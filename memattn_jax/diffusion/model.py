@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
 
 from memattn_jax.checkpoints.fingerprint import fingerprint
 from memattn_jax.checkpoints.tokenizer import Tokenizer, Tokens
@@ -133,12 +134,12 @@ class Model:
         compute = partial(fingerprint, parts, self.scheduler_config)
         return self._fingerprints.get(pictures, parts, compute)
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Array, Tokens]:
+    def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "batch tokens channels"], Tokens]:
         """Text embeddings [batch, tokens, channels], and the token ids and lengths they come from."""
         tokens = self.tokenizer((prompts,) if isinstance(prompts, str) else prompts)
         return self.embed(tokens), tokens
 
-    def embed(self, tokens: Tokens) -> Array:
+    def embed(self, tokens: Tokens) -> Float[Array, "batch tokens channels"]:
         """Text embeddings [batch, tokens, channels] of tokenized prompts.
 
         A prompt that fills its batch, as the empty one does in guidance, is encoded once. The last ones are kept, so
@@ -153,7 +154,7 @@ class Model:
         )
         return spread(repeat_row(embedding, rows), self.mesh) if alike else embedding
 
-    def decode(self, latents: Array) -> np.ndarray:
+    def decode(self, latents: Float[Array, "batch h w channels"]) -> UInt8[np.ndarray, "batch height width 3"]:
         """Latents [batch, h, w, channels] to images, uint8 [batch, height, width, 3]."""
         return np.asarray(self.start_decoding(spread(latents, self.mesh))[0])
 
@@ -164,7 +165,9 @@ class Model:
         # rows of a mesh stay together: each device holds its own alone, and would exchange them in a loop
         return decode(self.vae, latents, rows if self.mesh is not None else max(1, DECODED_PIXELS // pixels))
 
-    def noise(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Array:
+    def noise(
+        self, seeds: Sequence[int], height: int | None = None, width: int | None = None
+    ) -> Float[Array, "batch h w channels"]:
         """The unit noise that sampling with these seeds starts from, float32 [batch, h, w, channels].
 
         Args:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from memattn_jax.errors import check_name
 from memattn_jax.pytree import as_pytree, pytree, static
@@ -151,7 +152,9 @@ def stage_of(edit: Edit) -> Stage:
     return getattr(edit, "stage", "inputs")
 
 
-def attention_logits(query: Array, keys: Array) -> Array:
+def attention_logits(
+    query: Float[Array, "batch queries heads dim"], keys: Float[Array, "batch keys heads dim"]
+) -> Float[Array, "batch heads queries keys"]:
     """q kᵀ / √d in float32, [batch, heads, queries, keys], of [batch, queries or keys, heads, head_dim]."""
     # heads before pixels: XLA's batched matrix product on a CPU is several times faster when batch axes come first
     query, keys = query.swapaxes(1, 2), keys.swapaxes(1, 2)
@@ -159,7 +162,9 @@ def attention_logits(query: Array, keys: Array) -> Array:
     return logits / math.sqrt(query.shape[-1])
 
 
-def weighted_values(probs: Array, values: Array) -> Array:
+def weighted_values(
+    probs: Float[Array, "batch heads queries keys"], values: Float[Array, "batch keys heads dim"]
+) -> Float[Array, "batch queries heads dim"]:
     """Probabilities [batch, heads, queries, keys] and values [batch, keys, heads, head_dim] to the attention's output.
 
     That is [batch, queries, heads, head_dim], in the dtype of values.
@@ -174,8 +179,12 @@ def split_rows(maps: Array, shared: int) -> Array:
 
 
 def cross_attention(
-    query: Array, keys: Array, values: Array, interceptor: Interceptor, site: str
-) -> tuple[Array, dict[str, dict[str, Any]]]:
+    query: Float[Array, "batch pixels heads dim"],
+    keys: Float[Array, "texts tokens heads dim"],
+    values: Float[Array, "texts tokens heads dim"],
+    interceptor: Interceptor,
+    site: str,
+) -> tuple[Float[Array, "batch pixels heads dim"], dict[str, dict[str, Any]]]:
     """Attention of pixels to tokens, through the seam. Softmax and taps are float32.
 
     Text that several rows share is given once. Without edits it is never repeated: XLA for CPUs in jaxlib 0.10
