@@ -271,8 +271,9 @@ def test_a_messy_log(command, model, tmp_path):
     assert [row["cut"] for row in rows] == [False, False, None, False, False, None, True, True, False]
     assert [row["row"] for row in rows if row["error"] is not None] == [2, 5]
     assert rows[4] == rows[0] | {name: rows[4][name] for name in ("row", "id", "kept_length", "source")}
-    assert errors[0] == f"note: {path}: its fields are separated by semicolons"
-    assert [line.startswith("warning: prompt cut at 77 tokens") for line in errors[1:]] == [True]
+    assert errors[0].startswith(f"note: {path}: ")
+    assert "semicolons" in errors[0]
+    assert ["cut at 77 tokens" in line for line in errors[1:]] == [True]
     assert any(line.startswith("2 prompts cut to 77 tokens") for line in printed)
     assert all(line.isprintable() for line in (*printed, *errors))
     assert any(r"\x1b[2J\u202ecat\x07" in line for line in printed)
