@@ -192,7 +192,8 @@ def test_two_thousand_prompts(model, tmp_path, monkeypatch, capsys):
     assert len(found) == 2_000
     assert all(np.isfinite(row["entropy_e"]) for row in found)
     header, *listed, last = capsys.readouterr().out.splitlines()[-52:]
-    assert header == "the 50 of 2000 prompts with the highest entropy_e:"
+    assert "entropy_e" in header
+    assert "50 of 2000" in header
     assert last.startswith("2000 prompts in ")
     highest = sorted((row["entropy_e"] for row in found), reverse=True)[:50]
     np.testing.assert_allclose([float(line.split()[1]) for line in listed], highest, atol=1e-4)
