@@ -24,6 +24,7 @@ from jax import NamedSharding
 from jax import P as Spec
 from jax.sharding import AbstractMesh
 from quick import xla_flags
+from test_extending import LargestDifference, Peak, PeakDrift
 
 from memattn_jax import Guard, InputError, StableDiffusion
 from memattn_jax.checkpoints import diffusers_folder
@@ -33,6 +34,7 @@ from memattn_jax.detectors.first_step import Inputs, NoiseLevel, Unconditional
 from memattn_jax.detectors.programs import score_first_step
 from memattn_jax.detectors.scorer import named_detectors
 from memattn_jax.diffusion import run as sampling_run
+from memattn_jax.interceptors import TokenMeans
 from memattn_jax.mitigations import AttentionMask, Mitigation
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.attention import keep_rows_together
@@ -171,10 +173,11 @@ def measure_inference(folder: str, scratch: Path) -> dict:
     settings = {"steps": 3, "site": SITE, "attribute": True}
     for text in (None, *MESHES):
         sd, reads = bytes_read(Path(folder), make_mesh(text) if text else None)
-        detection = sd.detect(PROMPTS, DETECTORS, **settings)
+        detection = sd.detect(PROMPTS, (*DETECTORS, LargestDifference(), PeakDrift()), **settings)
         scales = np.linspace(1, 1.5, len(PROMPTS))
         sample = {"seeds": range(5), "steps": 3, "guidance_scale": [7.5, 1, 3, 2, 5]}
-        run = sd.sample(PROMPTS, mitigation=Stronger(scales), **sample)
+        taps = {"tokens": TokenMeans(), "peak": Peak()}
+        run = sd.sample(PROMPTS, mitigation=Stronger(scales), taps=taps, **sample)
         kernel = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.kernel[...]
         facts[str(text)] = {
             "model": sd.fingerprint(),
@@ -186,6 +189,7 @@ def measure_inference(folder: str, scratch: Path) -> dict:
             "gradients": detection.gradients.tolist(),
             "latents": np.asarray(run.latents).tolist(),
             "tokens": np.asarray(run.tokens[SITE]).tolist(),
+            "peak": np.asarray(run.taps["peak"][SITE]).tolist(),
             "images": run.images.tolist(),
             "programs": {"first step": first_step.program(), "run": trajectory.program(), "sample": denoise.program()},
         }
@@ -259,7 +263,7 @@ def assert_same(facts: dict, mesh: str, *path: str) -> None:
 @pytest.mark.parametrize("mesh", MESHES)
 def test_scores_are_those_of_one_device(facts, mesh):
     """Five prompts, which divide among neither four devices nor eight."""
-    for name in DETECTORS:
+    for name in (*DETECTORS, "LargestDifference", "PeakDrift"):  # the last two a stranger's
         assert_same(facts, mesh, "scores", name)
     assert_same(facts, mesh, "attention")
     assert_same(facts, mesh, "gradients")
@@ -269,6 +273,7 @@ def test_scores_are_those_of_one_device(facts, mesh):
 def test_samples_are_those_of_one_device(facts, mesh):
     assert_same(facts, mesh, "latents")
     assert_same(facts, mesh, "tokens")
+    assert_same(facts, mesh, "peak")
     one, several = (np.asarray(facts[name]["images"]) for name in ("None", mesh))
     assert several.shape == (len(PROMPTS), 4, 4, 3)
     assert np.abs(one - several).max() <= 1
