@@ -455,6 +455,8 @@ def test_samples_and_detections_are_pytrees(sd, base):
         ({"guidance_scale": np.ones((2, 3))}, "guidance_scale"),
         ({"embeddings": np.ones((3, 77, 32))}, "embeddings"),
         ({"callback_steps": 0}, "callback_steps"),
+        ({"negative_prompts": []}, "negative prompts"),
+        ({"embeddings": np.ones((2, 77, 32)), "mitigation": Repeated()}, "embeddings .* prompts"),
     ],
 )
 def test_what_does_not_fit_is_named(sd, options, named):
@@ -479,3 +481,20 @@ def test_a_mitigation_knows_the_rows_that_a_guard_found(sd):
     run = sd.sample(PROMPTS, seeds=[0, 1], steps=2, guard=Guard(float(scores.mean()), mitigation=Seen()), taps=None)
     latents = np.asarray(run.latents).reshape(2, -1)
     assert (latents == 7.0).all(axis=1).tolist() == run.mitigated.tolist() == (scores > scores.mean()).tolist()
+
+
+def test_two_detectors_of_one_class_need_names(sd):
+    with pytest.raises(InputError, match="PeakDrift"):
+        sd.detect(PROMPTS, [PeakDrift(1.0), PeakDrift(2.0)], steps=STEPS)
+
+
+def test_without_guidance_a_mitigation_still_sees_the_negative_prompts(sd):
+    """Noise that follows from them is another for other ones, though no step computes their half."""
+
+    class FromNegative(Mitigation):
+        def noise(self, start):
+            return start.noise + start.negative[:, :, 0].mean(1)[:, None, None, None]
+
+    settings = {"steps": 1, "guidance_scale": 1.0, "taps": None, "mitigation": FromNegative()}
+    runs = [sd.sample(PROMPTS, negative_prompts=text, **settings).latents for text in ("", "zebra")]
+    assert np.abs(runs[0] - runs[1]).max() > 1e-4

@@ -39,7 +39,7 @@ def named_detectors(detectors: "str | Detector | Sequence[str | Detector] | Name
       options: of detectors that names stand for; each takes those that it has fields for.
 
     Raises:
-      InputError: an unknown name, or none at all.
+      InputError: an unknown name, one twice, or none at all.
     """
     if isinstance(detectors, Mapping):
         return dict(detectors)
@@ -48,12 +48,15 @@ def named_detectors(detectors: "str | Detector | Sequence[str | Detector] | Name
         raise InputError(f"no detectors; expected at least one of {', '.join(DETECTORS)}")
     named: dict[str, Detector] = {}
     for one in given:
+        name = one if isinstance(one, str) else type(one).__name__
+        if name in named:
+            raise InputError(f"two detectors are named {name}; give them as {{name: detector}}")
         if isinstance(one, str):
             check_name("detector", one, DETECTORS)
             kind = load(DETECTORS[one][1])
             named[one] = kind(**{name: options[name] for name in options_of(kind) if name in options})
         elif hasattr(one, "needs"):
-            named[type(one).__name__] = one
+            named[name] = one
         else:
             raise InputError(f"{type(one).__name__} is not a detector; see memattn_jax.detectors.protocol")
     return named

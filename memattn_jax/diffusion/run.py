@@ -83,7 +83,8 @@ def read_rows(model: Model, prompts: Sequence[str] | None, settings: Settings, c
         raise InputError(f"{len(prompts)} prompts for {batch} rows of embeddings; expected one per row, or none")
     seeds = tuple(int(seed) for seed in as_list(settings.seeds, batch, "seeds"))
     check_seeds(seeds)
-    negative = as_list(settings.negative_prompts or "", batch, "negative prompts")
+    given_negative = "" if settings.negative_prompts is None else settings.negative_prompts
+    negative = as_list(given_negative, batch, "negative prompts")
     size = (settings.height, settings.width)
     if settings.latents is None:
         noise = model.noise(seeds, *size)
@@ -119,8 +120,10 @@ def encode(model: Model, rows: Rows) -> tuple[Array, np.ndarray, np.ndarray | No
 
 def changed_prompts(rows: Rows, mitigation: Mitigation, active: Array | None) -> Rows:
     """The rows with the prompts that a mitigation puts in their place."""
-    if not overrides(mitigation, "prompts") or not rows.prompts:
+    if not overrides(mitigation, "prompts"):
         return rows
+    if rows.embeddings is not None:
+        raise InputError("embeddings are given, and the mitigation changes prompts; give prompts alone")
     new = tuple(mitigation.prompts(rows.prompts, rows.seeds))
     if len(new) != len(rows.prompts):
         raise InputError(f"{type(mitigation).__name__}.prompts returned {len(new)} prompts for {len(rows.prompts)}")
@@ -142,7 +145,8 @@ def run(
     changed = changed_prompts(rows, mitigation, active)
     context, lengths, input_ids = encode(model, changed)
     guided = needs_guidance(rows.scales, mitigation)
-    negative = model.encode(rows.negative)[0] if guided or overrides(mitigation, "embeddings") else context
+    # a mitigation may read them without guidance
+    negative = model.encode(rows.negative)[0] if guided or type(mitigation) is not Mitigation else context
     taps = settings.tap_objects()
     plan = Plan(
         unet=change_weights(mitigation, model.unet) if overrides(mitigation, "weights") else model.unet,
