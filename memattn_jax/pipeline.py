@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from memattn_jax.checkpoints.checkpoint import Source
 from memattn_jax.detectors.calls import detect
 from memattn_jax.detectors.detection import Detection
 from memattn_jax.diffusion.loading import load, save
@@ -31,21 +32,22 @@ class StableDiffusion(Model):
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+        cls, model: str | Path, dtype: str | None = None, mesh: Mesh | None = None, **source: Any
     ) -> "StableDiffusion":
-        """Loads a diffusers folder, as PyTorch's `save_pretrained` writes it, with safetensors.
+        """Loads a checkpoint: a diffusers folder, as PyTorch's `save_pretrained` writes it, or a single file.
 
         Args:
-          model: the folder, or "owner/name" on the Hugging Face hub.
+          model: the folder or file, or "owner/name" on the Hugging Face hub.
           dtype: "float32", "bfloat16" or "float16", of weights and computation; softmax, norms' statistics, the
             scheduler and everything measured stay float32. By default bfloat16 on GPUs and TPUs, float32 on CPUs.
           mesh: from `memattn_jax.sharding.placement.make_mesh`, to run on several devices.
+          **source: see `memattn_jax.checkpoints.checkpoint.Source`: vae, config, ema, prediction_type.
 
         Raises:
-          FileNotFoundError: no such folder.
+          FileNotFoundError: no such file or folder.
           InputError: another family of models, a missing part, or weights that do not fit their config.
         """
-        return cls(**load(model, default_dtype() if dtype is None else dtype, mesh))
+        return cls(**load(model, default_dtype() if dtype is None else dtype, mesh, Source(**source)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a diffusers folder that PyTorch's StableDiffusionPipeline loads, with the same bits.

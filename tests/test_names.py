@@ -9,7 +9,8 @@ import micro
 import pytest
 
 from memattn_jax import InputError, demo
-from memattn_jax.checkpoints.folder import Geometry, cross_attention_sites
+from memattn_jax.checkpoints.geometry import Geometry, cross_attention_sites
+from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.commands import detect, evaluate, finetune, generate
 from memattn_jax.errors import LIMIT, check_name
 from memattn_jax.models.abstract import abstract
@@ -105,7 +106,7 @@ def test_sites_are_known_from_the_config(change):
 
 
 def test_the_geometry_of_the_built_in_model():
-    geometry = Geometry.read(demo.MODEL)
+    geometry = Geometry.of(open_checkpoint(demo.MODEL))
     assert (geometry.scale, geometry.timesteps, len(geometry.sites)) == (4, 1000, 10)
     assert "up_blocks.0.attentions.1.transformer_blocks.0.attn2" in geometry.sites
 

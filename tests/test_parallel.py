@@ -27,7 +27,7 @@ from quick import xla_flags
 from test_extending import LargestDifference, Peak, PeakDrift
 
 from memattn_jax import Guard, InputError, StableDiffusion
-from memattn_jax.checkpoints import diffusers_folder
+from memattn_jax.checkpoints import filling
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.detectors import scorer
 from memattn_jax.detectors.first_step import Inputs, NoiseLevel, Unconditional
@@ -107,18 +107,18 @@ def measured(lowered: jax.stages.Lowered) -> dict:
 def bytes_read(folder: Path, mesh) -> tuple[StableDiffusion, dict[str, list[int]]]:
     """A model, and of each tensor what was read at a time."""
     reads = collections.defaultdict(list)
-    part_of = diffusers_folder.part_of
+    part_of = filling.part_of
 
-    def counted(file, name, index):
-        array = part_of(file, name, index)
-        reads[name].append(array.nbytes)
+    def counted(leaf, stored, index):
+        array = part_of(leaf, stored, index)
+        reads[leaf.name].append(array.nbytes)
         return array
 
-    diffusers_folder.part_of = counted
+    filling.part_of = counted
     try:
         return StableDiffusion.from_pretrained(folder, mesh=mesh), reads
     finally:
-        diffusers_folder.part_of = part_of
+        filling.part_of = part_of
 
 
 def train(sd: StableDiffusion, folder: Path) -> dict:

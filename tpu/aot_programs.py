@@ -17,12 +17,13 @@ from jax import P as Spec
 from jax.sharding import Mesh
 
 from memattn_jax import StableDiffusion, demo
-from memattn_jax.checkpoints.diffusers_folder import PARTS
-from memattn_jax.checkpoints.folder import read_json
+from memattn_jax.checkpoints.checkpoint import PARTS
+from memattn_jax.checkpoints.filling import MODELS
+from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.detectors import Scorer, scorer
 from memattn_jax.detectors.scorer import DEFAULT
-from memattn_jax.diffusion import loading, run
+from memattn_jax.diffusion import run
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
 from memattn_jax.schedulers import Schedule
@@ -31,7 +32,6 @@ from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start
 from memattn_jax.training.step import Batch, Setup, TrainState, train_step
 
-NETWORKS = tuple(PARTS)  # unet, vae, text_encoder
 PRESETS: dict[str, tuple[tuple[Config, ...], str]] = {
     # every layer of Stable Diffusion 1, each a twentieth as wide, on latents of a fourth of the size
     "tiny": (
@@ -95,16 +95,17 @@ def shape_of(array: Any) -> jax.ShapeDtypeStruct:
 
 def model(preset: str) -> StableDiffusion:
     """A preset without weights, float32; the tokenizer is the built-in model's, which gives as many tokens as any."""
-    scheduler = read_json(demo.MODEL / "scheduler" / "scheduler_config.json")
+    checkpoint = open_checkpoint(demo.MODEL)
+    scheduler = dict(checkpoint.scheduler_config)
     site = None
     if preset == "demo":
-        site = read_json(demo.MODEL / loading.OWN)["entropy_site"]
-        configs = tuple(PARTS[part][0].from_json(read_json(demo.MODEL / part / "config.json")) for part in NETWORKS)
+        site = checkpoint.entropy_site
+        configs = tuple(checkpoint.parts[name].config for name in PARTS)
         prediction = scheduler["prediction_type"]
     else:
         configs, prediction = PRESETS[preset]
     networks: dict[str, Any] = {
-        part: abstract(PARTS[part][1], config) for part, config in zip(NETWORKS, configs, strict=True)
+        name: abstract(MODELS[type(config)], config) for name, config in zip(PARTS, configs, strict=True)
     }
     tokens = networks["text_encoder"].config.max_position_embeddings
     return StableDiffusion(
@@ -121,7 +122,7 @@ def cast(sd: StableDiffusion, dtype: str) -> StableDiffusion:
     def converted(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
 
-    return replace(sd, **{part: jax.tree.map(converted, getattr(sd, part)) for part in NETWORKS})
+    return replace(sd, **{part: jax.tree.map(converted, getattr(sd, part)) for part in PARTS})
 
 
 def on_shapes(sd: StableDiffusion, call: Callable[[StableDiffusion], Any]) -> Any:
@@ -131,7 +132,7 @@ def on_shapes(sd: StableDiffusion, call: Callable[[StableDiffusion], Any]) -> An
         with jax.ensure_compile_time_eval():
             return call(replace(sd, **networks))
 
-    return jax.eval_shape(traced, {part: getattr(sd, part) for part in NETWORKS})
+    return jax.eval_shape(traced, {part: getattr(sd, part) for part in PARTS})
 
 
 def called(sd: StableDiffusion, owner: Any, name: str, call: Callable[[StableDiffusion], Any]) -> Program:

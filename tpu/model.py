@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from memattn_jax.checkpoints.diffusers_folder import PARTS
+from memattn_jax.checkpoints.checkpoint import PARTS
 from memattn_jax.checkpoints.hub import locate
 from memattn_jax.runs.store import open_filesystem
 

@@ -1,1 +1,1 @@
-"""PyTorch checkpoints to NNX modules and back. Weights are read from safetensors only, so that no code can run."""
+"""Checkpoints, in every container people hold, to NNX modules and back. Nothing that a file contains is executed."""

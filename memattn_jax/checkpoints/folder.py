@@ -1,14 +1,25 @@
-"""Checks a diffusers folder of Stable Diffusion 1.x or 2.x without reading weights or importing JAX."""
+"""A diffusers folder of Stable Diffusion 1.x or 2.x: its configs, and where the weights of its parts are.
+
+model_index.json
+unet/  vae/  text_encoder/     config.json and weights, one file or shards with an index
+tokenizer/  scheduler/
+"""
 
 import json
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memattn_jax.errors import InputError, check_name
-from memattn_jax.models.configs import UNetConfig, VAEConfig
+import numpy as np
 
-PARTS = ("unet", "vae", "text_encoder")
+from memattn_jax.checkpoints.checkpoint import PARTS, Checkpoint, Part
+from memattn_jax.checkpoints.tensors import read_tensors
+from memattn_jax.errors import InputError
+from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
+
+OWN = "memattn_jax.json"  # what detectors need to know of a model and diffusers does not
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+CONFIGS: dict[str, type[Config]] = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig}
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
@@ -55,66 +66,65 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder}: lacks {', '.join(missing)}")
 
 
-def cross_attention_sites(config: UNetConfig) -> tuple[str, ...]:
-    """Paths of the cross-attention layers in forward order, as the model that is built from a config names them."""
-    levels = range(len(config.block_out_channels))
-    layers, cross_only = config.layers, config.cross_only
-    blocks = [(kind, f"down_blocks.{i}", i, layers[i], cross_only[i]) for i, kind in enumerate(config.down_block_types)]
-    blocks.append(("CrossAttn", "mid_block", levels[-1], 1, False))
-    for position, (i, kind) in enumerate(zip(reversed(levels), config.up_block_types, strict=True)):
-        blocks.append((kind, f"up_blocks.{position}", i, layers[i] + 1, cross_only[i]))
-    return tuple(
-        f"{path}.attentions.{attention}.transformer_blocks.{layer}.{name}"
-        for kind, path, level, attentions, both in blocks
-        if kind.startswith("CrossAttn")
-        for attention in range(attentions)
-        for layer in range(config.transformer_layers[level])
-        for name in (("attn1", "attn2") if both else ("attn2",))
-    )
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of one part: a single file, shards named by an index, or the fp16 variant of either."""
+    for variant in ("", ".fp16"):
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if index.is_file():
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            if not shards:
+                raise InputError(f"{index}: lists no shards")
+            return [folder / name for name in shards]
+        single = folder / f"{stem}{variant}.safetensors"
+        if single.is_file():
+            return [single]
+    hint = ""
+    if any(folder.glob("*.bin")):
+        hint = "; its .bin files are pickles: save the model with safe_serialization=True"
+    raise InputError(f"{folder}: lacks {stem}.safetensors{hint}")
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The properties of a checkpoint that restrict options.
-
-    Attributes:
-      sites: its cross-attention layers.
-      scale: pixels per latent, along each side.
-      timesteps: number of training timesteps.
-    """
-
-    sites: tuple[str, ...]
-    scale: int
-    timesteps: int
-
-    @classmethod
-    def read(cls, folder: Path) -> "Geometry":
-        """Reads the JSON files of a folder.
-
-        Raises:
-          FileNotFoundError: no such folder.
-          InputError: not a checkpoint of Stable Diffusion 1.x or 2.x, or a config that is not supported.
-        """
-        check_folder(folder)
-        unet, vae = (folder / part / "config.json" for part in ("unet", "vae"))
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+def part_tensors(folder: Path, stem: str) -> dict[str, np.ndarray]:
+    """The tensors of one part; raises InputError if a file is missing or damaged."""
+    tensors: dict[str, np.ndarray] = {}
+    for path in weight_files(folder, stem):
         try:
-            sites = cross_attention_sites(UNetConfig.from_json(read_json(unet), str(unet)))
-            scale = VAEConfig.from_json(read_json(vae), str(vae)).scale
-            return cls(sites, scale, int(scheduler.get("num_train_timesteps", 1000)))
-        except InputError:
-            raise
-        except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
-            raise InputError(f"{folder}: cannot build a model from its configs ({error})") from None
+            tensors |= read_tensors(path).tensors
+        except FileNotFoundError:
+            raise InputError(f"{path}: missing, although the index lists it") from None
+    return tensors
 
-    def check(
-        self, *, steps: int | None, site: str | None, height: int | None = None, width: int | None = None
-    ) -> None:
-        """Raises InputError for an option that does not suit the checkpoint."""
-        if steps is not None and steps > self.timesteps:
-            raise InputError(f"--steps {steps}: at most {self.timesteps}, the number of training timesteps")
-        if site is not None:
-            check_name("cross-attention layer", site, self.sites, "--site")
-        for name, pixels in (("height", height), ("width", width)):
-            if pixels is not None and (pixels <= 0 or pixels % self.scale):
-                raise InputError(f"--{name} {pixels}: must be a positive multiple of {self.scale} pixels")
+
+def open_part(folder: Path, name: str) -> Part:
+    """One part of a folder: "unet", "vae" or "text_encoder".
+
+    Raises:
+      InputError: a config that is damaged, or of a network that is not supported.
+    """
+    path = folder / name / "config.json"
+    stored = read_json(path)
+    try:
+        config = CONFIGS[name].from_json(stored, where=str(path))
+    except InputError:
+        raise
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
+        raise InputError(f"{path}: cannot build a model from this config ({str(error).splitlines()[0]})") from None
+    return Part(str(folder / name), config, partial(part_tensors, folder / name, STEMS[name]))
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Reads the configs of a folder.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      InputError: another family of models, a missing part, or a config that is not supported.
+    """
+    check_folder(folder)
+    own = read_json(folder / OWN) if (folder / OWN).is_file() else {}
+    return Checkpoint(
+        where=str(folder),
+        parts={name: open_part(folder, name) for name in PARTS},
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        tokenizer=folder / "tokenizer",
+        entropy_site=own.get("entropy_site"),
+    )

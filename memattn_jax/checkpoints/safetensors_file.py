@@ -4,6 +4,7 @@ Source: huggingface/safetensors, README, "Format". The library of that name read
 asked for numpy; this reader maps the file instead and checks what the library checks.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -76,7 +77,7 @@ def read_safetensors(path: Path, data: np.ndarray) -> TensorFile:
         tensors[name] = np.ndarray(shape, dtype, content, start)
         ends.append((start, end))
     ends.sort()
-    if any(start < end for (_, end), (start, _) in zip(ends, ends[1:], strict=False)):
+    if any(start < end for (_, end), (start, _) in itertools.pairwise(ends)):
         damaged("tensors overlap")
     return TensorFile(tensors, metadata)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from memattn_jax.checkpoints.clip import END, clip_tokenizer
 from memattn_jax.errors import InputError, RepeatedWarning
 from memattn_jax.text import printable
 
@@ -25,30 +26,37 @@ class Tokens(NamedTuple):
     lengths: np.ndarray
 
 
+def read_tokenizer(folder: Path) -> Any:
+    """CLIPTokenizer of transformers, from a folder; raises InputError if it has none."""
+    files = {path.name for path in folder.iterdir()}
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+        raise InputError(f"{folder}: no CLIP tokenizer (expected vocab.json and merges.txt, or tokenizer.json)")
+    from transformers import CLIPTokenizer  # a second of imports that only prompts need
+
+    try:
+        clip: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise InputError(f"{folder}: no CLIP tokenizer ({str(error).splitlines()[0]})") from None
+    if clip.pad_token_id is None or clip.eos_token_id is None:
+        raise InputError(f"{folder}: the tokenizer has no padding token or no end token")
+    return clip
+
+
 class Tokenizer:
     """CLIPTokenizer of a checkpoint. The padding token is the checkpoint's: the end token in SD 1, "!" in SD 2."""
 
-    def __init__(self, folder: Path, tokens: int):
+    def __init__(self, folder: Path | None, tokens: int, pad: str = END):
         """Reads vocab.json and merges.txt, or tokenizer.json.
 
         Args:
-          folder: the checkpoint's `tokenizer`.
+          folder: the checkpoint's `tokenizer`; None is CLIP's own vocabulary.
           tokens: length of the padded sequence, the text encoder's.
+          pad: the padding token where the vocabulary is CLIP's own.
 
         Raises:
           InputError: the folder has no tokenizer.
         """
-        files = {path.name for path in folder.iterdir()}
-        if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
-            raise InputError(f"{folder}: no CLIP tokenizer (expected vocab.json and merges.txt, or tokenizer.json)")
-        from transformers import CLIPTokenizer  # a second of imports that only prompts need
-
-        try:
-            self.clip: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # the tokenizers library raises nothing narrower
-            raise InputError(f"{folder}: no CLIP tokenizer ({str(error).splitlines()[0]})") from None
-        if self.clip.pad_token_id is None or self.clip.eos_token_id is None:
-            raise InputError(f"{folder}: the tokenizer has no padding token or no end token")
+        self.clip: Any = clip_tokenizer(pad) if folder is None else read_tokenizer(folder)
         self.tokens = tokens
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:

@@ -16,7 +16,8 @@ import tyro
 
 from memattn_jax import demo
 from memattn_jax.checkpoints import hub
-from memattn_jax.checkpoints.folder import Geometry
+from memattn_jax.checkpoints.geometry import Geometry
+from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.commands.command import run_command
 from memattn_jax.commands.options import BY_DEFAULT, at_least, files
 from memattn_jax.errors import InputError
@@ -73,7 +74,7 @@ class Options:
         if self.mesh is not None:
             mesh_sizes(self.mesh)
         if self.model is None or hub.is_folder(self.model):
-            geometry = Geometry.read(Path(self.model or demo.MODEL))
+            geometry = Geometry.of(open_checkpoint(Path(self.model or demo.MODEL)))
             geometry.check(steps=None, site=None, height=self.settings.height, width=self.settings.width)
         if self.sample_every and not self.sample_prompts:
             raise InputError("--sample-every needs prompts: add --sample-prompts")

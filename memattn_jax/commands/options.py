@@ -9,7 +9,8 @@ import tyro
 
 from memattn_jax import demo
 from memattn_jax.checkpoints import hub
-from memattn_jax.checkpoints.folder import Geometry
+from memattn_jax.checkpoints.geometry import Geometry
+from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DTYPES
 from memattn_jax.runs.store import is_local
@@ -184,7 +185,7 @@ class ModelOptions:
         if self.mesh is not None:
             mesh_sizes(self.mesh)
         if self.model is None or hub.is_folder(self.model):
-            Geometry.read(Path(self.model or demo.MODEL)).check(steps=steps, site=site, **pixels)
+            Geometry.of(open_checkpoint(Path(self.model or demo.MODEL))).check(steps=steps, site=site, **pixels)
 
 
 @dataclass(frozen=True, kw_only=True)

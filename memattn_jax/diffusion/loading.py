@@ -6,48 +6,48 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from memattn_jax.checkpoints.diffusers_folder import load_part, save_part
-from memattn_jax.checkpoints.folder import MODEL_INDEX, check_folder, cross_attention_sites, read_json
+from memattn_jax.checkpoints.checkpoint import PARTS, Source
+from memattn_jax.checkpoints.diffusers_folder import save_part
+from memattn_jax.checkpoints.filling import build
+from memattn_jax.checkpoints.folder import MODEL_INDEX, OWN
+from memattn_jax.checkpoints.geometry import cross_attention_sites
 from memattn_jax.checkpoints.hub import locate
+from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.diffusion.model import Model
 from memattn_jax.errors import InputError, check_name
 
-OWN = "memattn_jax.json"  # in a checkpoint's folder: what its detectors need to know and diffusers does not
 
-
-def load(model: str | Path, dtype: str, mesh: Mesh | None) -> dict[str, Any]:
-    """The fields of a `Model`, from a diffusers folder; arguments and errors as `StableDiffusion.from_pretrained`."""
-    folder = locate(model)
-    check_folder(folder)
-    parts, problems = [], []
-    for part in ("unet", "vae", "text_encoder"):
+def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> dict[str, Any]:
+    """The fields of a `Model`, from a checkpoint; arguments and errors as `StableDiffusion.from_pretrained`."""
+    checkpoint = open_checkpoint(locate(model), source)
+    networks, problems = [], []
+    for name in PARTS:
         try:
-            parts.append(load_part(folder, part, dtype, mesh))
+            networks.append(build(checkpoint.parts[name], dtype, mesh))
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError("; ".join(dict.fromkeys(problems)))
-    unet, vae, text_encoder = parts
-    tokenizer = Tokenizer(folder / "tokenizer", text_encoder.config.max_position_embeddings)
+    unet, vae, text_encoder = networks
+    tokenizer = Tokenizer(checkpoint.tokenizer, text_encoder.config.max_position_embeddings, checkpoint.pad)
     for what, have, want in (
         ("tokens", len(tokenizer.clip), text_encoder.config.vocab_size),
         ("text channels", text_encoder.config.hidden_size, unet.config.cross_attention_dim),
         ("latent channels", vae.config.latent_channels, unet.config.in_channels),
     ):
         if have > want or (have < want and what != "tokens"):
-            raise InputError(f"{folder}: parts of different models: {have} {what}, but {want} are expected")
-    site = read_json(folder / OWN).get("entropy_site") if (folder / OWN).is_file() else None
-    if site is not None:
-        check_name("cross-attention layer", site, cross_attention_sites(unet.config))
+            raise InputError(f"{checkpoint.where}: parts of different models: {have} {what}, but {want} are expected")
+    if checkpoint.entropy_site is not None:
+        check_name("cross-attention layer", checkpoint.entropy_site, cross_attention_sites(unet.config))
     return {
         "unet": unet,
         "vae": vae,
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
-        "scheduler_config": read_json(folder / "scheduler" / "scheduler_config.json"),
+        "scheduler_config": dict(checkpoint.scheduler_config),
         "mesh": mesh,
-        "entropy_site": site,
+        "entropy_site": checkpoint.entropy_site,
     }
 
 

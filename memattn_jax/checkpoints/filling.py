@@ -1,0 +1,137 @@
+"""Fills a network with stored tensors."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array, NamedSharding
+from jax.sharding import Mesh
+
+from memattn_jax.checkpoints.checkpoint import Part
+from memattn_jax.checkpoints.mapped import forget
+from memattn_jax.checkpoints.names import Leaf, leaves, modern_name
+from memattn_jax.errors import InputError, check_name
+from memattn_jax.models.abstract import abstract
+from memattn_jax.models.attention import keep_rows_together
+from memattn_jax.models.clip_text import CLIPTextModel
+from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
+from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.registries import DTYPES
+from memattn_jax.sharding.placement import partition_spec
+from memattn_jax.text import counted
+
+READERS = 2  # threads
+STORED_DTYPES = ("float64", "float32", "float16", "bfloat16")
+MODELS: dict[type[Config], Callable[..., nnx.Module]] = {
+    UNetConfig: UNet2DConditionModel,
+    VAEConfig: AutoencoderKL,
+    CLIPTextConfig: CLIPTextModel,
+}
+Change = Callable[[str, np.ndarray], np.ndarray]
+
+
+def part_of(leaf: Leaf, stored: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of a parameter, in our layout; `index` too. Nothing else of the stored tensor is read."""
+    return leaf.from_torch(stored[tuple(index[axis] for axis in leaf.axes)])
+
+
+def read(leaf: Leaf, stored: np.ndarray, dtype: str, mesh: Mesh | None) -> Array:
+    """Reads one parameter in our layout and dtype; on a mesh, split by its partition rule.
+
+    On a mesh, each slice that a device of this process needs is read once, and no device holds more than its own.
+    """
+    if mesh is None:
+        view = part_of(leaf, stored, (slice(None),) * stored.ndim)  # transposed by JAX, as quickly as it copies
+        return jnp.asarray(jax.device_put(view, may_alias=False), dtype)
+    slices: dict[str, np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        key = str(index)  # slices have no hash before Python 3.12
+        if key not in slices:
+            slices[key] = part_of(leaf, stored, index).astype(jnp.dtype(dtype))
+        return slices[key]
+
+    shape = leaf.param.shape
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, partition_spec(leaf.name, shape, mesh)), part)
+
+
+def match(wanted: Mapping[str, Leaf], tensors: Mapping[str, np.ndarray], where: str) -> list[tuple[Leaf, np.ndarray]]:
+    """The stored tensor of each parameter; raises InputError, see `fill`."""
+    problems, missing, found = [], set(wanted), []
+    for stored_name, stored in tensors.items():
+        name = modern_name(stored_name)
+        if name is None:
+            continue
+        missing.discard(name)
+        leaf = wanted.get(name)
+        if leaf is None:
+            problems.append(f"unexpected {stored_name} {list(stored.shape)}")
+        elif stored.shape != leaf.torch_shape:
+            problems.append(f"misshapen {stored_name} {list(stored.shape)}, not {list(leaf.torch_shape)}")
+        elif stored.dtype.name not in STORED_DTYPES:
+            problems.append(f"{stored_name} is stored as {stored.dtype}; {', '.join(STORED_DTYPES)} are supported")
+        else:
+            found.append((leaf, stored))
+    problems += [f"missing {name} {list(wanted[name].torch_shape)}" for name in sorted(missing)]
+    if problems:
+        raise InputError(f"{where}: {counted(len(problems), 'tensor')} at odds with the config: {'; '.join(problems)}")
+    return found
+
+
+def fill(
+    module: nnx.Module,
+    tensors: Mapping[str, np.ndarray],
+    where: str,
+    dtype: str,
+    mesh: Mesh | None = None,
+    change: Change | None = None,
+) -> None:
+    """Fills an abstract module, in place.
+
+    Args:
+      module: its parameters are `jax.ShapeDtypeStruct`s.
+      tensors: {PyTorch's name: stored tensor}, see `checkpoint.Part`.
+      where: names the tensors' file or folder in errors.
+      dtype: "float32", "bfloat16" or "float16".
+      mesh: devices to split the weights over.
+      change: maps a parameter's name and stored tensor, both PyTorch's, to the tensor to load instead.
+
+    Raises:
+      InputError: tensors are missing, unexpected or misshapen; all of them are listed.
+    """
+
+    def load(pair: tuple[Leaf, np.ndarray]) -> None:
+        leaf, stored = pair
+        changed = stored if change is None else change(leaf.name, stored)
+        setattr(leaf.owner, leaf.attribute, nnx.Param(read(leaf, changed, dtype, mesh)))
+        forget(stored)
+
+    found = match({leaf.name: leaf for leaf in leaves(module)}, tensors, where)
+    with ThreadPoolExecutor(READERS) as readers:  # copying releases the interpreter lock
+        for _ in readers.map(load, found):
+            pass
+
+
+def build(part: Part, dtype: str, mesh: Mesh | None = None, change: Change | None = None) -> Any:
+    """One of a checkpoint's networks, its weights converted to `dtype`; arguments and errors as of `fill`.
+
+    Raises:
+      InputError: also for a config that no network can be built of.
+    """
+    check_name("dtype", dtype, DTYPES)
+    try:
+        module = abstract(MODELS[type(part.config)], part.config)
+    except InputError:
+        raise
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{part.where}: cannot build a model from this config ({reason})") from None
+    fill(module, part.tensors(), part.where, dtype, mesh, change)
+    if mesh is not None:
+        keep_rows_together(module)
+    return module
