@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from memattn_jax.checkpoints.mapped import TensorFile, map_file, refuse_page
+from memattn_jax.checkpoints.pickle_file import is_pickle, read_pickle
 from memattn_jax.checkpoints.safetensors_file import read_safetensors
 
 
@@ -14,5 +15,6 @@ def read_tensors(path: Path) -> TensorFile:
       InputError: not a container that is known, or a damaged one.
     """
     data = map_file(path)
-    refuse_page(path, data[:64].tobytes())
-    return read_safetensors(path, data)
+    start = data[:64].tobytes()
+    refuse_page(path, start)
+    return read_pickle(path, data) if is_pickle(start) else read_safetensors(path, data)
