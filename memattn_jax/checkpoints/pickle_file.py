@@ -14,7 +14,7 @@ import numpy as np
 
 from memattn_jax.checkpoints.mapped import TensorFile, map_file
 from memattn_jax.checkpoints.pickles.machine import run
-from memattn_jax.checkpoints.pickles.names import RefusedError
+from memattn_jax.checkpoints.pickles.names import Global, RefusedError
 from memattn_jax.checkpoints.pickles.tensors import DTYPES, STORAGES, Storage, is_size, is_storage
 from memattn_jax.checkpoints.pickles.zip_members import zip_members
 from memattn_jax.errors import InputError
@@ -143,7 +143,9 @@ def from_stream(data: np.ndarray) -> Any:
     start = stream.tell()
     dtypes: dict[str, np.dtype] = {}
 
-    def without_data(persistent_id: Any) -> Storage:
+    def without_data(persistent_id: Any) -> Storage | Global:
+        if persistent_id[0] == "module":  # a class, with its source code
+            return persistent_id[1]
         dtype, key, _ = storage_id(persistent_id)
         return Storage(dtypes.setdefault(key, dtype), None)
 
@@ -151,7 +153,9 @@ def from_stream(data: np.ndarray) -> Any:
     keys = run(stream, refuse)
     storages = find_storages(data, stream.tell(), {key: dtypes[key] for key in keys})
 
-    def storage(persistent_id: Any) -> Storage:
+    def storage(persistent_id: Any) -> Storage | Global:
+        if persistent_id[0] == "module":
+            return persistent_id[1]
         dtype, key, elements = storage_id(persistent_id)
         if storages[key].size != elements * dtype.itemsize:
             raise ValueError(f"storage {key[:20]!r} of {elements:,} elements is of another size")

@@ -36,4 +36,5 @@ def set_array(array: np.ndarray, version: Any, shape: Any, dtype: Any, fortran: 
         raise ValueError("a numpy array is damaged")
     if len(shape) > AXES or not all(map(is_size, shape)) or math.prod(shape) * dtype.itemsize != len(content):
         raise ValueError("a numpy array's shape does not fit its bytes")
-    array.__setstate__((1, shape, dtype, np.bool_(fortran), content))
+    state: Any = (1, shape, dtype, bool(fortran), content)
+    array.__setstate__(state)

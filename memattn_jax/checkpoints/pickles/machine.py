@@ -20,7 +20,7 @@ from memattn_jax.checkpoints.pickles.calls import call, find, set_state
 from memattn_jax.checkpoints.pickles.names import Global, Instance, RefusedError
 
 INSTRUCTIONS = 2**20  # thirty for each tensor
-WORK = 2**25  # bytes and items that calls may be given in all; a pickle can give the same ones again and again
+WORK = 2**24  # bytes and items that calls may be given in all; a pickle can give the same ones again and again
 LONG_BITS = 128
 SIZED = (str, bytes, tuple, list, dict)
 KEYS = (str, bytes, bool, type(None), Global)  # besides small integers; others nest or can be made to collide
