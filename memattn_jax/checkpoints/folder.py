@@ -96,12 +96,16 @@ def part_tensors(folder: Path, stem: str) -> dict[str, np.ndarray]:
 
 
 def open_part(folder: Path, name: str) -> Part:
-    """One part of a folder: "unet", "vae" or "text_encoder".
+    """One part, in a folder of its own.
+
+    Args:
+      folder: with config.json and weights.
+      name: "unet", "vae" or "text_encoder".
 
     Raises:
       InputError: a config that is damaged, or of a network that is not supported.
     """
-    path = folder / name / "config.json"
+    path = folder / "config.json"
     stored = read_json(path)
     try:
         config = CONFIGS[name].from_json(stored, where=str(path))
@@ -109,7 +113,7 @@ def open_part(folder: Path, name: str) -> Part:
         raise
     except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
         raise InputError(f"{path}: cannot build a model from this config ({str(error).splitlines()[0]})") from None
-    return Part(str(folder / name), config, partial(part_tensors, folder / name, STEMS[name]))
+    return Part(str(folder), config, partial(part_tensors, folder, STEMS[name]))
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -123,7 +127,7 @@ def open_folder(folder: Path) -> Checkpoint:
     own = read_json(folder / OWN) if (folder / OWN).is_file() else {}
     return Checkpoint(
         where=str(folder),
-        parts={name: open_part(folder, name) for name in PARTS},
+        parts={name: open_part(folder / name, name) for name in PARTS},
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         tokenizer=folder / "tokenizer",
         entropy_site=own.get("entropy_site"),

@@ -1,16 +1,31 @@
 """Opens a checkpoint of any kind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from memattn_jax.checkpoints.checkpoint import Checkpoint, Source
 from memattn_jax.checkpoints.folder import open_folder
+from memattn_jax.checkpoints.single_file.opening import open_single_file
+from memattn_jax.checkpoints.single_file.vae_file import open_vae
 
 
-def open_checkpoint(path: Path, source: Source = Source()) -> Checkpoint:  # noqa: B008 -- frozen
+def open_checkpoint(path: Path, source: Source | None = None) -> Checkpoint:
     """Reads what a checkpoint says of itself, and no weights; needs no JAX.
+
+    Args:
+      path: a diffusers folder, or a single file.
+      source: which of its weights to take, and what it does not say.
 
     Raises:
       FileNotFoundError: no such file or folder.
       InputError: not a checkpoint of Stable Diffusion 1.x or 2.x, or a damaged one.
     """
-    return open_folder(path)
+    source = source or Source()
+    vae = None if source.vae is None else open_vae(Path(source.vae))
+    if path.is_file():
+        return open_single_file(path, source, vae)
+    checkpoint = open_folder(path)
+    if source.prediction_type is not None:
+        scheduler = {**checkpoint.scheduler_config, "prediction_type": source.prediction_type}
+        checkpoint = replace(checkpoint, scheduler_config=scheduler)
+    return checkpoint if vae is None else replace(checkpoint, parts={**checkpoint.parts, "vae": vae})

@@ -1,0 +1,111 @@
+"""Which model a single file holds: its family, the prediction type, and what else its tensors and metadata tell."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from memattn_jax.checkpoints.single_file.renaming import Tensors
+from memattn_jax.errors import InputError
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+EMA = "model_ema."
+OTHERS = {  # start of a name: the kind of file that has it
+    "conditioner.embedders.": "Stable Diffusion XL",
+    f"{UNET}label_emb.": "Stable Diffusion XL or an unCLIP model",
+    f"{UNET}joint_blocks.": "Stable Diffusion 3",
+    f"{UNET}double_blocks.": "Flux",
+    "joint_blocks.": "Stable Diffusion 3",
+    "double_blocks.": "Flux",
+    "control_model.": "a ControlNet",
+    "lora_": "a LoRA",
+    "unet.": "a LoRA or a part of a model",
+    "emb_params": "a textual inversion embedding",
+    "down_blocks.": "one network in diffusers' layout",
+    "encoder.": "one network",
+    "text_model.": "one network",
+}
+NOT_READ = (  # kept for training, or derived from the noise schedule
+    "betas",
+    "alphas_cumprod",
+    "sqrt_",
+    "log_one_minus_alphas_cumprod",
+    "posterior_",
+    "lvlb_weights",
+    "logvar",
+    "scale_factor",
+    "model.betas",
+    "cond_stage_model.logit_scale",
+    "cond_stage_model.text_projection",
+    EMA,
+)
+SCHEDULER = {  # of Stable Diffusion, as its folders have it
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)  # of SCHEDULER
+
+
+def refuse_others(where: str, tensors: Tensors) -> None:
+    """Raises InputError for a file of another kind, naming the kind."""
+    for start, kind in OTHERS.items():
+        if any(name.startswith(start) for name in tensors):
+            raise InputError(
+                f"{where}: looks like {kind} ({start}…); a Stable Diffusion 1.x or 2.x file has {UNET}… and {VAE}…"
+            )
+
+
+def check_names(where: str, tensors: Tensors) -> None:
+    """Raises InputError for tensors whose effect is not known."""
+    known = (UNET, VAE, CLIP, OPENCLIP, *NOT_READ)
+    if unknown := [name for name in tensors if not name.startswith(known)]:
+        raise InputError(f"{where}: {len(unknown)} tensors whose effect is not known, such as {unknown[0][:60]}")
+
+
+def prediction_type(where: str, metadata: Mapping[str, Any], *, second: bool, asked: str | None) -> str:
+    """What the UNet predicts: "epsilon" or "v_prediction".
+
+    Stable Diffusion 1 predicts the noise. Stable Diffusion 2 has both kinds, with the same tensors, so that one of
+    `modelspec.prediction_type` in the metadata and `asked` is needed.
+
+    Raises:
+      InputError: neither is there, or the type is another one.
+    """
+    stated = str(metadata.get("modelspec.prediction_type", ""))
+    found = asked or {"v": "v_prediction"}.get(stated, stated) or ("" if second else "epsilon")
+    if not found:
+        raise InputError(
+            f"{where}: Stable Diffusion 2, and the file does not say what it predicts: "
+            "add --prediction-type v_prediction (768 pixels) or epsilon (512 pixels)"
+        )
+    if found not in ("epsilon", "v_prediction"):
+        raise InputError(f"{where}: prediction type {found[:40]!r}; expected epsilon or v_prediction")
+    return found
+
+
+def trained_size(metadata: Mapping[str, Any], *, velocity: bool) -> int:
+    """Width in pixels of the pictures that a model was trained on: what the metadata say, else its family's."""
+    width = str(metadata.get("modelspec.resolution", "")).partition("x")[0]
+    return int(width) if width.isdecimal() and 0 < len(width) < 5 else 768 if velocity else 512
+
+
+def scheduler_config(tensors: Tensors, prediction: str) -> dict[str, Any]:
+    """The content of scheduler_config.json: Stable Diffusion's, with the noise schedule that the file has, if any."""
+    config = SCHEDULER | {"prediction_type": prediction}
+    stored = tensors.get("alphas_cumprod")
+    if stored is None or stored.ndim != 1 or not stored.size:
+        return config
+    alphas = stored.astype(np.float64)
+    if len(alphas) == len(ALPHAS) and np.allclose(alphas, ALPHAS, rtol=1e-3, atol=1e-6):  # float32 or float16
+        return config
+    betas = 1 - alphas / np.append(1.0, alphas[:-1])
+    return config | {"num_train_timesteps": len(betas), "trained_betas": betas.tolist()}

@@ -1,0 +1,44 @@
+"""The names of a single file's text encoder in transformers.
+
+Stable Diffusion 1 stores transformers' CLIPTextModel. Stable Diffusion 2 stores OpenCLIP's text tower
+(mlfoundations/open_clip, src/open_clip/transformer.py), whose last layer is not used and whose queries, keys and values
+are one matrix.
+"""
+
+import numpy as np
+
+from memattn_jax.checkpoints.single_file.renaming import Tensors, below, numbered, renamed, under
+
+LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+NOT_READ = ("text_projection", "logit_scale", "attn_mask", "visual.")  # of OpenCLIP, for comparing with pictures
+
+
+def modern_openclip(tensors: Tensors) -> dict[str, np.ndarray]:
+    """The tensors of OpenCLIP's text tower under transformers' names, without its last layer.
+
+    Args:
+      tensors: those below "cond_stage_model.model.", without this prefix.
+    """
+    found: dict[str, np.ndarray] = {}
+    outside = {"token_embedding": "text_model.embeddings.token_embedding", "ln_final": "text_model.final_layer_norm"}
+    for name, tensor in tensors.items():
+        if name == "positional_embedding":
+            found["text_model.embeddings.position_embedding.weight"] = tensor
+        elif not name.startswith(("transformer.resblocks.", *NOT_READ)):
+            found |= renamed({name: tensor}, outside)
+    for number, layer in enumerate(numbered(below(tensors, "transformer.resblocks."))[:-1]):
+        path = f"text_model.encoder.layers.{number}"
+        for name, tensor in renamed(layer, LAYER).items():
+            if name.startswith("attn.in_proj_"):
+                leaf = name.removeprefix("attn.in_proj_")
+                for projection, third in zip("qkv", np.split(tensor, 3), strict=True):
+                    found[f"{path}.self_attn.{projection}_proj.{leaf}"] = third
+            else:
+                found |= under(path, {name: tensor})
+    return found
