@@ -13,7 +13,7 @@ from memattn_jax import demo
 from memattn_jax.commands import detect
 from memattn_jax.commands.calibrating import checked
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.options import BY_DEFAULT, names_of, one_of, some_of
+from memattn_jax.commands.options import BY_DEFAULT, CheckpointOptions, names_of, one_of, some_of
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
 from memattn_jax.runs.versions import versions
@@ -27,7 +27,7 @@ ALL_FIRST = ", ".join(FIRST_STEP)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CheckpointOptions):
     """Export first-step detectors as one file that runs without this package."""
 
     export: Literal["detector"] = "detector"
@@ -36,9 +36,6 @@ class Options:
     """File to write."""
     overwrite: bool = False
     """Replace an existing file."""
-    model: Annotated[str | None, BY_DEFAULT] = None
-    """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder with safetensors weights, or owner/name on the Hugging
-    Face Hub. Default: the built-in demo model."""
     dtype: Annotated[str | None, BY_DEFAULT, one_of(*DTYPES)] = None
     """Data type of weights and computation. Default: what detect uses on this machine."""
     detectors: Annotated[str, some_of("First-step detectors to export, separated by commas", FIRST_STEP)] = (
@@ -87,7 +84,7 @@ def check_out(path: Path, overwrite: bool) -> None:
 def detect_options(options: Options, names: tuple[str, ...]) -> detect.Options:
     """The options with which `detect` computes the same scores."""
     same = ("model", "dtype", "calibration", "seed", "probes", "steps", "site")
-    given = {name: getattr(options, name) for name in same}
+    given = {name: getattr(options, name) for name in same} | options.source
     return detect.Options(
         prompt=("",), detectors=",".join(names), explain=False, batch_size=options.batch_size, **given
     )
@@ -114,7 +111,7 @@ def metadata(
             "dtype": scorer.model.dtype,
         },
         "flops_per_prompt": artifact.flops,
-        "model": options.model or "built-in",
+        "model": options.model_name,
         "fingerprint": scorer.model.fingerprint(),
         "versions": versions(),
     }
@@ -152,7 +149,7 @@ def main(options: Options) -> None:
     export.check_serializer()
     asked = detect_options(options, names)
     given = detect.given_calibration(asked)
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=asked.model_dtype)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=asked.model_dtype, **options.source)
     scorer = detect.make_scorer(sd, asked, given)
     calibration = checked(scorer, given, asked_for=options.calibration is not None)
     joint = None if calibration is None else calibration.joint(names)

@@ -208,7 +208,9 @@ def main(options: Options) -> None:
     from memattn_jax.runs.table import ShardedTable
 
     mesh = make_mesh(options.mesh)
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.model_dtype, mesh=mesh)
+    sd = StableDiffusion.from_pretrained(
+        demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
+    )
     scorer = make_scorer(sd, options, given)
     if options.calibrate is None:
         calibration = checked(scorer, given, asked_for=options.calibration is not None)
@@ -234,7 +236,7 @@ def main(options: Options) -> None:
         process=process,
         processes=processes,
     )
-    source = {"model": options.model or "built-in", "prompts": options.prompts}
+    source = {"model": options.model_name, "prompts": options.prompts}
     table.claim(source | {"versions": versions()}, overwrite=options.overwrite)
     if options.overwrite and VERDICTS in store.names():
         store.remove(VERDICTS)

@@ -161,7 +161,8 @@ def main(options: Options) -> None:
     from memattn_jax.report.evaluation import Evaluated, unresolved, write_evaluation
     from memattn_jax.sharding.placement import make_mesh, rows_multiple
 
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, make_mesh(options.mesh))
+    mesh = make_mesh(options.mesh)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
     scorer = make_scorer(sd, options)
     if rates := unresolved(len(clean)):
         percent = ", ".join(f"{100 * rate:g} %" for rate in rates)
@@ -194,7 +195,7 @@ def main(options: Options) -> None:
             )
             bar.update()
     about: dict[str, Any] = {
-        "model": options.model or "built-in",
+        "model": options.model_name,
         "fingerprint": sd.fingerprint(),
         "settings": settings_of(scorer) | {"dtype": sd.dtype, "batch_size": size},
         "versions": versions(),

@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import tyro
 
 from memattn_jax import demo
-from memattn_jax.checkpoints import hub
-from memattn_jax.checkpoints.geometry import Geometry
-from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.options import BY_DEFAULT, at_least, files
+from memattn_jax.commands.options import BY_DEFAULT, CheckpointOptions, at_least, files
 from memattn_jax.errors import InputError
 from memattn_jax.sharding.mesh import mesh_sizes
 from memattn_jax.text import counted, printable
@@ -38,12 +35,9 @@ REFERENCE_PASSES = 8  # how often each held-out pair is scored, each time at ano
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CheckpointOptions):
     """Fine-tune Stable Diffusion on images with captions, optionally leaving out of the loss what looks memorized."""
 
-    model: Annotated[str | None, BY_DEFAULT] = None
-    """Stable Diffusion 1.x or 2.x checkpoint to start from: a diffusers folder with safetensors weights, or owner/name
-    on the Hugging Face Hub. Default: the built-in demo model."""
     data: Path
     """Training data: a folder of images with metadata.jsonl ({"file_name": …, "text": …} per line), metadata.csv or
     metadata.parquet; or a .parquet file with columns image and text. Unusable pairs are skipped and listed before
@@ -73,9 +67,7 @@ class Options:
         files(self, "data", "gate_reference")
         if self.mesh is not None:
             mesh_sizes(self.mesh)
-        if self.model is None or hub.is_folder(self.model):
-            geometry = Geometry.of(open_checkpoint(Path(self.model or demo.MODEL)))
-            geometry.check(steps=None, site=None, height=self.settings.height, width=self.settings.width)
+        self.check_checkpoint(height=self.settings.height, width=self.settings.width)
         if self.sample_every and not self.sample_prompts:
             raise InputError("--sample-every needs prompts: add --sample-prompts")
         if self.gate_reference is not None and self.settings.gate == "none":
@@ -215,11 +207,11 @@ def run(options: Options) -> None:
     checked = read_pairs(options.data)
     reference = None if options.gate_reference is None else read_pairs(options.gate_reference)
     # float32 whatever the device, and whatever training computes in: see TrainState
-    sd = StableDiffusion.from_pretrained(model, dtype="float32", mesh=mesh)
+    sd = StableDiffusion.from_pretrained(model, dtype="float32", mesh=mesh, **options.source)
     data = Data(sd, checked, settings)
     options.out.mkdir(parents=True, exist_ok=True)
     inputs = {
-        "model": options.model or "built-in",
+        "model": options.model_name,
         "data": checked.identity,
         "gate_reference": "none" if reference is None else reference.identity,
     }

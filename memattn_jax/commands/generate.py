@@ -168,7 +168,7 @@ def settings(options: Options) -> dict[str, Any]:
     names += ["mitigation", "guard"]
     made_with = mitigation(options)
     own = {} if made_with is None else {"mitigation_options": describe(made_with)}
-    return {"model": options.model or "built-in"} | {name: getattr(options, name) for name in names} | own
+    return {"model": options.model_name} | {name: getattr(options, name) for name in names} | own
 
 
 def site_of(sd: "StableDiffusion") -> dict[str, str]:
@@ -231,7 +231,9 @@ def main(options: Options) -> None:
     from memattn_jax.runs.table import ShardedTable
 
     mesh = make_mesh(options.mesh)
-    sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=options.model_dtype, mesh=mesh)
+    sd = StableDiffusion.from_pretrained(
+        demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
+    )
     runs = [replace(each, dtype=sd.dtype) for each in runs]  # the default differs between machines
     watch = guard(options, given, sd)
     carried = Carried(IMAGE_SCHEMA, options.kept, sd.tokenizer)
@@ -244,7 +246,7 @@ def main(options: Options) -> None:
         processes=processes,
         row_files="png",
     )
-    source = {"model": options.model or "built-in", "prompts": options.prompts, "versions": versions()}
+    source = {"model": options.model_name, "prompts": options.prompts, "versions": versions()}
     table.claim(source, overwrite=options.overwrite)
     if showcase:
         table.claim(source, overwrite=True)  # the showcase needs all of its images in memory

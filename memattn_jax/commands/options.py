@@ -9,6 +9,7 @@ import tyro
 
 from memattn_jax import demo
 from memattn_jax.checkpoints import hub
+from memattn_jax.checkpoints.checkpoint import Source
 from memattn_jax.checkpoints.geometry import Geometry
 from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.errors import InputError, check_name
@@ -154,14 +155,51 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class CheckpointOptions:
+    """Which model; see `memattn_jax.checkpoints.checkpoint.Source`."""
+
+    model: Annotated[str | None, BY_DEFAULT] = None
+    """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder, a single file (.safetensors, .ckpt), or owner/name on
+    the Hugging Face Hub. Default: the built-in demo model."""
+    vae: Annotated[Path | None, BY_DEFAULT] = None
+    """Autoencoder to use instead of the checkpoint's: a file, or a folder with a config.json."""
+    config: Annotated[Path | None, BY_DEFAULT] = None
+    """Diffusers folder with the configs, scheduler and tokenizer of a single file; its weights are not read. Default:
+    they are derived from the file's tensors."""
+    ema: bool = False
+    """Take the moving average of the UNet's weights, where a single file has both."""
+    prediction_type: Annotated[str | None, BY_DEFAULT, one_of("epsilon", "v_prediction")] = None
+    """What the UNet predicts. Default: what the checkpoint says."""
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The given ones of these options but the model's name, as arguments of `from_pretrained`."""
+        names = ("vae", "config", "ema", "prediction_type")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    @property
+    def model_name(self) -> str:
+        """The model's name with these options, as results record it."""
+        return " ".join([self.model or "built-in", *(f"{name}={value}" for name, value in self.source.items())])
+
+    def check_checkpoint(self, steps: int | None = None, site: str | None = None, **pixels: int | None) -> None:
+        """Raises InputError or FileNotFoundError for a model that cannot be loaded, or options that do not suit it.
+
+        A model on the Hugging Face Hub is checked after its download.
+        """
+        if self.prediction_type is not None:
+            check_name("prediction type", self.prediction_type, ("epsilon", "v_prediction"), "--prediction-type")
+        if self.model is None or hub.is_folder(self.model):
+            checkpoint = open_checkpoint(Path(self.model or demo.MODEL), Source(**self.source))
+            Geometry.of(checkpoint).check(steps=steps, site=site, **pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(CheckpointOptions):
     """Which model, on which devices."""
 
     column: str = "prompt"
     """Name of the prompt column (.csv, .tsv, .parquet) or key (.jsonl, .json); a.b is field b of column a."""
-    model: Annotated[str | None, BY_DEFAULT] = None
-    """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder with safetensors weights, or owner/name on the Hugging
-    Face Hub. Default: the built-in demo model."""
     dtype: Annotated[str | None, BY_DEFAULT, one_of(*DTYPES)] = None
     """Data type of weights and computation. Default: bfloat16 on GPUs and TPUs; float32 on CPUs and for the built-in
     model."""
@@ -176,16 +214,12 @@ class ModelOptions:
         return self.dtype or ("float32" if self.model is None else None)
 
     def check_model(self, steps: int | None, site: str | None = None, **pixels: int | None) -> None:
-        """Raises InputError or FileNotFoundError for a model that cannot be loaded, or options that do not suit it.
-
-        A model on the Hugging Face Hub is checked after its download.
-        """
+        """Raises InputError or FileNotFoundError, see `check_checkpoint`."""
         if self.dtype is not None:
             check_name("dtype", self.dtype, DTYPES, "--dtype")
         if self.mesh is not None:
             mesh_sizes(self.mesh)
-        if self.model is None or hub.is_folder(self.model):
-            Geometry.of(open_checkpoint(Path(self.model or demo.MODEL))).check(steps=steps, site=site, **pixels)
+        self.check_checkpoint(steps, site, **pixels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,10 +37,9 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
     family.refuse_others(where, tensors)
     family.check_names(where, tensors)
     openclip = not below(tensors, family.CLIP)
+    unet = moving_average(where, tensors) if source.ema else below(tensors, family.UNET)
     found = {
-        "unet": renamed_all(
-            where, moving_average(where, tensors) if source.ema else below(tensors, family.UNET), modern_unet
-        ),
+        "unet": renamed_all(where, unet, modern_unet),
         "text_encoder": modern_openclip(below(tensors, family.OPENCLIP)) if openclip else below(tensors, family.CLIP),
     }
     if vae is None:
