@@ -28,7 +28,7 @@ def load_part(folder: Path, part: str, dtype: str, mesh: Mesh | None = None) -> 
     Raises:
       InputError: an unsupported config or dtype, or weights that do not fit.
     """
-    return build(open_part(folder / part, part), dtype, mesh)
+    return build({part: open_part(folder / part, part)}, dtype, mesh)[part]
 
 
 def save_part(module: UNet2DConditionModel | AutoencoderKL | CLIPTextModel, folder: Path, part: str) -> None:

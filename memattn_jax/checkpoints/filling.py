@@ -1,7 +1,7 @@
 """Fills a network with stored tensors."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ def read(leaf: Leaf, stored: np.ndarray, dtype: str, mesh: Mesh | None) -> Array
 
 
 def match(wanted: Mapping[str, Leaf], tensors: Mapping[str, np.ndarray], where: str) -> list[tuple[Leaf, np.ndarray]]:
-    """The stored tensor of each parameter; raises InputError, see `fill`."""
+    """The stored tensor of each parameter; raises InputError, see `build`."""
     problems, missing, found = [], set(wanted), []
     for stored_name, stored in tensors.items():
         name = modern_name(stored_name)
@@ -83,55 +83,59 @@ def match(wanted: Mapping[str, Leaf], tensors: Mapping[str, np.ndarray], where: 
     return found
 
 
-def fill(
-    module: nnx.Module,
-    tensors: Mapping[str, np.ndarray],
-    where: str,
-    dtype: str,
-    mesh: Mesh | None = None,
-    change: Change | None = None,
-) -> None:
-    """Fills an abstract module, in place.
-
-    Args:
-      module: its parameters are `jax.ShapeDtypeStruct`s.
-      tensors: {PyTorch's name: stored tensor}, see `checkpoint.Part`.
-      where: names the tensors' file or folder in errors.
-      dtype: "float32", "bfloat16" or "float16".
-      mesh: devices to split the weights over.
-      change: maps a parameter's name and stored tensor, both PyTorch's, to the tensor to load instead.
-
-    Raises:
-      InputError: tensors are missing, unexpected or misshapen; all of them are listed.
-    """
-
-    def load(pair: tuple[Leaf, np.ndarray]) -> None:
-        leaf, stored = pair
-        changed = stored if change is None else change(leaf.name, stored)
-        setattr(leaf.owner, leaf.attribute, nnx.Param(read(leaf, changed, dtype, mesh)))
-        forget(stored)
-
-    found = match({leaf.name: leaf for leaf in leaves(module)}, tensors, where)
-    with ThreadPoolExecutor(READERS) as readers:  # copying releases the interpreter lock
-        for _ in readers.map(load, found):
-            pass
+def load(leaf: Leaf, stored: np.ndarray, change: Change | None, dtype: str, mesh: Mesh | None) -> None:
+    """Puts a stored tensor, or what `change` makes of it, in a parameter's place."""
+    changed = stored if change is None else change(leaf.name, stored)
+    setattr(leaf.owner, leaf.attribute, nnx.Param(read(leaf, changed, dtype, mesh)))
+    forget(stored)
 
 
-def build(part: Part, dtype: str, mesh: Mesh | None = None, change: Change | None = None) -> Any:
-    """One of a checkpoint's networks, its weights converted to `dtype`; arguments and errors as of `fill`.
-
-    Raises:
-      InputError: also for a config that no network can be built of.
-    """
-    check_name("dtype", dtype, DTYPES)
+def blank(part: Part) -> Any:
+    """The network of a part without weights; raises InputError for a config that none can be built of."""
     try:
-        module = abstract(MODELS[type(part.config)], part.config)
+        return abstract(MODELS[type(part.config)], part.config)
     except InputError:
         raise
     except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
         reason = str(error).splitlines()[0]
         raise InputError(f"{part.where}: cannot build a model from this config ({reason})") from None
-    fill(module, part.tensors(), part.where, dtype, mesh, change)
+
+
+def build(
+    parts: Mapping[str, Part], dtype: str, mesh: Mesh | None = None, changes: Mapping[str, Change] | None = None
+) -> dict[str, Any]:
+    """Networks of a checkpoint, their weights converted to `dtype`.
+
+    Args:
+      parts: what to load, by name.
+      dtype: "float32", "bfloat16" or "float16".
+      mesh: devices to split the weights over, see `memattn_jax.sharding`.
+      changes: {part's name: function that maps a parameter's name and stored tensor, both PyTorch's, to the tensor to
+        load instead}.
+
+    Raises:
+      InputError: a dtype or config that is not supported; or tensors that are missing, unexpected or misshapen, of
+        which those of all parts are listed.
+    """
+    check_name("dtype", dtype, DTYPES)
+    networks, problems = {}, []
+    with ThreadPoolExecutor(READERS) as readers:  # copying releases the interpreter lock
+        pending: list[Future[None]] = []
+        for name, part in parts.items():
+            change = (changes or {}).get(name)
+            try:
+                networks[name] = blank(part)
+                found = match({leaf.name: leaf for leaf in leaves(networks[name])}, part.tensors(), part.where)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            pending += [readers.submit(load, leaf, stored, change, dtype, mesh) for leaf, stored in found]
+        if problems:
+            readers.shutdown(cancel_futures=True)
+            raise InputError("; ".join(dict.fromkeys(problems)))
+        for copied in pending:
+            copied.result()
     if mesh is not None:
-        keep_rows_together(module)
-    return module
+        for network in networks.values():
+            keep_rows_together(network)
+    return networks

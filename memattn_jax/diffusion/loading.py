@@ -1,6 +1,7 @@
 """Loads the parts of a `Model` from a checkpoint, and saves them."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,19 @@ from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.diffusion.model import Model
 from memattn_jax.errors import InputError, check_name
+from memattn_jax.models.configs import CLIPTextConfig
 
 
 def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> dict[str, Any]:
     """The fields of a `Model`, from a checkpoint; arguments and errors as `StableDiffusion.from_pretrained`."""
     checkpoint = open_checkpoint(locate(model), source)
-    networks, problems = [], []
-    for name in PARTS:
-        try:
-            networks.append(build(checkpoint.parts[name], dtype, mesh))
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        raise InputError("; ".join(dict.fromkeys(problems)))
-    unet, vae, text_encoder = networks
-    tokenizer = Tokenizer(checkpoint.tokenizer, text_encoder.config.max_position_embeddings, checkpoint.pad)
+    text = checkpoint.parts["text_encoder"].config
+    assert isinstance(text, CLIPTextConfig)
+    with ThreadPoolExecutor(1) as aside:  # half of its time is an import
+        reading = aside.submit(Tokenizer, checkpoint.tokenizer, text.max_position_embeddings, checkpoint.pad)
+        networks = build(checkpoint.parts, dtype, mesh)
+        tokenizer = reading.result()
+    unet, vae, text_encoder = (networks[name] for name in PARTS)
     for what, have, want in (
         ("tokens", len(tokenizer.clip), text_encoder.config.vocab_size),
         ("text channels", text_encoder.config.hidden_size, unet.config.cross_attention_dim),
@@ -41,9 +40,7 @@ def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> di
     if checkpoint.entropy_site is not None:
         check_name("cross-attention layer", checkpoint.entropy_site, cross_attention_sites(unet.config))
     return {
-        "unet": unet,
-        "vae": vae,
-        "text_encoder": text_encoder,
+        **networks,
         "tokenizer": tokenizer,
         "scheduler_config": dict(checkpoint.scheduler_config),
         "mesh": mesh,
