@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from memattn_jax.checkpoints.clip import END, clip_tokenizer
-from memattn_jax.errors import InputError, RepeatedWarning
+from memattn_jax.checkpoints.tokenizer_files import read_tokenizer
+from memattn_jax.errors import RepeatedWarning
 from memattn_jax.text import printable
 
 LOST = 60  # characters of the removed text that the warning shows
@@ -24,22 +25,6 @@ class Tokens(NamedTuple):
 
     input_ids: np.ndarray
     lengths: np.ndarray
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """CLIPTokenizer of transformers, from a folder; raises InputError if it has none."""
-    files = {path.name for path in folder.iterdir()}
-    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
-        raise InputError(f"{folder}: no CLIP tokenizer (expected vocab.json and merges.txt, or tokenizer.json)")
-    from transformers import CLIPTokenizer  # a second of imports that only prompts need
-
-    try:
-        clip: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise InputError(f"{folder}: no CLIP tokenizer ({str(error).splitlines()[0]})") from None
-    if clip.pad_token_id is None or clip.eos_token_id is None:
-        raise InputError(f"{folder}: the tokenizer has no padding token or no end token")
-    return clip
 
 
 class Tokenizer:
@@ -78,6 +63,11 @@ class Tokenizer:
             message = f"prompt cut at {self.tokens} tokens, losing '{first}'{others}"
             warnings.warn(message, RepeatedWarning, stacklevel=2)
         return Tokens(input_ids, lengths)
+
+    @property
+    def size(self) -> int:
+        """Rows that the text encoder's embedding must have: one more than the largest id."""
+        return 1 + max(self.clip.get_vocab().values())
 
     def cuts(self, prompt: str) -> bool:
         """Whether a prompt is too long."""

@@ -31,7 +31,7 @@ def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> di
         tokenizer = reading.result()
     unet, vae, text_encoder = (networks[name] for name in PARTS)
     for what, have, want in (
-        ("tokens", len(tokenizer.clip), text_encoder.config.vocab_size),
+        ("tokens", tokenizer.size, text_encoder.config.vocab_size),
         ("text channels", text_encoder.config.hidden_size, unet.config.cross_attention_dim),
         ("latent channels", vae.config.latent_channels, unet.config.in_channels),
     ):
