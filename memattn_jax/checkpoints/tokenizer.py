@@ -69,6 +69,10 @@ class Tokenizer:
         """Rows that the text encoder's embedding must have: one more than the largest id."""
         return 1 + max(self.clip.get_vocab().values())
 
+    def identity(self) -> dict[str, Any]:
+        """The vocabulary and how prompts are padded, for a fingerprint."""
+        return {"vocabulary": self.clip.get_vocab(), "tokens": self.tokens, "padding": self.clip.pad_token_id}
+
     def cuts(self, prompt: str) -> bool:
         """Whether a prompt is too long."""
         return len(self.clip(prompt, verbose=False)["input_ids"]) > self.tokens

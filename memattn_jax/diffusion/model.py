@@ -131,7 +131,7 @@ class Model:
     def fingerprint(self, pictures: bool = False) -> str:
         """A hash of everything that determines scores; with `pictures`, also of the autoencoder."""
         parts = (self.unet, self.text_encoder, self.vae)[: 3 if pictures else 2]
-        compute = partial(fingerprint, parts, self.scheduler_config)
+        compute = partial(fingerprint, parts, self.scheduler_config, self.tokenizer.identity())
         return self._fingerprints.get(pictures, parts, compute)
 
     def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "batch tokens channels"], Tokens]:

@@ -27,6 +27,7 @@ class Config:
 
     class_name: ClassVar[str]  # the PyTorch class that computes the same
     missing: ClassVar[Mapping[str, Any]]  # PyTorch's values of keys that a file lacks, where ours differ
+    kept: ClassVar[tuple[str, ...]]  # fields that change nothing here, kept for PyTorch
 
     @classmethod
     def neutral(cls) -> Mapping[str, Any]:
@@ -56,6 +57,10 @@ class Config:
         frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in fields}
         return cls(**{**cls.missing, **frozen})
 
+    def computed(self) -> dict[str, Any]:
+        """What the networks' values depend on besides their weights: equal for files that say the same in two ways."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in self.kept}
+
     def to_json(self) -> dict[str, Any]:
         """The class and the fields as JSON types; keys that are not fields have PyTorch's defaults."""
         items = dataclasses.asdict(self).items()
@@ -77,6 +82,7 @@ class UNetConfig(Config):
 
     class_name = "UNet2DConditionModel"
     missing: ClassVar = {"sample_size": None, "cross_attention_dim": 1280}
+    kept = ("upcast_attention", "attention_head_dim", "num_attention_heads")
 
     sample_size: int | tuple[int, int] | None = 64
     in_channels: int = 4
@@ -96,7 +102,7 @@ class UNetConfig(Config):
     attention_head_dim: int | tuple[int, ...] = 8
     num_attention_heads: int | tuple[int, ...] | None = None
     use_linear_projection: bool = False
-    upcast_attention: bool = False  # kept for PyTorch; here the softmax is in float32 either way
+    upcast_attention: bool = False  # here the softmax is in float32 either way
 
     def __post_init__(self) -> None:
         known = {
@@ -163,6 +169,17 @@ class UNetConfig(Config):
             "timestep_post_act": (None,),
         }
 
+    def computed(self) -> dict[str, Any]:
+        """See `Config.computed`; what may be one number or one per down block is the latter."""
+        one_per_block = {
+            "heads": self.heads,
+            "layers_per_block": self.layers,
+            "transformer_layers_per_block": self.transformer_layers,
+            "only_cross_attention": self.cross_only,
+            "sample_size": None if self.sample_size is None else per_block(self.sample_size, 2),
+        }
+        return super().computed() | one_per_block
+
     @property
     def heads(self) -> tuple[int, ...]:
         """Attention heads of each down block."""
@@ -196,6 +213,7 @@ class VAEConfig(Config):
         "block_out_channels": (64,),
         "layers_per_block": 1,
     }
+    kept = ("sample_size", "force_upcast")
 
     sample_size: int | tuple[int, int] = 512
     in_channels: int = 3
@@ -210,7 +228,7 @@ class VAEConfig(Config):
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
-    force_upcast: bool = True  # kept for PyTorch, as its advice on fp16
+    force_upcast: bool = True  # its advice on fp16
 
     def __post_init__(self) -> None:
         for key, supported in (
@@ -242,6 +260,7 @@ class CLIPTextConfig(Config):
 
     class_name = "CLIPTextModel"
     missing: ClassVar = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    kept = ("projection_dim", "bos_token_id", "eos_token_id", "pad_token_id")
 
     vocab_size: int = 49408
     hidden_size: int = 768
@@ -251,7 +270,7 @@ class CLIPTextConfig(Config):
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    projection_dim: int = 512  # this and the token ids are kept for PyTorch
+    projection_dim: int = 512
     bos_token_id: int | None = 49406
     eos_token_id: int | None = 49407
     pad_token_id: int | None = 1

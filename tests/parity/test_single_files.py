@@ -85,6 +85,10 @@ def saved(request, tmp_path_factory):
         metadata=VELOCITY if second else {"format": "pt"},
     )
     pipe.save_pretrained(folder / "folder")
+    path = folder / "folder" / "scheduler" / "scheduler_config.json"
+    stored = {**json.loads(path.read_text()), "skip_prk_steps": True}  # as the files of 2022, which have no spacing
+    del stored["timestep_spacing"]
+    path.write_text(json.dumps(stored))
     return request.param, pipe, folder / "model.safetensors", folder / "folder"
 
 
@@ -121,6 +125,7 @@ def test_weights_configs_and_scheduler_are_those_of_the_folder(saved):
     assert scheduler["prediction_type"] == ("v_prediction" if family == "sd2" else "epsilon")
     assert {key: scheduler[key] for key in BETAS} == BETAS
     assert "trained_betas" not in scheduler
+    assert ours.fingerprint(pictures=True) == StableDiffusion.from_pretrained(folder).fingerprint(pictures=True)
     prompts = ["An astronaut's 2 horses,  on MARS!", "", "é 数 🙂" * 60]
     with pytest.warns(UserWarning, match="cut"):
         tokens = ours.tokenizer(prompts)
