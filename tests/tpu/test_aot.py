@@ -17,6 +17,7 @@ import micro
 import pytest
 from flax import nnx
 from jax import P as Spec
+from jax.experimental.compilation_cache import compilation_cache
 
 from memattn_jax import StableDiffusion, demo
 from memattn_jax.detectors import Scorer, scorer
@@ -24,6 +25,7 @@ from memattn_jax.diffusion import run
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig
 from memattn_jax.models.unet import UNet2DConditionModel
+from memattn_jax.settings import jax_settings
 from memattn_jax.sharding.placement import make_mesh
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import train_step
@@ -59,6 +61,15 @@ RUNS = {
 }
 
 
+@contextlib.contextmanager
+def no_programs_kept():
+    """As the script does, at a process's start; later, JAX has to be told that the setting has changed."""
+    with jax_settings(jax_enable_compilation_cache=False):
+        compilation_cache.reset_cache()
+        yield
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, tuple[int, str, dict]]:
     """Exit status, what was printed, and the JSON of each program's run.
@@ -69,13 +80,11 @@ def runs(tmp_path_factory) -> dict[str, tuple[int, str, dict]]:
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(aot_programs.PRESETS, "tiny", (SMALL, "epsilon"))
-        jax.config.update("jax_enable_compilation_cache", False)  # as the script does
         for program, options in RUNS.items():
             path, printed = folder / program, io.StringIO()
-            with contextlib.redirect_stdout(printed):
+            with contextlib.redirect_stdout(printed), no_programs_kept():
                 status = aot_check.main(["--preset", "tiny", "--program", program, *options, "--json", str(path)])
             found[program] = status, printed.getvalue(), json.loads(path.read_text())
-        jax.config.update("jax_enable_compilation_cache", True)
     return found
 
 
