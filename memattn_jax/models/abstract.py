@@ -1,7 +1,8 @@
 """Models without weights: the structure and shapes, to be filled from a checkpoint or compiled as they are."""
 
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flax import nnx
 
@@ -21,6 +22,15 @@ class NoKeys:
         """No key; see `memattn_jax.models.layers.unless_abstract`."""
 
 
+@functools.lru_cache(maxsize=16)
+def structure(model_class: Callable[..., nnx.Module], config: Config) -> tuple[Any, Any]:
+    """What `nnx.merge` makes an abstract model of; finding it out takes 0.3 to 0.7 s."""
+    return nnx.split(nnx.eval_shape(lambda: model_class(config, rngs=NoKeys())))
+
+
 def abstract(model_class: Callable[..., M], config: Config) -> M:
-    """A model whose parameters are `jax.ShapeDtypeStruct`s, float32; nothing is allocated."""
-    return nnx.eval_shape(lambda: model_class(config, rngs=NoKeys()))
+    """A model whose parameters are `jax.ShapeDtypeStruct`s, float32; nothing is allocated.
+
+    Each call returns a model of its own: filling one leaves the others as they are.
+    """
+    return nnx.merge(*structure(model_class, config), copy=True)
