@@ -170,11 +170,14 @@ class CheckpointOptions:
     """Take the moving average of the UNet's weights, where a single file has both."""
     prediction_type: Annotated[str | None, BY_DEFAULT, one_of("epsilon", "v_prediction")] = None
     """What the UNet predicts. Default: what the checkpoint says."""
+    variant: Annotated[str | None, BY_DEFAULT] = None
+    """Weights to take of a diffusers folder that has several, such as fp16 or non_ema. Default: the plain ones, else
+    fp16, bf16 or non_ema."""
 
     @property
     def source(self) -> dict[str, Any]:
         """The given ones of these options but the model's name, as arguments of `from_pretrained`."""
-        names = ("vae", "config", "ema", "prediction_type")
+        names = ("vae", "config", "ema", "prediction_type", "variant")
         return {name: value for name in names if (value := getattr(self, name))}
 
     @property
@@ -189,8 +192,9 @@ class CheckpointOptions:
         """
         if self.prediction_type is not None:
             check_name("prediction type", self.prediction_type, ("epsilon", "v_prediction"), "--prediction-type")
-        if self.model is None or hub.is_folder(self.model):
-            checkpoint = open_checkpoint(Path(self.model or demo.MODEL), Source(**self.source))
+        model, source = self.model or demo.MODEL, Source(**self.source)
+        if hub.parse(model) is None:
+            checkpoint = open_checkpoint(hub.locate(model, source), source)
             Geometry.of(checkpoint).check(steps=steps, site=site, **pixels)
 
 
