@@ -37,17 +37,16 @@ class StableDiffusion(Model):
         """Loads a checkpoint: a diffusers folder, as PyTorch's `save_pretrained` writes it, or a single file.
 
         Args:
-          model: the folder or file; or "owner/name" or "owner/name@revision" on the Hugging Face Hub, with hf:// before
-            it also "owner/name/folder" and "owner/name/file.safetensors".
+          model: the folder or file, or "owner/name" on the Hugging Face hub.
           dtype: "float32", "bfloat16" or "float16", of weights and computation; softmax, norms' statistics, the
             scheduler and everything measured stay float32. By default bfloat16 on GPUs and TPUs, float32 on CPUs.
           mesh: from `memattn_jax.sharding.placement.make_mesh`, to run on several devices.
-          **source: see `memattn_jax.checkpoints.checkpoint.Source`: vae, config, ema, prediction_type, variant,
-            subfolder, revision, token.
+          **source: see `memattn_jax.checkpoints.checkpoint.Source`: vae, config, ema, prediction_type, loras (such as
+            [("file.safetensors", 0.8)]), embeddings.
 
         Raises:
           FileNotFoundError: no such file or folder.
-          InputError: another family of models, a missing part, or weights that do not fit their config.
+          InputError: another family of models, a missing part, or weights, a LoRA or an embedding that do not fit.
         """
         return cls(**load(model, default_dtype() if dtype is None else dtype, mesh, Source(**source)))
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from memattn_jax import StableDiffusion, pipeline
-from memattn_jax.commands.options import ModelOptions
+from memattn_jax.commands.model_options import ModelOptions
 from memattn_jax.diffusion import model as networks
 from memattn_jax.sharding.placement import take_rows
 

@@ -11,15 +11,14 @@ from flax import nnx
 from jax import Array, NamedSharding
 from jax.sharding import Mesh
 
-from memattn_jax.checkpoints.checkpoint import Part
+from memattn_jax.checkpoints.checkpoint import Change, Part
 from memattn_jax.checkpoints.mapped import forget
 from memattn_jax.checkpoints.names import Leaf, leaves, modern_name
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.attention import keep_rows_together
 from memattn_jax.models.clip_text import CLIPTextModel
-from memattn_jax.models.config import Config
-from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
+from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 from memattn_jax.registries import DTYPES
@@ -33,7 +32,6 @@ MODELS: dict[type[Config], Callable[..., nnx.Module]] = {
     VAEConfig: AutoencoderKL,
     CLIPTextConfig: CLIPTextModel,
 }
-Change = Callable[[str, np.ndarray], np.ndarray]
 
 
 def part_of(leaf: Leaf, stored: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
@@ -102,17 +100,13 @@ def blank(part: Part) -> Any:
         raise InputError(f"{part.where}: cannot build a model from this config ({reason})") from None
 
 
-def build(
-    parts: Mapping[str, Part], dtype: str, mesh: Mesh | None = None, changes: Mapping[str, Change] | None = None
-) -> dict[str, Any]:
+def build(parts: Mapping[str, Part], dtype: str, mesh: Mesh | None = None) -> dict[str, Any]:
     """Networks of a checkpoint, their weights converted to `dtype`.
 
     Args:
       parts: what to load, by name.
       dtype: "float32", "bfloat16" or "float16".
       mesh: devices to split the weights over, see `memattn_jax.sharding`.
-      changes: {part's name: function that maps a parameter's name and stored tensor, both PyTorch's, to the tensor to
-        load instead}.
 
     Raises:
       InputError: a dtype or config that is not supported; or tensors that are missing, unexpected or misshapen, of
@@ -123,14 +117,13 @@ def build(
     with ThreadPoolExecutor(READERS) as readers:  # copying releases the interpreter lock
         pending: list[Future[None]] = []
         for name, part in parts.items():
-            change = (changes or {}).get(name)
             try:
                 networks[name] = blank(part)
                 found = match({leaf.name: leaf for leaf in leaves(networks[name])}, part.tensors(), part.where)
             except InputError as error:
                 problems.append(str(error))
                 continue
-            pending += [readers.submit(load, leaf, stored, change, dtype, mesh) for leaf, stored in found]
+            pending += [readers.submit(load, leaf, stored, part.change, dtype, mesh) for leaf, stored in found]
         if problems:
             readers.shutdown(cancel_futures=True)
             raise InputError("; ".join(dict.fromkeys(problems)))

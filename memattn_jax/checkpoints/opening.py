@@ -5,6 +5,7 @@ from pathlib import Path
 
 from memattn_jax.checkpoints.checkpoint import Checkpoint, Source
 from memattn_jax.checkpoints.folder import open_folder
+from memattn_jax.checkpoints.lora.merge import with_loras
 from memattn_jax.checkpoints.single_file.opening import open_single_file
 from memattn_jax.checkpoints.single_file.vae_file import open_vae
 
@@ -18,14 +19,17 @@ def open_checkpoint(path: Path, source: Source | None = None) -> Checkpoint:
 
     Raises:
       FileNotFoundError: no such file or folder.
-      InputError: not a checkpoint of Stable Diffusion 1.x or 2.x, or a damaged one.
+      InputError: not a checkpoint of Stable Diffusion 1.x or 2.x, or a damaged one; a LoRA that does not fit it.
     """
     source = source or Source()
-    vae = None if source.vae is None else open_vae(Path(source.vae).expanduser())
+    vae = None if source.vae is None else open_vae(Path(source.vae))
     if path.is_file():
-        return open_single_file(path, source, vae)
-    checkpoint = open_folder(path, source.variant)
-    if source.prediction_type is not None:
-        scheduler = {**checkpoint.scheduler_config, "prediction_type": source.prediction_type}
-        checkpoint = replace(checkpoint, scheduler_config=scheduler)
-    return checkpoint if vae is None else replace(checkpoint, parts={**checkpoint.parts, "vae": vae})
+        checkpoint = open_single_file(path, source, vae)
+    else:
+        checkpoint = open_folder(path)
+        if source.prediction_type is not None:
+            scheduler = {**checkpoint.scheduler_config, "prediction_type": source.prediction_type}
+            checkpoint = replace(checkpoint, scheduler_config=scheduler)
+        if vae is not None:
+            checkpoint = replace(checkpoint, parts={**checkpoint.parts, "vae": vae})
+    return replace(checkpoint, parts=with_loras(checkpoint.parts, source.loras)) if source.loras else checkpoint

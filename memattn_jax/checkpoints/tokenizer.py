@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from memattn_jax.checkpoints.clip import END, clip_tokenizer
 from memattn_jax.checkpoints.tokenizer_files import read_tokenizer
-from memattn_jax.errors import RepeatedWarning
+from memattn_jax.errors import InputError, RepeatedWarning
 from memattn_jax.text import printable
 
 LOST = 60  # characters of the removed text that the warning shows
@@ -25,6 +26,20 @@ class Tokens(NamedTuple):
 
     input_ids: np.ndarray
     lengths: np.ndarray
+
+
+def placeholders(clip: Any) -> dict[int, tuple[int, ...]]:
+    """{id of a token: ids of all that it stands for}, of tokens with several embeddings.
+
+    As diffusers' `maybe_convert_prompt` does it, but on ids: there, a part of another word is replaced, too.
+    """
+    added = clip.added_tokens_encoder
+    found = {}
+    for token, first in added.items():
+        others = takewhile(lambda number: number is not None, (added.get(f"{token}_{i}") for i in count(1)))
+        if len(ids := (first, *others)) > 1:
+            found[first] = ids
+    return found
 
 
 class Tokenizer:
@@ -43,6 +58,29 @@ class Tokenizer:
         """
         self.clip: Any = clip_tokenizer(pad) if folder is None else read_tokenizer(folder)
         self.tokens = tokens
+        self.placeholders = placeholders(self.clip)
+
+    def add(self, token: str, vectors: int) -> list[int]:
+        """Adds a token that stands for one or several embeddings.
+
+        Returns:
+          The ids of its embeddings, those of "token", "token_1", "token_2" and so on.
+
+        Raises:
+          InputError: one of these is a token already.
+        """
+        names = [token, *(f"{token}_{i}" for i in range(1, vectors))]
+        known = self.clip.get_vocab()
+        if clash := [name for name in (*names, f"{token}_1") if name in known]:
+            raise InputError(f"'{printable(clash[0], 40)}' is a token already; name another for this embedding")
+        self.clip.add_tokens(names)
+        self.placeholders = placeholders(self.clip)
+        return self.clip.convert_tokens_to_ids(names)
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, any number, from the begin to the end token."""
+        ids = self.clip(prompt, verbose=False)["input_ids"]
+        return [each for number in ids for each in self.placeholders.get(number, (number,))]
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Tokenizes and pads; prompts that are too long are cut, with a warning that shows what the first one lost."""
@@ -51,7 +89,7 @@ class Tokenizer:
         lengths = np.zeros(len(prompts), np.int32)
         lost: dict[str, str] = {}
         for row, prompt in enumerate(prompts):
-            ids = self.clip(prompt, verbose=False)["input_ids"]
+            ids = self.ids(prompt)
             if len(ids) > self.tokens:
                 lost[prompt] = self.clip.decode(ids[self.tokens - 1 : -1], clean_up_tokenization_spaces=False)
                 ids = [*ids[: self.tokens - 1], end]
@@ -75,7 +113,7 @@ class Tokenizer:
 
     def cuts(self, prompt: str) -> bool:
         """Whether a prompt is too long."""
-        return len(self.clip(prompt, verbose=False)["input_ids"]) > self.tokens
+        return len(self.ids(prompt)) > self.tokens
 
     def words(self, input_ids: np.ndarray) -> list[str]:
         """Each token of one row as text."""

@@ -13,7 +13,8 @@ from memattn_jax import demo
 from memattn_jax.commands import detect
 from memattn_jax.commands.calibrating import checked
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.options import BY_DEFAULT, CheckpointOptions, names_of, one_of, some_of
+from memattn_jax.commands.model_options import CheckpointOptions
+from memattn_jax.commands.options import BY_DEFAULT, names_of, one_of, some_of
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
 from memattn_jax.runs.versions import versions
@@ -84,7 +85,7 @@ def check_out(path: Path, overwrite: bool) -> None:
 def detect_options(options: Options, names: tuple[str, ...]) -> detect.Options:
     """The options with which `detect` computes the same scores."""
     same = ("model", "dtype", "calibration", "seed", "probes", "steps", "site")
-    given = {name: getattr(options, name) for name in same} | options.source
+    given = {name: getattr(options, name) for name in same} | options.given
     return detect.Options(
         prompt=("",), detectors=",".join(names), explain=False, batch_size=options.batch_size, **given
     )
@@ -150,6 +151,7 @@ def main(options: Options) -> None:
     asked = detect_options(options, names)
     given = detect.given_calibration(asked)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=asked.model_dtype, **options.source)
+    export.check_tokenizer(sd.tokenizer)
     scorer = detect.make_scorer(sd, asked, given)
     calibration = checked(scorer, given, asked_for=options.calibration is not None)
     joint = None if calibration is None else calibration.joint(names)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from memattn_jax import demo
 from memattn_jax.commands.calibrating import checked, fit, noise_seed, print_thresholds, rule_of
 from memattn_jax.commands.command import FORMAT, note, run_command
+from memattn_jax.commands.model_options import ModelOptions
 from memattn_jax.commands.options import (
     BY_DEFAULT,
-    ModelOptions,
     PromptOptions,
     RunOptions,
     at_least,
@@ -90,7 +90,7 @@ class Options(PromptOptions, RunOptions, ModelOptions):
 
     def check(self) -> None:
         """Raises InputError or OSError for invalid options, without importing JAX."""
-        self.check_prompts(needed=self.model is not None and self.calibrate is None)
+        self.check_prompts(needed=not self.built_in and self.calibrate is None)
         self.check_run()
         names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
         at_least(self, 1, "batch_size", "probes", "steps")
@@ -127,7 +127,7 @@ def given_calibration(options: Options) -> "Calibration | None":
         return None
     if options.calibration is not None:
         return load_calibration(options.calibration)
-    own = options.model is None and options.model_dtype == "float32" and not options.per_prompt_noise
+    own = options.built_in and options.model_dtype == "float32" and not options.per_prompt_noise
     return load_calibration(demo.CALIBRATION) if own else None
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from memattn_jax import demo
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.options import BY_DEFAULT, ModelOptions, at_least, files, finite, names_of, seeds, some_of
+from memattn_jax.commands.model_options import ModelOptions
+from memattn_jax.commands.options import BY_DEFAULT, at_least, files, finite, names_of, seeds, some_of
 from memattn_jax.errors import InputError
 from memattn_jax.prompts import read_prompts
 from memattn_jax.registries import DETECTORS
@@ -109,7 +110,7 @@ def make_scorer(sd: "StableDiffusion", options: Options) -> "Scorer":
     scorer = Scorer(sd, ready, options.seed, options.probes, options.steps, options.guidance_scale, options.site)
     if not unfitted:
         return scorer
-    path = options.calibration or (demo.CALIBRATION if options.model is None else None)
+    path = options.calibration or (demo.CALIBRATION if options.built_in else None)
     try:
         if path is None:
             raise InputError(

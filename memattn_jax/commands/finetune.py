@@ -16,7 +16,8 @@ import tyro
 
 from memattn_jax import demo
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.options import BY_DEFAULT, CheckpointOptions, at_least, files
+from memattn_jax.commands.model_options import CheckpointOptions
+from memattn_jax.commands.options import BY_DEFAULT, at_least, files
 from memattn_jax.errors import InputError
 from memattn_jax.sharding.mesh import mesh_sizes
 from memattn_jax.text import counted, printable

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from memattn_jax import demo
 from memattn_jax.commands.command import FORMAT, note, run_command
 from memattn_jax.commands.mitigating import describe, make_mitigation, parse_options
+from memattn_jax.commands.model_options import ModelOptions
 from memattn_jax.commands.options import (
     BY_DEFAULT,
-    ModelOptions,
     PromptOptions,
     RunOptions,
     at_least,
@@ -83,7 +83,7 @@ class Options(PromptOptions, RunOptions, ModelOptions):
 
     def check(self) -> None:
         """Raises InputError or OSError for invalid options, without importing JAX."""
-        self.check_prompts(needed=self.model is not None)
+        self.check_prompts(needed=not self.built_in)
         self.check_run()
         at_least(self, 1, "steps", "images_per_prompt", "batch_size")
         finite(self, "guidance_scale")
@@ -96,7 +96,7 @@ class Options(PromptOptions, RunOptions, ModelOptions):
 
     def check_mitigation(self) -> None:
         """Raises InputError for mitigation options without a mitigation, and for a guard without a calibration."""
-        if self.guard != "none" and self.calibration is None and self.model is not None:
+        if self.guard != "none" and self.calibration is None and not self.built_in:
             raise InputError("--guard needs --calibration FILE; create one with `detect --calibrate CLEAN_PROMPTS`")
         files(self, "calibration")
         if self.calibration is not None and self.guard == "none":
@@ -113,7 +113,7 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     @property
     def showcase(self) -> bool:
         """Whether to show what memorization is: neither a model nor prompts are given."""
-        return self.model is None and not self.has_prompts
+        return self.built_in and not self.has_prompts
 
 
 def images_of(options: Options) -> tuple[Iterator["ImageJob"], Callable[[], int] | None]:

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from memattn_jax import demo
-from memattn_jax.checkpoints import hub
-from memattn_jax.checkpoints.checkpoint import Source
-from memattn_jax.checkpoints.geometry import Geometry
-from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.errors import InputError, check_name
-from memattn_jax.registries import DTYPES
 from memattn_jax.runs.store import is_local
-from memattn_jax.sharding.mesh import mesh_sizes
 from memattn_jax.text import printable
 
 if TYPE_CHECKING:
@@ -152,78 +145,6 @@ class PromptOptions:
             raise InputError(f"--keep {printable(self.keep or '', 80)}: a column is listed twice")
         if self.kept and self.prompts is None:
             raise InputError("--keep copies columns of a prompt file: add --prompts FILE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointOptions:
-    """Which model; see `memattn_jax.checkpoints.checkpoint.Source`."""
-
-    model: Annotated[str | None, BY_DEFAULT] = None
-    """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder, a single file (.safetensors, .ckpt), or owner/name on
-    the Hugging Face Hub. Default: the built-in demo model."""
-    vae: Annotated[Path | None, BY_DEFAULT] = None
-    """Autoencoder to use instead of the checkpoint's: a file, or a folder with a config.json."""
-    config: Annotated[Path | None, BY_DEFAULT] = None
-    """Diffusers folder with the configs, scheduler and tokenizer of a single file; its weights are not read. Default:
-    they are derived from the file's tensors."""
-    ema: bool = False
-    """Take the moving average of the UNet's weights, where a single file has both."""
-    prediction_type: Annotated[str | None, BY_DEFAULT, one_of("epsilon", "v_prediction")] = None
-    """What the UNet predicts. Default: what the checkpoint says."""
-    variant: Annotated[str | None, BY_DEFAULT] = None
-    """Weights to take of a diffusers folder that has several, such as fp16 or non_ema. Default: the plain ones, else
-    fp16, bf16 or non_ema."""
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """The given ones of these options but the model's name, as arguments of `from_pretrained`."""
-        names = ("vae", "config", "ema", "prediction_type", "variant")
-        return {name: value for name in names if (value := getattr(self, name))}
-
-    @property
-    def model_name(self) -> str:
-        """The model's name with these options, as results record it."""
-        return " ".join([self.model or "built-in", *(f"{name}={value}" for name, value in self.source.items())])
-
-    def check_checkpoint(self, steps: int | None = None, site: str | None = None, **pixels: int | None) -> None:
-        """Raises InputError or FileNotFoundError for a model that cannot be loaded, or options that do not suit it.
-
-        A model on the Hugging Face Hub is checked after its download.
-        """
-        if self.prediction_type is not None:
-            check_name("prediction type", self.prediction_type, ("epsilon", "v_prediction"), "--prediction-type")
-        model, source = self.model or demo.MODEL, Source(**self.source)
-        if hub.parse(model) is None:
-            checkpoint = open_checkpoint(hub.locate(model, source), source)
-            Geometry.of(checkpoint).check(steps=steps, site=site, **pixels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions(CheckpointOptions):
-    """Which model, on which devices."""
-
-    column: str = "prompt"
-    """Name of the prompt column (.csv, .tsv, .parquet) or key (.jsonl, .json); a.b is field b of column a."""
-    dtype: Annotated[str | None, BY_DEFAULT, one_of(*DTYPES)] = None
-    """Data type of weights and computation. Default: bfloat16 on GPUs and TPUs; float32 on CPUs and for the built-in
-    model."""
-    mesh: Annotated[str | None, BY_DEFAULT] = None
-    """Device mesh, for example data=4,model=2. Default: all devices on data."""
-    overwrite: bool = False
-    """Replace existing results in the output folder."""
-
-    @property
-    def model_dtype(self) -> str | None:
-        """`dtype`, else float32 for the built-in model, as its thresholds; None depends on the device."""
-        return self.dtype or ("float32" if self.model is None else None)
-
-    def check_model(self, steps: int | None, site: str | None = None, **pixels: int | None) -> None:
-        """Raises InputError or FileNotFoundError, see `check_checkpoint`."""
-        if self.dtype is not None:
-            check_name("dtype", self.dtype, DTYPES, "--dtype")
-        if self.mesh is not None:
-            mesh_sizes(self.mesh)
-        self.check_checkpoint(steps, site, **pixels)
 
 
 @dataclass(frozen=True, kw_only=True)

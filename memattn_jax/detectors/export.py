@@ -35,6 +35,7 @@ from memattn_jax.diffusion.model import embed
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import PLATFORMS
 from memattn_jax.settings import jax_settings
+from memattn_jax.text import printable
 
 CUDNN = "__cudnn$fmhaSoftmax"  # fused attention, which the model takes on NVIDIA GPUs in half precision
 
@@ -72,6 +73,13 @@ def check_platforms(platforms: tuple[str, ...]) -> None:
         check_name("platform", platform, PLATFORMS)
     if len(set(platforms)) < len(platforms):
         raise InputError(f"platforms {','.join(platforms)}: one is listed twice")
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Raises InputError for tokens of several embeddings: transformers' tokenizer, which is exported, knows none."""
+    if tokenizer.placeholders:
+        token = tokenizer.clip.convert_ids_to_tokens(next(iter(tokenizer.placeholders)))
+        raise InputError(f"'{printable(token, 40)}' stands for several embeddings, and exported tokens for one each")
 
 
 def check_serializer() -> None:

@@ -1,0 +1,119 @@
+"""Opens a file of LoRA, or a folder of PEFT's, and groups its tensors by layer; reads no weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from memattn_jax.checkpoints.folder import read_json
+from memattn_jax.checkpoints.lora.keys import parse_key
+from memattn_jax.checkpoints.lora.kinds import LayerChange, form_of
+from memattn_jax.checkpoints.lora.scaling import METADATA, check_config, part_configs, scale_by_config
+from memattn_jax.checkpoints.tensors import read_tensors
+from memattn_jax.errors import LIMIT, InputError, listed
+from memattn_jax.text import counted, printable
+
+CONFIG = "adapter_config.json"
+IN_FOLDER = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+)
+
+
+class Place(NamedTuple):
+    """A layer as a file names it; `part` is None where the file does not say."""
+
+    part: str | None
+    layer: str
+
+
+def weights_of(path: Path) -> Path:
+    """The file with the tensors: the path itself, or of a folder the one that PEFT or diffusers writes.
+
+    Raises:
+      FileNotFoundError: no such file, or a folder without one.
+    """
+    if not path.is_dir():
+        return path
+    for name in IN_FOLDER:
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"{path}: holds no LoRA (expected {IN_FOLDER[0]} or {IN_FOLDER[2]})")
+
+
+def read_lora(path: Path) -> dict[Place, LayerChange]:
+    """The changes in a file, layer by layer; the tensors are as stored.
+
+    Raises:
+      FileNotFoundError: no such file.
+      InputError: not a LoRA, or one for another family of models; keys that are not understood, layers with half of
+        their tensors, or a config that is not supported.
+    """
+    file = weights_of(path)
+    tensors, metadata = read_tensors(file)
+    configs: dict[str, dict[str, Any]] = {}
+    if METADATA in metadata:
+        configs = part_configs(metadata[METADATA], str(file))
+    if file.name.startswith("adapter_model.") and (file.parent / CONFIG).is_file():
+        config = read_json(file.parent / CONFIG)
+        check_config(config, str(file.parent / CONFIG))
+        configs = dict.fromkeys(("", "unet", "text_encoder"), config)
+    layers, problems = group(tensors, str(file))
+    changes = {}
+    for place, roles in layers.items():
+        form = form_of(roles)
+        if form is None:
+            problems.append(f"{place.layer} has {', '.join(sorted(roles))} alone")
+            continue
+        scale = own_scale(roles, form.rank)
+        if scale is None:
+            problems.append(f"{place.layer} has an alpha that is no number")
+            continue
+        own = configs.get(place.part or "")
+        if own is not None and form.formula is not None and "weight" not in roles:
+            scale = scale_by_config(own, place.layer, str(file))
+        changes[place] = LayerChange({role: array for role, array in roles.items() if role != "alpha"}, scale)
+    if problems:
+        raise misfits(file, problems, len(layers))
+    if not changes:
+        raise InputError(f"{file}: not a LoRA, it has no tensors")
+    return changes
+
+
+def group(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[Place, dict[str, np.ndarray]], list[str]]:
+    """The tensors by layer and role, and what is wrong with keys."""
+    layers: dict[Place, dict[str, np.ndarray]] = {}
+    problems = []
+    for name, array in tensors.items():
+        key = parse_key(name, where)
+        if key is None:
+            problems.append(f"unknown key {name}")
+            continue
+        roles = layers.setdefault(Place(key.part, key.layer), {})
+        if key.role in roles:
+            problems.append(f"{name} comes twice")
+        elif key.role != "alpha" and array.dtype.kind not in "fV":  # V: bfloat16
+            problems.append(f"stored as {array.dtype}: {name}")
+        roles[key.role] = array
+    return layers, problems
+
+
+def own_scale(roles: Mapping[str, np.ndarray], rank: str | None) -> float | None:
+    """alpha / rank; 1 without an alpha or a rank; None where alpha is no number."""
+    if "alpha" not in roles or rank is None:
+        return 1.0
+    if roles["alpha"].size != 1 or not roles[rank].shape or not roles[rank].shape[0]:
+        return None
+    scale = float(roles["alpha"].reshape(())) / roles[rank].shape[0]
+    return scale if np.isfinite(scale) else None
+
+
+def misfits(file: Path, problems: list[str], layers: int) -> InputError:
+    """The error that lists problems, as many as fit in a line."""
+    text = f"{file}: {counted(len(problems), 'problem')} in {counted(layers, 'layer')}: "
+    length = max(LIMIT - len(text), 60)  # however long the path is
+    shown = [printable(problem, length - len(", …")) for problem in problems]
+    return InputError(text + listed(shown, length, shown[0]))

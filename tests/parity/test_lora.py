@@ -1,0 +1,313 @@
+"""LoRA files as PyTorch's tools write them, merged here and there."""
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import micro
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from memattn_jax import StableDiffusion
+from memattn_jax.checkpoints.checkpoint import Part
+from memattn_jax.checkpoints.lora.compvis import compvis_names
+from memattn_jax.checkpoints.lora.merge import with_loras
+from memattn_jax.checkpoints.names import leaves
+from memattn_jax.models import unet as models
+from memattn_jax.models.abstract import abstract
+from memattn_jax.models.configs import UNetConfig
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from lycoris.modules import FullModule, LoConModule, LohaModule, LokrModule, NormModule
+
+
+Weights = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def folder(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two resolutions, so that every kind of layer occurs."""
+    made = tmp_path_factory.mktemp("lora") / "model"
+    micro.write_model(made, random_model, unet=micro.TWO_RESOLUTIONS)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def any_peft(monkeypatch: pytest.MonkeyPatch):
+    """transformers asks for a release of PEFT that may not be there yet, and works with those before it."""
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.18.0")
+
+
+@pytest.fixture
+def pipe(folder: Path) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+
+
+@pytest.fixture
+def unet(folder: Path) -> UNet2DConditionModel:
+    return UNet2DConditionModel.from_pretrained(folder / "unet")
+
+
+def weights(module: torch.nn.Module) -> Weights:
+    """By the names of this package, which keep the text encoder's outermost module."""
+    found = {name: tensor.detach().clone().numpy() for name, tensor in module.state_dict().items()}
+    return {f"text_model.{name}" if name.startswith(("enc", "emb", "fin")) else name: found[name] for name in found}
+
+
+def randomize(parameters, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+
+
+def merge(base: Weights, *loras: tuple[Path, float], text: Weights | None = None) -> Weights:
+    """Merged here."""
+    own = {"unet": base, "text_encoder": text or {}}
+    parts = {name: Part(name, UNetConfig(), lambda tensors=tensors: tensors) for name, tensors in own.items()}
+    merged = {}
+    for name, part in with_loras(parts, loras).items():
+        assert part.change is not None
+        merged |= {key: part.change(key, array) for key, array in own[name].items()}
+    return merged
+
+
+def check(ours: Weights, theirs: Weights, base: Weights, changed: int) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, atol=1e-5, rtol=1e-5, err_msg=name)
+    assert sum(not np.array_equal(theirs[name], base[name]) for name in base) == changed
+
+
+def layers(unet: torch.nn.Module, kinds: tuple[type, ...]) -> Iterator[tuple[str, torch.nn.Module]]:
+    return ((name, layer) for name, layer in unet.named_modules() if isinstance(layer, kinds))
+
+
+MATRICES = (torch.nn.Linear, torch.nn.Conv2d)
+LYCORIS: dict[str, Callable] = {
+    "lora": lambda n, layer: LoConModule(n, layer, lora_dim=4, alpha=2),
+    "lora with a mid": lambda n, layer: LoConModule(n, layer, lora_dim=4, alpha=2, use_tucker=True),
+    "rank-stabilized": lambda n, layer: LoConModule(n, layer, lora_dim=4, alpha=2, rs_lora=True),
+    "dora": lambda n, layer: LoConModule(n, layer, lora_dim=4, alpha=2, weight_decompose=True),
+    "dora by input": lambda n, layer: LoConModule(n, layer, 1.0, 4, 2, weight_decompose=True, wd_on_out=False),
+    "loha": lambda n, layer: LohaModule(n, layer, lora_dim=2, alpha=1),
+    "loha tucker": lambda n, layer: LohaModule(n, layer, lora_dim=2, alpha=1, use_tucker=True),
+    "lokr": lambda n, layer: LokrModule(n, layer, lora_dim=1, alpha=3, factor=4),
+    "lokr both": lambda n, layer: LokrModule(n, layer, lora_dim=1, alpha=3, use_tucker=True, decompose_both=True),
+    "lokr full": lambda n, layer: LokrModule(n, layer, lora_dim=1, alpha=3, full_matrix=True),
+    "full": lambda n, layer: FullModule(n, layer),
+    "norm": lambda n, layer: NormModule(n, layer),
+}
+
+
+def trained(change, strength: float) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters that LyCORIS's layer computes with."""
+    layer = change.org_module[0]
+    if isinstance(change, FullModule):  # which holds the sums
+        yield from (
+            (name, (1 - strength) * own + strength * getattr(change, name)) for name, own in layer.named_parameters()
+        )
+    elif isinstance(change, NormModule | LoConModule):
+        both = zip(("weight", "bias"), change.get_merged_weight(strength), strict=True)
+        yield from ((name, value) for name, value in both if value is not None)
+    else:  # whose get_merged_weight scales twice, unlike their forward
+        yield "weight", layer.weight + strength * change.get_weight(layer.weight.shape)
+
+
+@pytest.mark.parametrize("kind", LYCORIS)
+def test_lycoris(kind: str, unet: UNet2DConditionModel, tmp_path: Path):
+    """Every layer of the UNet in each kind."""
+    base, theirs, tensors = weights(unet), weights(unet), {}
+    strength = 1.0 if "dora" in kind else 0.7
+    of_kind = (torch.nn.LayerNorm, torch.nn.GroupNorm) if kind == "norm" else MATRICES
+    changed = 0
+    for name, layer in layers(unet, of_kind):
+        flat = f"lora_unet_{name.replace('.', '_')}"
+        change = LYCORIS[kind](flat, layer)
+        randomize(change.parameters(), seed=len(tensors))
+        own = change.custom_state_dict() if kind != "norm" else change.state_dict()
+        tensors |= {f"{flat}.{key}": value.detach().clone().contiguous() for key, value in own.items()}
+        for parameter, value in trained(change, strength):
+            theirs[f"{name}.{parameter}"] = value.detach().numpy()
+            changed += 1
+    save_file(tensors, tmp_path / "x.safetensors")
+    check(merge(base, (tmp_path / "x.safetensors", strength)), theirs, base, changed)
+
+
+LAYERS = "to_q to_k to_v to_out.0 proj net.2 proj_in proj_out conv1 conv2 conv_in conv_out conv linear_1 time_emb_proj"
+EVERY_LAYER = rf"(.*\.)?({'|'.join(map(re.escape, LAYERS.split()))})"
+FEW = ["to_q", "to_out.0", "conv1", "proj_in"]
+PEFT = {
+    "lora": LoraConfig(r=4, lora_alpha=6, target_modules=EVERY_LAYER),
+    "patterns": LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=FEW,
+        rank_pattern={"mid_block.*.to_q": 2, "conv1": 3},
+        alpha_pattern={r"^down_blocks\.\d+.*conv1": 1, "to_out.0": 9},
+        use_rslora=True,
+    ),
+    "dora": LoraConfig(r=4, lora_alpha=6, target_modules=EVERY_LAYER, use_dora=True),
+    "loha": LoHaConfig(r=2, alpha=3, target_modules=FEW, use_effective_conv2d=True),
+    "lokr": LoKrConfig(r=1, alpha=3, target_modules=FEW, use_effective_conv2d=True, decompose_both=True),
+    "lokr full": LoKrConfig(r=64, alpha=3, target_modules=FEW, alpha_pattern={"to_q": 5}),
+}
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_peft_folder(kind: str, unet: UNet2DConditionModel, tmp_path: Path):
+    base = weights(unet)
+    model = get_peft_model(unet, PEFT[kind])
+    adapted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    randomize(adapted)
+    model.save_pretrained(tmp_path)
+    count = sum(1 for layer in model.modules() if hasattr(layer, "base_layer"))
+    theirs = weights(model.merge_and_unload())
+    check(merge(base, (tmp_path, 1.0)), theirs, base, count)
+
+
+@pytest.fixture
+def trained_pipe(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """With LoRA in both networks, of two ranks and an alpha of its own."""
+    pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=EVERY_LAYER, alpha_pattern={"to_q": 3}))
+    pipe.text_encoder.add_adapter(LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "out_proj", "fc1"]))
+    for number, part in enumerate((pipe.unet, pipe.text_encoder)):
+        randomize([parameter for name, parameter in part.named_parameters() if "lora_" in name], number)
+    return pipe
+
+
+def old_names(key: str) -> str:
+    """As diffusers' attention processors and text encoder were saved in 2023."""
+    key = key.replace(".to_out.0.lora", ".to_out.lora")
+    for letter in ("q", "k", "v", "out"):
+        key = key.replace(f".to_{letter}.lora_A.", f".processor.to_{letter}_lora.down.")
+        key = key.replace(f".to_{letter}.lora_B.", f".processor.to_{letter}_lora.up.")
+        key = key.replace(f"self_attn.{letter}_proj.lora_A.", f"self_attn.to_{letter}_lora.down.")
+        key = key.replace(f"self_attn.{letter}_proj.lora_B.", f"self_attn.to_{letter}_lora.up.")
+    if key.startswith("text_encoder."):
+        key = key.replace(".lora_A.", ".lora_linear_layer.down.").replace(".lora_B.", ".lora_linear_layer.up.")
+    return key.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
+
+
+def original_names(tensors: dict[str, torch.Tensor], unet: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """kohya's file with the UNet's layers named as in the original code.
+
+    Without the upsampler of a level that has no attention: diffusers takes it for attention, which it is in SDXL.
+    """
+    tensors = {key: tensor for key, tensor in tensors.items() if "upsamplers" not in key}
+    flat = {
+        name.replace(".", "_"): other.replace(".", "_")
+        for name, other in compvis_names(list(dict(unet.named_modules()))).items()
+    }
+    found = {}
+    for key, tensor in convert_state_dict_to_kohya(tensors).items():
+        layer, _, rest = key.removeprefix("lora_unet_").partition(".")
+        found[f"lora_unet_{flat[layer]}.{rest}" if layer in flat else key] = tensor
+    return found
+
+
+STYLES: dict[str, Callable] = {
+    "diffusers": lambda tensors, unet: tensors,
+    "kohya": lambda tensors, unet: convert_state_dict_to_kohya(tensors),
+    "kohya, other alphas": lambda tensors, unet: {
+        key: 2 * tensor if key.endswith("alpha") else tensor
+        for key, tensor in convert_state_dict_to_kohya(tensors).items()
+    },
+    "original": original_names,
+    "old": lambda tensors, unet: {old_names(key): tensor for key, tensor in tensors.items()},
+}
+
+
+def write_lora(style: str, pipe: StableDiffusionPipeline, folder: Path, **metadata: dict) -> Path:
+    """The pipeline's LoRA with one style of keys."""
+    unet, text = map(get_peft_model_state_dict, (pipe.unet, pipe.text_encoder))
+    if style == "diffusers":
+        text = convert_state_dict_to_diffusers(text)
+    pipe.save_lora_weights(folder, unet, text, **metadata)
+    file = folder / "pytorch_lora_weights.safetensors"
+    if style != "diffusers":
+        tensors = STYLES[style](load_file(file), pipe.unet)
+        save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, file)
+    return file
+
+
+def check_pipeline(file: Path, plain: StableDiffusionPipeline, scale: float = 0.7) -> None:
+    """Merged here and by diffusers."""
+    base, text = weights(plain.unet), weights(plain.text_encoder)
+    ours = merge(base, (file, scale), text=text)
+    plain.load_lora_weights(file.parent, weight_name=file.name, unet_config=plain.unet.config)
+    plain.fuse_lora(lora_scale=scale)
+    plain.unload_lora_weights()
+    theirs = weights(plain.unet) | weights(plain.text_encoder)
+    changed = sum(key.endswith(("down.weight", "lora_A.weight")) for key in load_file(file))
+    check(ours, theirs, base | text, changed)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_styles_of_keys(style: str, trained_pipe: StableDiffusionPipeline, folder: Path, tmp_path: Path):
+    file = write_lora(style, trained_pipe, tmp_path)
+    check_pipeline(file, StableDiffusionPipeline.from_pretrained(folder, safety_checker=None))
+
+
+def test_metadata_of_diffusers(trained_pipe: StableDiffusionPipeline, folder: Path, tmp_path: Path):
+    """Which alone holds the alphas then."""
+    configs = {
+        f"{part}_lora_adapter_metadata": getattr(trained_pipe, part).peft_config["default"].to_dict()
+        for part in ("unet", "text_encoder")
+    }
+    file = write_lora("diffusers", trained_pipe, tmp_path, **configs)
+    check_pipeline(file, StableDiffusionPipeline.from_pretrained(folder, safety_checker=None))
+
+
+@pytest.mark.parametrize(
+    "config", [UNetConfig(), dataclasses.replace(micro.TWO_RESOLUTIONS, layers_per_block=3)], ids=["sd1", "small"]
+)
+def test_original_names(config: UNetConfig):
+    """As diffusers converts them from a checkpoint."""
+    names = [leaf.name for leaf in leaves(abstract(models.UNet2DConditionModel, config))]
+    paths = {name.rpartition(".")[0] for name in names}
+    original = compvis_names(paths)
+    assert original.keys() == paths
+    checkpoint = {}
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        checkpoint[f"model.diffusion_model.{original[path]}.{leaf}"] = name
+    assert len(checkpoint) == len(names)
+    converted = convert_ldm_unet_checkpoint(
+        checkpoint, {"layers_per_block": config.layers_per_block, "class_embed_type": None}
+    )
+    assert converted == {name: name for name in names}
+
+
+@pytest.mark.filterwarnings("ignore:Already found a:UserWarning")
+def test_outputs(trained_pipe: StableDiffusionPipeline, folder: Path, tmp_path: Path):
+    """Both networks with two files of different strengths, one of them negative."""
+    files = [write_lora(style, trained_pipe, tmp_path / style) for style in ("diffusers", "kohya, other alphas")]
+    chosen = list(zip(files, (0.6, -0.2), strict=True))
+    sd = StableDiffusion.from_pretrained(folder, loras=chosen)
+    assert sd.fingerprint() != StableDiffusion.from_pretrained(folder, loras=chosen[:1]).fingerprint()
+    plain = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    for name, (file, _) in zip("ab", chosen, strict=True):
+        plain.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+    plain.set_adapters(["a", "b"], [strength for _, strength in chosen])
+    ids = sd.tokenizer(["the a on"]).input_ids
+    context = np.asarray(sd.embed(sd.tokenizer(["the a on"])))
+    latents = np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype(np.float32)
+    ours, _ = jax.jit(lambda unet: unet(latents, jnp.int32(7), context))(sd.unet)
+    with torch.no_grad():
+        theirs = plain.text_encoder(torch.from_numpy(ids).long())[0]
+        np.testing.assert_allclose(context, theirs.numpy(), atol=1e-4)
+        theirs = plain.unet(torch.from_numpy(latents.transpose(0, 3, 1, 2)), 7, theirs).sample
+    np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-4)

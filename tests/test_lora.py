@@ -1,0 +1,207 @@
+"""LoRA files that are wrong, or for another model; the options that name them."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from memattn_jax import StableDiffusion
+from memattn_jax.checkpoints.lora.files import read_lora
+from memattn_jax.checkpoints.lora.scaling import scale_by_config
+from memattn_jax.commands import convert, detect, finetune, generate
+from memattn_jax.commands.model_options import CheckpointOptions
+from memattn_jax.errors import LIMIT, InputError
+
+QUERY = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
+KEY = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+SIZE, TEXT = 16, 32  # channels of the micro model's only level, and of its text
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def pair(layer: str = f"lora_unet_{QUERY}", rank: int = 2, into: int = SIZE, out: int = SIZE) -> dict[str, np.ndarray]:
+    return {f"{layer}.lora_down.weight": ones(rank, into), f"{layer}.lora_up.weight": ones(out, rank)}
+
+
+WRONG: dict[str, tuple[dict[str, np.ndarray], str]] = {
+    "no layer": (pair("lora_unet_down_blocks_7_attentions_0_proj_in"), "no layer down_blocks_7_attentions_0_proj_in"),
+    "no key": (pair() | {"lora_unet_x.lora_sideways.weight": ones(2)}, "unknown key lora_unet_x.lora_sideways.weight"),
+    "half": ({f"lora_unet_{QUERY}.lora_down.weight": ones(2, 16)}, f"{QUERY} has down alone"),
+    "alpha alone": (pair() | {f"lora_unet_{KEY}.alpha": ones()}, f"{KEY} has alpha alone"),
+    "two kinds": (pair() | {f"lora_unet_{QUERY}.diff": ones(16, 16)}, f"{QUERY} has down, up, weight alone"),
+    "two norms": (
+        pair() | {f"lora_unet_{QUERY}.{role}": ones(16, 1) for role in ("dora_scale", "lora_magnitude_vector")},
+        "dora_scale, down",
+    ),
+    "a norm of nothing": (pair() | {f"lora_unet_{KEY}.dora_scale": ones(16, 1)}, f"{KEY} has dora_scale alone"),
+    "ranks": (pair() | {f"lora_unet_{QUERY}.lora_up.weight": ones(16, 3)}, "do not go together"),
+    "scalars": (pair() | {f"lora_unet_{QUERY}.lora_up.weight": ones()}, "do not go together"),
+    "transposed": (pair(f"lora_unet_{KEY}", into=16, out=32), r"changes \[32, 16\], not \[16, 32\]"),
+    "norms": (pair() | {f"lora_unet_{QUERY}.dora_scale": ones(5, 1)}, "dora_scale"),
+    "one norm": (pair() | {f"lora_unet_{QUERY}.lora_magnitude_vector": ones(1)}, "magnitude"),
+    "no bias": (pair() | {f"lora_unet_{QUERY}.diff_b": ones(16)}, "changes a bias"),
+    "alpha": (pair() | {f"lora_unet_{QUERY}.alpha": np.float32([np.nan])}, "alpha"),
+    "alphas": (pair() | {f"lora_unet_{QUERY}.alpha": ones(2)}, "alpha"),
+    "no rank": (pair(rank=0) | {f"lora_unet_{QUERY}.alpha": ones()}, "alpha"),
+    "integers": ({name: array.astype(np.int32) for name, array in pair().items()}, "stored as int32"),
+    "twice": (pair() | pair(f"unet.{QUERY.replace('_', '.', 0)}"), "comes twice"),
+    "huge": (
+        {f"lora_unet_{QUERY}.lokr_w1": ones(30000, 1), f"lora_unet_{QUERY}.lokr_w2": ones(1, 30000)},
+        r"changes \[30000, 30000\]",
+    ),
+    "nothing": ({}, "no tensors"),
+    "SD 2": (pair(f"lora_unet_{KEY}", into=1024), "Stable Diffusion 2.x: 1024 text channels, not 32"),
+    "SDXL's UNet": (pair("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"), "was made for SDXL"),
+    "SDXL": (pair() | pair("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "several text encoders"),
+    "Flux": (pair("lora_unet_double_blocks_0_img_attn_proj"), "Flux"),
+    "SD 3": (pair("transformer.transformer_blocks.0.attn.to_q"), "SD 3"),
+    "OFT": ({f"lora_unet_{QUERY}.oft_blocks": ones(2, 8, 8)}, "OFT"),
+    "IA3": ({f"lora_unet_{QUERY}.on_input": ones()}, "IA"),
+    "GLoRA": ({f"lora_unet_{QUERY}.a1.weight": ones(2, 2)}, "GLoRA"),
+    "bundled": (pair() | {"bundle_emb.x.string_to_param.*": ones(2, 32)}, "bundles"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_files(what: str, model: Path, tmp_path: Path):
+    """One line that names the file and the layer, before any weights of the model are read."""
+    tensors, message = WRONG[what]
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=message) as caught:
+        StableDiffusion.from_pretrained(model, loras=[path])
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) <= LIMIT + len(str(path))
+
+
+def test_all_problems_are_counted(model: Path, tmp_path: Path):
+    tensors: dict[str, np.ndarray] = {}
+    for i in range(40):
+        tensors |= pair(f"lora_unet_layer_{i}")
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="40 problems in 40 layers"):
+        StableDiffusion.from_pretrained(model, loras=[tmp_path / "x.safetensors"])
+
+
+def test_strengths(model: Path, tmp_path: Path):
+    """Of 1 by default; 0 changes nothing, and twice half is once."""
+    path = tmp_path / "x.safetensors"
+    save_file(pair(), path)
+    plain, once, halves, none = (
+        StableDiffusion.from_pretrained(model, loras=loras).unet.down_blocks[0].attentions[0]
+        for loras in ([], [path], [(path, 0.5), (str(path), 0.5)], [(path, 0)])
+    )
+    before, after = (np.asarray(each.transformer_blocks[0].attn2.to_q.kernel) for each in (plain, once))
+    np.testing.assert_allclose(after, before + 2, rtol=1e-6)
+    np.testing.assert_array_equal(none.transformer_blocks[0].attn2.to_q.kernel, before)
+    np.testing.assert_allclose(halves.transformer_blocks[0].attn2.to_q.kernel, after, rtol=1e-6)
+    with pytest.raises(InputError, match="strength nan"):
+        StableDiffusion.from_pretrained(model, loras=[(path, float("nan"))])
+
+
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "BOFT"}, "BOFT"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["conv_in"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
+        ({"lora_alpha": "x"}, "no scale"),
+        ({"r": 0}, "no scale"),
+        ({"r": None}, "no scale"),
+        ({"alpha_pattern": [1]}, "no scale"),
+        ({"alpha_pattern": {"(a+)+$": 1}}, "too complex"),
+        ({"alpha_pattern": {".*.*.*.*.*x": 1}}, "too complex"),
+        ({"alpha_pattern": {"to_(q": 1}}, "no regular expression"),
+        ({"lora_alpha": float("inf")}, "not finite"),
+    ],
+)
+def test_wrong_configs(change: dict, message: str, tmp_path: Path):
+    save_file(pair("base_model.model.down_blocks.0.to_q"), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | change))
+    start = time.monotonic()
+    with pytest.raises(InputError, match=message):
+        read_lora(tmp_path)
+    assert time.monotonic() - start < 1
+
+
+def test_patterns_of_scales():
+    """The first that matches a path or its end."""
+    config = CONFIG | {"alpha_pattern": {"mid.*to_q": 1, "to_q": 8}, "rank_pattern": {"^down.*": 4}}
+    scales = [scale_by_config(config, layer, "") for layer in ("mid.0.to_q", "down.to_q", "up.to_k")]
+    assert scales == [1 / 2, 8 / 4, 4 / 2]
+
+
+def test_metadata_that_is_no_json(tmp_path: Path):
+    save_file(pair(), tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": "[1]"})
+    with pytest.raises(InputError, match="lora_adapter_metadata"):
+        read_lora(tmp_path / "x.safetensors")
+
+
+def test_folders_without_a_lora(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="holds no LoRA"):
+        read_lora(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"x\.safetensors"):
+        read_lora(tmp_path / "x.safetensors")
+
+
+def test_options(tmp_path: Path):
+    """FILE:VALUE splits at the last colon, unless the file's own name has one."""
+    for name in ("a.safetensors", "b:2", "c:0.5"):
+        (tmp_path / name).touch()
+    options = CheckpointOptions(
+        lora=(f"{tmp_path}/a.safetensors", f"{tmp_path}/b:2:0.5", f"{tmp_path}/c:0.5"),
+        embedding=(f"{tmp_path}/a.safetensors:<cat>", f"{tmp_path}/b:2"),
+    )
+    assert options.source["loras"] == [
+        (tmp_path / "a.safetensors", 1.0),
+        (tmp_path / "b:2", 0.5),
+        (tmp_path / "c:0.5", 1.0),
+    ]
+    assert options.source["embeddings"] == [(tmp_path / "a.safetensors", "<cat>"), (tmp_path / "b:2", None)]
+    assert options.model_name.startswith(f"built-in lora={tmp_path}/a.safetensors lora=")
+    assert not options.built_in
+
+
+@pytest.mark.parametrize("text", ["missing", "missing:0.5", "a:x", "a:nan"])
+def test_wrong_options(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a").touch()
+    with pytest.raises(InputError, match="--lora"):
+        CheckpointOptions(lora=(text,)).check_checkpoint()
+
+
+def test_files_are_checked_with_the_options(model: Path, tmp_path: Path):
+    """Before a model is loaded, by every command."""
+    path = tmp_path / "x.safetensors"
+    save_file({}, path)
+    given = {"model": str(model), "lora": (str(path),)}
+    commands = (
+        generate.Options(prompt=("a",), **given),  # type: ignore[arg-type]
+        detect.Options(prompt=("a",), **given),  # type: ignore[arg-type]
+        convert.Options(out=tmp_path / "x.zip", **given),  # type: ignore[arg-type]
+        finetune.Options(data=tmp_path, **given),  # type: ignore[arg-type]
+    )
+    for options in commands:
+        with pytest.raises(InputError, match=r"x\.safetensors: not a LoRA"):
+            options.check()
+    with pytest.raises(InputError, match=r"x\.safetensors: not a textual inversion"):
+        detect.Options(prompt=("a",), model=str(model), embedding=(str(path),)).check()
+
+
+def test_changed_built_in_model_needs_prompts(tmp_path: Path):
+    """Its calibration and its demonstrations are those of the unchanged one."""
+    save_file(pair(), tmp_path / "x.safetensors")
+    given = (f"{tmp_path}/x.safetensors",)
+    for options in (generate.Options(lora=given), detect.Options(lora=given)):
+        with pytest.raises(InputError, match="no prompts"):
+            options.check()
+    assert detect.given_calibration(detect.Options(prompt=("a",), lora=given)) is None
