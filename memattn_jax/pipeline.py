@@ -37,12 +37,13 @@ class StableDiffusion(Model):
         """Loads a checkpoint: a diffusers folder, as PyTorch's `save_pretrained` writes it, or a single file.
 
         Args:
-          model: the folder or file, or "owner/name" on the Hugging Face hub.
+          model: the folder or file; or "owner/name" or "owner/name@revision" on the Hugging Face Hub, with hf:// before
+            it also "owner/name/folder" and "owner/name/file.safetensors".
           dtype: "float32", "bfloat16" or "float16", of weights and computation; softmax, norms' statistics, the
             scheduler and everything measured stay float32. By default bfloat16 on GPUs and TPUs, float32 on CPUs.
           mesh: from `memattn_jax.sharding.placement.make_mesh`, to run on several devices.
-          **source: see `memattn_jax.checkpoints.checkpoint.Source`: vae, config, ema, prediction_type, loras (such as
-            [("file.safetensors", 0.8)]), embeddings.
+          **source: see `memattn_jax.checkpoints.checkpoint.Source`: vae, config, ema, prediction_type, variant,
+            subfolder, revision, token, loras (such as [("file.safetensors", 0.8)]), embeddings.
 
         Raises:
           FileNotFoundError: no such file or folder.

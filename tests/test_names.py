@@ -99,9 +99,12 @@ for verb, lines in {WRONG!r}.items():
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [{}, {"only_cross_attention": (True, False)}, {"transformer_layers_per_block": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"only_cross_attention": (True, False)}, {"transformer_layers_per_block": 2}, {"mid_block_type": None}],
+)
 def test_sites_are_known_from_the_config(change):
-    config = dataclasses.replace(micro.UNET, **change)
+    config = dataclasses.replace(micro.TWO_RESOLUTIONS, **change)
     assert cross_attention_sites(config) == abstract(UNet2DConditionModel, config).sites
 
 

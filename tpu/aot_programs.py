@@ -25,7 +25,8 @@ from memattn_jax.detectors import Scorer, scorer
 from memattn_jax.detectors.scorer import DEFAULT
 from memattn_jax.diffusion import run
 from memattn_jax.models.abstract import abstract
-from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
+from memattn_jax.models.config import Config
+from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 from memattn_jax.schedulers import Schedule
 from memattn_jax.training.loop import pinned_step
 from memattn_jax.training.settings import TrainSettings

@@ -1,13 +1,13 @@
 """What a checkpoint holds, whatever container it came in, before any weights are read."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memattn_jax.models.configs import Config
+from memattn_jax.models.config import Config
 
 Change = Callable[[str, np.ndarray], np.ndarray]  # a parameter's name and stored tensor, PyTorch's, to another tensor
 PARTS = ("unet", "vae", "text_encoder")
@@ -21,12 +21,14 @@ class Part:
       where: names it in errors, a file or folder.
       config: its geometry.
       tensors: finds its tensors, {PyTorch's name: view of a mapped file}; raises InputError for damaged files.
+      variant: of the weights, where there are several: "fp16", "bf16", "non_ema"; empty for the plain ones.
       change: what is loaded in place of a stored tensor, as LoRA needs it; None is the tensor itself.
     """
 
     where: str
     config: Config
     tensors: Callable[[], Mapping[str, np.ndarray]]
+    variant: str = ""
     change: Change | None = None
 
 
@@ -53,7 +55,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Which weights of a checkpoint to take, and what its file does not say.
+    """Which weights of a checkpoint to take, where it lies, and what its file does not say.
 
     Attributes:
       vae: another autoencoder: a file, or a folder with a config.json.
@@ -61,6 +63,11 @@ class Source:
         file.
       ema: whether to take the moving average of the UNet's weights, where a single file has both.
       prediction_type: "epsilon" or "v_prediction", which a single file may not say.
+      variant: the weights to take of a folder that has several, such as "fp16" or "non_ema"; parts that lack it, and by
+        default all, take the plain ones or, where there are none, fp16, bf16 or non_ema.
+      subfolder: of the model's folder or repository, where the checkpoint is in one.
+      revision: branch, tag or commit of a repository on the Hugging Face Hub.
+      token: for a repository that is not public; by default that of `HF_TOKEN` or of the client's login.
       loras: files or folders whose changes to the weights are merged, each with its strength, or without for 1.
       embeddings: textual inversion files, each with its token, or without for the one that the file or its name says.
     """
@@ -69,6 +76,10 @@ class Source:
     config: Path | None = None
     ema: bool = False
     prediction_type: str | None = None
+    variant: str | None = None
+    subfolder: str = ""
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
     loras: Sequence[Any] = ()
     embeddings: Sequence[Any] = ()
 

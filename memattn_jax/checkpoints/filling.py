@@ -18,7 +18,8 @@ from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.attention import keep_rows_together
 from memattn_jax.models.clip_text import CLIPTextModel
-from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
+from memattn_jax.models.config import Config
+from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 from memattn_jax.registries import DTYPES

@@ -5,17 +5,22 @@ unet/  vae/  text_encoder/     config.json and weights, one file or shards with 
 tokenizer/  scheduler/
 """
 
-import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from memattn_jax.checkpoints.checkpoint import PARTS, Checkpoint, Part
+from memattn_jax.checkpoints.components import refuse_other_pipelines
+from memattn_jax.checkpoints.json_file import read_json
+from memattn_jax.checkpoints.links import refuse_links_outside
 from memattn_jax.checkpoints.tensors import read_tensors
+from memattn_jax.checkpoints.weight_names import NAMES, Weights, choose_weights, variants
 from memattn_jax.errors import InputError
-from memattn_jax.models.configs import CLIPTextConfig, Config, UNetConfig, VAEConfig
+from memattn_jax.models.config import Config
+from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
+from memattn_jax.text import printable
 
 OWN = "memattn_jax.json"  # what detectors need to know of a model and diffusers does not
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -33,15 +38,11 @@ MODEL_INDEX = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file; raises InputError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not text
-        raise InputError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return content
+def read_files(folder: Path) -> Iterator[Path]:
+    """The files in a folder that loading may read."""
+    yield from folder.glob("*.json")
+    for name in (*PARTS, "scheduler", "tokenizer"):
+        yield from (folder / name).glob("*")
 
 
 def check_folder(folder: Path) -> None:
@@ -49,85 +50,103 @@ def check_folder(folder: Path) -> None:
 
     Raises:
       FileNotFoundError: no such folder.
-      InputError: another family of models, or a missing part.
+      InputError: another family of models, a missing part, or a link to somewhere else.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no such model: {folder} (expected a diffusers folder with model_index.json)")
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(f"{folder}: not a diffusers folder, it lacks model_index.json")
-    family = read_json(index).get("_class_name")
-    if family != MODEL_INDEX["_class_name"]:
-        raise InputError(
-            f"{index}: {family} is not supported; Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) are"
-        )
+    refuse_links_outside(folder, read_files(folder))
+    path = folder / "model_index.json"
+    index = read_json(path) if path.is_file() else {}
+    refuse_other_pipelines(folder, index, [path.name for path in folder.iterdir() if path.is_dir()])
     needed = [*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json", "tokenizer"]
     if missing := [name for name in needed if not (folder / name).exists()]:
+        if len(missing) == len(needed):
+            raise InputError(f"{folder}: not a diffusers folder, it has neither model_index.json nor unet/config.json")
         raise InputError(f"{folder}: lacks {', '.join(missing)}")
 
 
-def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files of one part: a single file, shards named by an index, or the fp16 variant of either."""
-    for variant in ("", ".fp16"):
-        index = folder / f"{stem}.safetensors.index{variant}.json"
-        if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            if not shards:
-                raise InputError(f"{index}: lists no shards")
-            return [folder / name for name in shards]
-        single = folder / f"{stem}{variant}.safetensors"
-        if single.is_file():
-            return [single]
-    hint = ""
-    if any(folder.glob("*.bin")):
-        hint = "; its .bin files are pickles: save the model with safe_serialization=True"
-    raise InputError(f"{folder}: lacks {stem}.safetensors{hint}")
+def names_in(folder: Path) -> list[str]:
+    """Names of the files in a folder."""
+    return [path.name for path in folder.iterdir()]
 
 
-def part_tensors(folder: Path, stem: str) -> dict[str, np.ndarray]:
-    """The tensors of one part; raises InputError if a file is missing or damaged."""
+def no_weights(folder: Path) -> InputError:
+    """What to say of a part without weights."""
+    names = names_in(folder)
+    if others := variants(names):
+        return InputError(f"{folder}: has only the variants {', '.join(others)}; choose one with --variant")
+    flax = "; its weights of Flax (.msgpack) are not read" if any(n.endswith(".msgpack") for n in names) else ""
+    return InputError(f"{folder}: lacks weights, such as {NAMES[0]}.safetensors or .bin{flax}")
+
+
+def shards(folder: Path, weights: Weights) -> list[Path]:
+    """The files of one part's weights; raises InputError for an index that lists none, or files of other folders."""
+    if weights.index is None:
+        return [folder / name for name in weights.files]
+    index = folder / weights.index
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise InputError(f"{index}: lists no shards")
+    names = sorted({str(name) for name in listed.values()})
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise InputError(f"{index}: lists {printable(name, 60)!r}, which is not the name of a file in its folder")
+    return [folder / name for name in names]
+
+
+def part_tensors(folder: Path, weights: Weights | None) -> dict[str, np.ndarray]:
+    """The tensors of one part; raises InputError if a file is missing or damaged, or two have the same tensor."""
+    if weights is None:
+        raise no_weights(folder)
     tensors: dict[str, np.ndarray] = {}
-    for path in weight_files(folder, stem):
+    for path in shards(folder, weights):
         try:
-            tensors |= read_tensors(path).tensors
+            more = read_tensors(path).tensors
         except FileNotFoundError:
             raise InputError(f"{path}: missing, although the index lists it") from None
+        if both := tensors.keys() & more.keys():
+            raise InputError(f"{path}: has {printable(min(both), 80)}, as another shard has")
+        tensors |= more
     return tensors
 
 
-def open_part(folder: Path, name: str) -> Part:
+def open_part(folder: Path, name: str, variant: str | None = None) -> Part:
     """One part, in a folder of its own.
 
     Args:
       folder: with config.json and weights.
       name: "unet", "vae" or "text_encoder".
+      variant: of the weights, such as "fp16"; see `choose_weights`.
 
     Raises:
       InputError: a config that is damaged, or of a network that is not supported.
     """
     path = folder / "config.json"
-    stored = read_json(path)
-    try:
-        config = CONFIGS[name].from_json(stored, where=str(path))
-    except InputError:
-        raise
-    except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
-        raise InputError(f"{path}: cannot build a model from this config ({str(error).splitlines()[0]})") from None
-    return Part(str(folder), config, partial(part_tensors, folder, STEMS[name]))
+    config = CONFIGS[name].from_json(read_json(path), where=str(path))
+    weights = choose_weights(names_in(folder), variant)
+    return Part(str(folder), config, partial(part_tensors, folder, weights), weights.variant if weights else "")
 
 
-def open_folder(folder: Path) -> Checkpoint:
+def open_folder(folder: Path, variant: str | None = None) -> Checkpoint:
     """Reads the configs of a folder.
+
+    Args:
+      folder: the diffusers folder.
+      variant: of the weights, such as "fp16"; see `weight_names`.
 
     Raises:
       FileNotFoundError: no such folder.
-      InputError: another family of models, a missing part, or a config that is not supported.
+      InputError: another family of models, a missing part, a config that is not supported, or no such variant.
     """
     check_folder(folder)
     own = read_json(folder / OWN) if (folder / OWN).is_file() else {}
+    parts = {name: open_part(folder / name, name, variant) for name in PARTS}
+    if variant is not None and all(part.variant != variant for part in parts.values()):
+        there = sorted({part.variant or "plain ones" for part in parts.values()})
+        raise InputError(f"{folder}: has no {printable(variant, 40)} weights, only {', '.join(there)}")
     return Checkpoint(
         where=str(folder),
-        parts={name: open_part(folder / name, name) for name in PARTS},
+        parts=parts,
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         tokenizer=folder / "tokenizer",
         entropy_site=own.get("entropy_site"),

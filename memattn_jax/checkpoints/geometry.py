@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from memattn_jax.checkpoints.checkpoint import Checkpoint
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.configs import UNetConfig, VAEConfig
+from memattn_jax.text import printable
 
 
 def cross_attention_sites(config: UNetConfig) -> tuple[str, ...]:
@@ -12,7 +13,8 @@ def cross_attention_sites(config: UNetConfig) -> tuple[str, ...]:
     levels = range(len(config.block_out_channels))
     layers, cross_only = config.layers, config.cross_only
     blocks = [(kind, f"down_blocks.{i}", i, layers[i], cross_only[i]) for i, kind in enumerate(config.down_block_types)]
-    blocks.append(("CrossAttn", "mid_block", levels[-1], 1, False))
+    if config.mid_block_type is not None:
+        blocks.append(("CrossAttn", "mid_block", levels[-1], 1, False))
     for position, (i, kind) in enumerate(zip(reversed(levels), config.up_block_types, strict=True)):
         blocks.append((kind, f"up_blocks.{position}", i, layers[i] + 1, cross_only[i]))
     return tuple(
@@ -44,16 +46,16 @@ class Geometry:
         """Derives them from the configs.
 
         Raises:
-          InputError: a config that no network can be built of.
+          InputError: a scheduler config without a number of timesteps.
         """
         unet, vae = (checkpoint.parts[name].config for name in ("unet", "vae"))
         assert isinstance(unet, UNetConfig)
         assert isinstance(vae, VAEConfig)
-        try:
-            timesteps = int(checkpoint.scheduler_config.get("num_train_timesteps", 1000))
-            return cls(cross_attention_sites(unet), vae.scale, timesteps)
-        except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # such as a list too short, or a null
-            raise InputError(f"{checkpoint.where}: cannot build a model from its configs ({error})") from None
+        timesteps = checkpoint.scheduler_config.get("num_train_timesteps", 1000)
+        if type(timesteps) is not int:
+            shown = printable(repr(timesteps), 40)
+            raise InputError(f"{checkpoint.where}: num_train_timesteps={shown}; expected a whole number")
+        return cls(cross_attention_sites(unet), vae.scale, timesteps)
 
     def check(
         self, *, steps: int | None, site: str | None, height: int | None = None, width: int | None = None

@@ -64,9 +64,10 @@ def modern_name(name: str) -> str | None:
     """The name of a stored tensor in PyTorch's current classes; None for one that no model needs.
 
     Stable Diffusion's checkpoints of 2022 use older names for the autoencoder's attention layers and contain the
-    text encoder's position indices; transformers 5 leaves out the text encoder's outermost module.
+    text encoder's position indices; transformers 5 leaves out the text encoder's outermost module. A text encoder may
+    have been saved with CLIP's projection, which serves to compare texts with pictures.
     """
-    if name.endswith("embeddings.position_ids"):
+    if name.endswith("embeddings.position_ids") or name == "text_projection.weight":
         return None
     if name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm.")):
         name = f"text_model.{name}"

@@ -22,11 +22,11 @@ def open_checkpoint(path: Path, source: Source | None = None) -> Checkpoint:
       InputError: not a checkpoint of Stable Diffusion 1.x or 2.x, or a damaged one; a LoRA that does not fit it.
     """
     source = source or Source()
-    vae = None if source.vae is None else open_vae(Path(source.vae))
+    vae = None if source.vae is None else open_vae(Path(source.vae).expanduser())
     if path.is_file():
         checkpoint = open_single_file(path, source, vae)
     else:
-        checkpoint = open_folder(path)
+        checkpoint = open_folder(path, source.variant)
         if source.prediction_type is not None:
             scheduler = {**checkpoint.scheduler_config, "prediction_type": source.prediction_type}
             checkpoint = replace(checkpoint, scheduler_config=scheduler)

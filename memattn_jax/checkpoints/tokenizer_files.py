@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memattn_jax.checkpoints.json_file import read_json
+from memattn_jax.checkpoints.mapped import refuse_page
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
@@ -65,11 +66,13 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
 
 
 def merge_lines(path: Path) -> Iterator[str]:
-    """The lines of merges.txt that are merges; raises InputError where it is no text, or one of megabytes."""
+    """The lines of merges.txt that are merges; raises InputError for another kind of file, or one of megabytes."""
     if path.stat().st_size > LARGEST:
         raise InputError(f"{path}: too large, a tokenizer's file has less than {LARGEST >> 20} MB")
+    data = path.read_bytes()
+    refuse_page(path, data[:64])
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = data.decode().split("\n")
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file") from None
     return (line for line in lines if line and not line.startswith("#version"))

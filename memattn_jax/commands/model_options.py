@@ -66,6 +66,9 @@ class CheckpointOptions:
     """Take the moving average of the UNet's weights, where a single file has both."""
     prediction_type: Annotated[str | None, BY_DEFAULT, one_of("epsilon", "v_prediction")] = None
     """What the UNet predicts. Default: what the checkpoint says."""
+    variant: Annotated[str | None, BY_DEFAULT] = None
+    """Weights to take of a diffusers folder that has several, such as fp16 or non_ema. Default: the plain ones, else
+    fp16, bf16 or non_ema."""
     lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, repeated("FILE[:STRENGTH]")] = ()
     """LoRA, LoHa, LoKr or DoRA file to merge into the model, and its strength, 1 by default; several, in the order
     given, each with an option of its own."""
@@ -76,7 +79,7 @@ class CheckpointOptions:
     @property
     def given(self) -> dict[str, Any]:
         """The given ones of these options but the model's name."""
-        names = ("vae", "config", "ema", "prediction_type", "lora", "embedding")
+        names = ("vae", "config", "ema", "prediction_type", "variant", "lora", "embedding")
         return {name: value for name in names if (value := getattr(self, name))}
 
     @property
@@ -109,13 +112,13 @@ class CheckpointOptions:
         """
         if self.prediction_type is not None:
             check_name("prediction type", self.prediction_type, ("epsilon", "v_prediction"), "--prediction-type")
-        source = Source(**self.source)
+        model, source = self.model or demo.MODEL, Source(**self.source)
         for path, token in source.embeddings:
             read_embedding(path, token)
         for path, _ in source.loras:
             read_lora(path)
-        if self.model is None or hub.is_folder(self.model):
-            checkpoint = open_checkpoint(Path(self.model or demo.MODEL), source)
+        if hub.parse(model) is None:
+            checkpoint = open_checkpoint(hub.locate(model, source), source)
             Geometry.of(checkpoint).check(steps=steps, site=site, **pixels)
 
 

@@ -1,13 +1,14 @@
 """Loads the parts of a `Model` from a checkpoint, and saves them."""
 
 import json
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from memattn_jax.checkpoints.checkpoint import PARTS, Source
+from memattn_jax.checkpoints.checkpoint import PARTS, Checkpoint, Source
 from memattn_jax.checkpoints.diffusers_folder import save_part
 from memattn_jax.checkpoints.filling import build
 from memattn_jax.checkpoints.folder import MODEL_INDEX, OWN
@@ -18,12 +19,39 @@ from memattn_jax.checkpoints.textual_inversion import read_embedding, with_embed
 from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.diffusion.model import Model
 from memattn_jax.errors import InputError, check_name
-from memattn_jax.models.configs import CLIPTextConfig
+from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
+from memattn_jax.schedulers.config import check_types
+
+
+def check_parts(checkpoint: Checkpoint) -> None:
+    """Raises InputError if the configs are of parts that do not go together."""
+    unet, vae, text_encoder = (checkpoint.parts[name].config for name in PARTS)
+    assert isinstance(unet, UNetConfig)
+    assert isinstance(vae, VAEConfig)
+    assert isinstance(text_encoder, CLIPTextConfig)
+    for what, have, want in (
+        ("text channels", text_encoder.hidden_size, unet.cross_attention_dim),
+        ("latent channels", vae.latent_channels, unet.in_channels),
+        ("latent channels", vae.latent_channels, unet.out_channels),
+    ):
+        if have != want:
+            raise InputError(f"{checkpoint.where}: parts of different models: {have} {what}, but {want} are expected")
+
+
+def warn_of_variants(checkpoint: Checkpoint, asked: str | None) -> None:
+    """Says which weights are taken, where they are not those that one expects."""
+    taken = {name: part.variant for name, part in checkpoint.parts.items() if part.variant != (asked or "")}
+    if taken:
+        shown = ", ".join(f"{name} ({variant or 'plain'})" for name, variant in taken.items())
+        warnings.warn(f"{checkpoint.where}: no {asked or 'plain'} weights, taking those of {shown}", stacklevel=2)
 
 
 def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> dict[str, Any]:
     """The fields of a `Model`, from a checkpoint; arguments and errors as `StableDiffusion.from_pretrained`."""
-    checkpoint = open_checkpoint(locate(model), source)
+    checkpoint = open_checkpoint(locate(model, source), source)
+    check_parts(checkpoint)
+    check_types(checkpoint.scheduler_config, f"{checkpoint.where}: scheduler_config.json")
+    warn_of_variants(checkpoint, source.variant)
     text = checkpoint.parts["text_encoder"].config
     assert isinstance(text, CLIPTextConfig)
     parts = dict(checkpoint.parts)
@@ -34,16 +62,11 @@ def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> di
             parts["text_encoder"] = with_embeddings(parts["text_encoder"], reading.result(), embeddings)
         networks = build(parts, dtype, mesh)
         tokenizer = reading.result()
-    unet, vae, text_encoder = (networks[name] for name in PARTS)
-    for what, have, want in (
-        ("tokens", tokenizer.size, text_encoder.config.vocab_size),
-        ("text channels", text_encoder.config.hidden_size, unet.config.cross_attention_dim),
-        ("latent channels", vae.config.latent_channels, unet.config.in_channels),
-    ):
-        if have > want or (have < want and what != "tokens"):
-            raise InputError(f"{checkpoint.where}: parts of different models: {have} {what}, but {want} are expected")
+    have, most = tokenizer.size, networks["text_encoder"].config.vocab_size
+    if have > most:
+        raise InputError(f"{checkpoint.where}: parts of different models: {have} tokens, but {most} are expected")
     if checkpoint.entropy_site is not None:
-        check_name("cross-attention layer", checkpoint.entropy_site, cross_attention_sites(unet.config))
+        check_name("cross-attention layer", checkpoint.entropy_site, cross_attention_sites(networks["unet"].config))
     return {
         **networks,
         "tokenizer": tokenizer,

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from memattn_jax.models.configs import Config
+from memattn_jax.models.config import Config
 
 M = TypeVar("M", bound=nnx.Module)
 

@@ -1,71 +1,34 @@
-"""Model configurations, read from the `config.json` files that diffusers and transformers write.
+"""Configurations of the three networks, read from the `config.json` files that diffusers and transformers write."""
 
-Field names, defaults and meanings are theirs. A key that would change the maths and that these models do not
-implement is an error, so that a checkpoint either computes what PyTorch computes or does not load.
-"""
-
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from memattn_jax.errors import InputError
+from memattn_jax.models.config import ANY, Config, check_count, per_block
+from memattn_jax.models.families import refuse_other_text_encoders, refuse_other_unets
 
-T = TypeVar("T")
-ANY = object()  # marks a key that never changes what these models compute
-
-
-def per_block(value: T | tuple[T, ...], blocks: int) -> tuple[T, ...]:
-    """Expands one value for all blocks to one per block."""
-    return value if isinstance(value, tuple) else (value,) * blocks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Base class of the three configurations, which reads, checks and writes JSON."""
-
-    class_name: ClassVar[str]  # the PyTorch class that computes the same
-    missing: ClassVar[Mapping[str, Any]]  # PyTorch's values of keys that a file lacks, where ours differ
-    kept: ClassVar[tuple[str, ...]]  # fields that change nothing here, kept for PyTorch
-
-    @classmethod
-    def neutral(cls) -> Mapping[str, Any]:
-        """Keys that are not fields, with the values (or `ANY`) under which they change nothing."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any], where: str = "config.json") -> Self:
-        """Reads a parsed `config.json`; `where` names it in errors.
-
-        Raises:
-          InputError: the config is another class's, or a key is unknown or asks for what is not implemented.
-        """
-        class_name = config.get("_class_name", cls.class_name)
-        if class_name != cls.class_name:
-            raise InputError(f"{where}: {class_name} is not supported, only {cls.class_name}")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        neutral = cls.neutral()
-        for key, value in config.items():
-            if key in fields or key.startswith("_"):
-                continue
-            if key not in neutral:
-                raise InputError(f"{where}: unknown key {key!r}; its effect on the model is not known")
-            if neutral[key] is not ANY and value not in neutral[key]:
-                supported = " or ".join(map(repr, neutral[key]))
-                raise InputError(f"{where}: {key}={value!r} is not supported, only {supported}")
-        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in fields}
-        return cls(**{**cls.missing, **frozen})
-
-    def computed(self) -> dict[str, Any]:
-        """What the networks' values depend on besides their weights: equal for files that say the same in two ways."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in self.kept}
-
-    def to_json(self) -> dict[str, Any]:
-        """The class and the fields as JSON types; keys that are not fields have PyTorch's defaults."""
-        items = dataclasses.asdict(self).items()
-        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in items}
-        return {"_class_name": self.class_name} | fields
+HOUSEKEEPING = (  # of transformers, and of text generation, which old versions wrote into every config
+    "architectures attention_dropout bad_words_ids begin_suppress_tokens chunk_size_feed_forward "
+    "cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping "
+    "encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id "
+    "forced_eos_token_id gradient_checkpointing id2label initializer_factor initializer_range is_encoder_decoder "
+    "label2id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams "
+    "num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type "
+    "remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens "
+    "task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k "
+    "top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache"
+)
+AVERAGE = (  # of the moving average of weights that diffusers' EMAModel saved
+    "decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup"
+)
+MEMORY = "split_head_dim use_memory_efficient_attention"  # how Flax's classes computed attention
+OFF = (False, None)
+PER_BLOCK = (  # keys of a UNet that have one value for each down block, or one for all
+    "down_block_types up_block_types only_cross_attention layers_per_block transformer_layers_per_block "
+    "attention_head_dim num_attention_heads"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +39,7 @@ class UNetConfig(Config):
       attention_head_dim: heads per attention layer, one number or one per down block. The name is diffusers' own
         mistake, kept because every checkpoint has it.
       num_attention_heads: the same, under the right name; wins where both are given.
+      mid_block_type: None is a model without a middle block, as BK-SDM and tiny-sd are.
       only_cross_attention: whether `attn1` attends to the text as well, one flag or one per down block.
       sample_size: height and width of the latents the model was trained on; see `from_json`.
     """
@@ -90,7 +54,7 @@ class UNetConfig(Config):
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    mid_block_type: str = "UNetMidBlock2DCrossAttn"
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     only_cross_attention: bool | tuple[bool, ...] = False
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -105,6 +69,14 @@ class UNetConfig(Config):
     upcast_attention: bool = False  # here the softmax is in float32 either way
 
     def __post_init__(self) -> None:
+        blocks = len(self.block_out_channels)
+        check_count("len(block_out_channels)", blocks)
+        for key in PER_BLOCK.split():
+            value = getattr(self, key)
+            if isinstance(value, tuple) and len(value) != blocks:
+                raise InputError(f"cannot build a model with {len(value)} values of {key} for {blocks} blocks")
+        check_count("layers_per_block", *self.layers)
+        check_count("transformer_layers_per_block", *self.transformer_layers)
         known = {
             "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
             "mid_block_type": {"UNetMidBlock2DCrossAttn"},
@@ -112,14 +84,15 @@ class UNetConfig(Config):
         }
         for key, supported in known.items():
             value = getattr(self, key)
-            if unknown := {value} - supported if isinstance(value, str) else set(value) - supported:
+            named = {value} - {None} if key == "mid_block_type" else set(value)
+            if unknown := named - supported:
                 raise InputError(
-                    f"UNet config: {key} {', '.join(sorted(unknown))} is not supported; "
+                    f"{key} {', '.join(sorted(unknown))} is not supported; "
                     f"Stable Diffusion 1.x and 2.x have {' and '.join(sorted(supported))}"
                 )
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
             if channels % heads:
-                raise InputError(f"UNet config: {channels} channels do not divide into {heads} heads")
+                raise InputError(f"{channels} channels do not divide into {heads} heads")
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], where: str = "config.json") -> Self:
@@ -128,6 +101,7 @@ class UNetConfig(Config):
         Before diffusers 0.9 Stable Diffusion's files held a `sample_size` of 32 although it was trained on 64; a whole
         number below 64 in a file of that age is read as 64, as by diffusers' StableDiffusionPipeline.
         """
+        refuse_other_unets(config, where)
         size, version = config.get("sample_size"), str(config.get("_diffusers_version", ""))
         release = re.match(r"v?(\d+)(?:\.(\d+))?", version)
         if release and (int(release[1]), int(release[2] or 0)) < (0, 9) and isinstance(size, int) and size < 64:
@@ -137,29 +111,29 @@ class UNetConfig(Config):
     @classmethod
     def neutral(cls) -> Mapping[str, Any]:
         """See `Config.neutral`."""
-        return {
+        return dict.fromkeys(f"{AVERAGE} {MEMORY}".split(), ANY) | {
             "act_fn": ("silu", "swish"),
             "addition_embed_type": (None,),
             "addition_embed_type_num_heads": ANY,  # read only with addition_embed_type
-            "addition_time_embed_dim": (None,),
+            "addition_time_embed_dim": ANY,  # likewise
             "attention_type": ("default",),
-            "center_input_sample": (False,),
+            "center_input_sample": OFF,
             "class_embed_type": (None,),
-            "class_embeddings_concat": (False,),
+            "class_embeddings_concat": OFF,
             "conv_in_kernel": (3,),
             "conv_out_kernel": (3,),
             "cross_attention_norm": (None,),
             "downsample_padding": (1,),
             "dropout": ANY,
-            "dual_cross_attention": (False,),
+            "dual_cross_attention": OFF,
             "encoder_hid_dim": (None,),
             "encoder_hid_dim_type": (None,),
-            "mid_block_only_cross_attention": (None, False),
+            "mid_block_only_cross_attention": OFF,
             "mid_block_scale_factor": (1,),
             "num_class_embeds": (None,),
-            "projection_class_embeddings_input_dim": (None,),
+            "projection_class_embeddings_input_dim": ANY,  # read only with addition_embed_type or class_embed_type
             "resnet_out_scale_factor": (1,),
-            "resnet_skip_time_act": (False,),
+            "resnet_skip_time_act": OFF,
             "resnet_time_scale_shift": ("default",),
             "reverse_transformer_layers_per_block": (None,),
             "time_cond_proj_dim": (None,),
@@ -231,12 +205,14 @@ class VAEConfig(Config):
     force_upcast: bool = True  # its advice on fp16
 
     def __post_init__(self) -> None:
+        check_count("len(block_out_channels)", len(self.block_out_channels))
+        check_count("layers_per_block", self.layers_per_block)
         for key, supported in (
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),
         ):
             if unknown := set(getattr(self, key)) - {supported}:
-                raise InputError(f"VAE config: {key} {', '.join(sorted(unknown))} is not supported, only {supported}")
+                raise InputError(f"{key} {', '.join(sorted(unknown))} is not supported, only {supported}")
 
     @classmethod
     def neutral(cls) -> Mapping[str, Any]:
@@ -276,24 +252,24 @@ class CLIPTextConfig(Config):
     pad_token_id: int | None = 1
 
     def __post_init__(self) -> None:
+        check_count("num_hidden_layers", self.num_hidden_layers)
         if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise InputError(
-                f"text encoder config: hidden_act={self.hidden_act!r} is not supported, only 'quick_gelu' and 'gelu'"
-            )
+            raise InputError(f"hidden_act={self.hidden_act!r} is not supported, only 'quick_gelu' and 'gelu'")
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], where: str = "config.json") -> Self:
+        """See `Config.from_json`."""
+        refuse_other_text_encoders(config, where)
+        return super().from_json(config, where)
 
     @classmethod
     def neutral(cls) -> Mapping[str, Any]:
-        """See `Config.neutral`. Most of these are housekeeping that transformers writes into every config."""
-        housekeeping = (
-            "architectures attention_dropout chunk_size_feed_forward dropout dtype "
-            "id2label initializer_factor initializer_range is_encoder_decoder label2id output_attentions "
-            "output_hidden_states problem_type return_dict tie_word_embeddings "
-            "torch_dtype torchscript transformers_version use_bfloat16 use_cache"
-        )
-        return dict.fromkeys(housekeeping.split(), ANY) | {
+        """See `Config.neutral`."""
+        return dict.fromkeys(HOUSEKEEPING.split(), ANY) | {
             "model_type": ("clip_text_model",),
-            "is_decoder": (False,),
-            "add_cross_attention": (False,),
+            "is_decoder": OFF,
+            "add_cross_attention": OFF,
+            "pruned_heads": ({}, None),
         }
 
     def to_json(self) -> dict[str, Any]:

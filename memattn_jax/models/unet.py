@@ -167,7 +167,7 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_in = Conv3x3(config.in_channels, channels[0], rngs=rngs)
         self.time_embedding = TimestepEmbedding(channels[0], 4 * channels[0], rngs=rngs)
         self.down_blocks = nnx.List(DownBlock(config, level, rngs=rngs) for level in blocks)
-        self.mid_block = MidBlock(config, rngs=rngs)
+        self.mid_block = None if config.mid_block_type is None else MidBlock(config, rngs=rngs)
         self.up_blocks = nnx.List(UpBlock(config, position, rngs=rngs) for position in blocks)
         self.conv_norm_out = group_norm(channels[0], config.norm_num_groups, config.norm_eps, rngs=rngs)
         self.conv_out = Conv3x3(channels[0], config.out_channels, rngs=rngs)
@@ -185,6 +185,7 @@ class UNet2DConditionModel(nnx.Module):
         modules = (
             module
             for part in (self.down_blocks, self.mid_block, self.up_blocks)
+            if part is not None
             for _, module in nnx.iter_modules(part)
         )
         return [module for module in modules if isinstance(module, CrossAttention)]
@@ -245,8 +246,9 @@ class UNet2DConditionModel(nnx.Module):
             hidden, outputs, new = self._run(down, hidden, time, text, interceptor)
             skips += outputs
             taps |= new
-        hidden, new = self._run(self.mid_block, hidden, time, text, interceptor)
-        taps |= new
+        if self.mid_block is not None:
+            hidden, new = self._run(self.mid_block, hidden, time, text, interceptor)
+            taps |= new
         for up in self.up_blocks:
             skips, own = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
             size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None

@@ -8,6 +8,8 @@ import numpy as np
 
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import SCHEDULERS
+from memattn_jax.text import printable
+from memattn_jax.typed import misfit
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -19,6 +21,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     # The last three are DEIS's and UniPC's, which diffusers' DPM-Solver++ reads as "midpoint".
     "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
 }
+
+_MOST_TIMESTEPS = 1_000_000  # the tables of a file that asks for a billion would fill the memory
 
 _OFF = (False, None)
 _DPM_SOLVER = {
@@ -89,13 +93,21 @@ def as_pipeline(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def given(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that were set, without those which `_use_default_values` says hold the defaults of the saving class."""
-    left_out = {"_use_default_values", *config.get("_use_default_values", ())}
+    defaults = config.get("_use_default_values")
+    left_out = ["_use_default_values", *(defaults if isinstance(defaults, list) else ())]
     return {key: value for key, value in config.items() if key not in left_out}
+
+
+def check_types(config: Mapping[str, Any], where: str) -> None:
+    """Raises InputError unless each value that some scheduler reads has the right type; `where` names the file."""
+    names = {field.name for field in fields(SchedulerConfig)}
+    if wrong := misfit(SchedulerConfig, {key: value for key, value in given(config).items() if key in names}):
+        raise InputError(f"{where}: {wrong}")
 
 
 def _require(key: str, value: Any, choices: tuple[Any, ...], who: str = "choose") -> None:
     if value not in choices:
-        raise InputError(f"{key} is {value!r}; {who} {' or '.join(map(repr, choices))}")
+        raise InputError(f"{key} is {printable(repr(value), 40)}; {who} {' or '.join(map(repr, choices))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +115,8 @@ class SchedulerConfig:
     """Settings from a scheduler_config.json; names and meanings are those of diffusers.
 
     Raises:
-      InputError: a field is none of the values it can take, or `trained_betas` has another length than
-        `num_train_timesteps`.
+      InputError: a field is none of the values it can take, a number is out of range, or `trained_betas` has another
+        length than `num_train_timesteps`.
     """
 
     num_train_timesteps: int = 1000
@@ -135,6 +147,11 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         for key, choices in _CHOICES.items():
             _require(key, getattr(self, key), choices)
+        if not 1 <= self.num_train_timesteps <= _MOST_TIMESTEPS:
+            raise InputError(f"num_train_timesteps is {self.num_train_timesteps}; choose 1 to {_MOST_TIMESTEPS}")
+        for key in ("beta_start", "beta_end"):
+            if not 0 <= getattr(self, key) < 1:
+                raise InputError(f"{key} is {getattr(self, key)}; a beta must lie in [0, 1)")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise InputError(
                 f"trained_betas has {len(self.trained_betas)} values where num_train_timesteps is "
@@ -151,18 +168,19 @@ class SchedulerConfig:
 
         Raises:
           InputError: `scheduler` is none of `SCHEDULERS`, no scheduler of latents in diffusers knows a
-            key, or a value asks for what is not supported here.
+            key, a value has the wrong type, or asks for what is not supported here.
         """
         check_name("scheduler", scheduler, SCHEDULERS)
         config = {key: value for key, value in given(config).items() if not key.startswith("_")}
         names = {field.name for field in fields(cls)}
         required = _REQUIRED["every scheduler"] | _REQUIRED[scheduler]
-        if unknown := sorted(config.keys() - names - _WITHOUT_EFFECT - set().union(*_REQUIRED.values())):
-            raise InputError(
-                f"unknown keys in the scheduler config: {', '.join(unknown)}; remove them if they have no effect"
-            )
+        asking = {key for key, value in config.items() if value is not None}
+        if unknown := sorted(asking - names - _WITHOUT_EFFECT - set().union(*_REQUIRED.values())):
+            shown = printable(", ".join(unknown), 80)
+            raise InputError(f"unknown keys in the scheduler config: {shown}; remove them if they have no effect")
         for key, choices in required.items():
             if key in config:
                 _require(key, config[key], choices, f"{scheduler} needs")
-        read = {key for key in names & config.keys() if scheduler in _READ_BY.get(key, SCHEDULERS)}
-        return cls(**(_DEFAULTS[scheduler] | {key: config[key] for key in read}))
+        read = {key: config[key] for key in names & config.keys() if scheduler in _READ_BY.get(key, SCHEDULERS)}
+        check_types(read, "scheduler config")
+        return cls(**(_DEFAULTS[scheduler] | read))

@@ -9,6 +9,7 @@ import numpy as np
 from memattn_jax.checkpoints.checkpoint import Checkpoint, Part, Source
 from memattn_jax.checkpoints.clip import END
 from memattn_jax.checkpoints.folder import CONFIGS, open_folder
+from memattn_jax.checkpoints.places import find_model
 from memattn_jax.checkpoints.single_file import configs, family
 from memattn_jax.checkpoints.single_file.renaming import Tensors, below, left_out
 from memattn_jax.checkpoints.single_file.text import modern_openclip
@@ -49,7 +50,7 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
         hint = "; add --vae FILE" if missing == ["vae"] else ""
         raise InputError(f"{where}: lacks the {' and the '.join(missing)}{hint}")
     if source.config is not None:
-        base = open_folder(source.config)
+        base = open_folder(find_model(Path(source.config)))
         parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
     else:
         prediction = family.prediction_type(where, metadata, second=openclip, asked=source.prediction_type)
