@@ -197,6 +197,7 @@ def test_ddim_clips_the_predicted_image():
 def test_keys_of_other_schedulers_are_ignored():
     other = {"use_karras_sigmas": True, "solver_order": 3, "algorithm_type": "sde-dpmsolver++"}
     other |= {"timestep_type": "continuous", "variance_type": "learned", "final_sigmas_type": "elsewhere"}
+    other |= {"not_invented_yet": None, "_use_default_values": 3}
     assert SchedulerConfig.from_json(SD1 | other, "ddim") == SchedulerConfig.from_json(SD1, "ddim")
 
 
@@ -262,6 +263,11 @@ ERRORS = [
         10,
         "unknown keys in the scheduler config: flavour, sigma_data",
     ),
+    ("ddim", {"num_train_timesteps": 10**9}, 10, "num_train_timesteps is 1000000000; choose 1 to 1000000"),
+    ("ddim", {"num_train_timesteps": "1000"}, 10, "num_train_timesteps='1000'; expected a whole number"),
+    ("ddim", {"beta_schedule": 3}, 10, "beta_schedule=3; expected a text"),
+    ("ddim", {"beta_start": None}, 10, "beta_start=None; expected a number"),
+    ("ddim", {"beta_end": 1.5}, 10, "beta_end is 1.5; a beta must lie in [0, 1)"),
     ("ddim", {"trained_betas": [0.1]}, 10, "trained_betas has 1 values where num_train_timesteps is 1000"),
     ("ddim", {}, 0, "steps is 0; "),
     ("ddim", {}, -3, "steps is -3; "),

@@ -9,12 +9,12 @@ from typing import Any
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
-SUPPORTED = "text-to-image models of Stable Diffusion 1.x and 2.x are supported"
+SUPPORTED = "expected a text-to-image model of Stable Diffusion 1.x or 2.x"
 LATENTS = 4
 CHANNELS = {  # of the latents and what is concatenated to them
     5: "a depth-to-image model: its UNet also takes a depth map",
     7: "an upscaler: its UNet also takes a picture of low resolution",
-    8: "an image-conditioned model such as InstructPix2Pix: its UNet also takes the latents of a picture",
+    8: "an image-conditioned model such as InstructPix2Pix: its UNet also takes a picture's latents",
     9: "an inpainting model: its UNet also takes a mask and the latents of a masked picture",
 }
 ADDED = {
