@@ -120,6 +120,18 @@ def test_a_detector_has_a_page(name):
     assert f"`{name}`" in PAGES["docs/detectors/index.md"]
 
 
+def test_each_row_of_what_loads_is_a_test():
+    _, _, loads = PAGES["docs/supported.md"].partition("\n## What loads\n")
+    rows = [line for line in loads.splitlines() if line.startswith("|")]
+    rows = [row for row in rows if not row.startswith(("| container", "| what |", "|---"))]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)` \|$", row)
+        assert named, row
+        for path, name in named:
+            assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), row
+
+
 def test_names_of_the_command_line_are_listed():
     assert [name for name in (*SCHEDULERS, *MITIGATIONS) if f"`{name}`" not in PAGES["docs/supported.md"]] == []
     assert [name for name in MITIGATIONS if f"docs/mitigations/{name}.md" not in PAGES] == []
