@@ -23,6 +23,7 @@ class Part:
       tensors: finds its tensors, {PyTorch's name: view of a mapped file}; raises InputError for damaged files.
       variant: of the weights, where there are several: "fp16", "bf16", "non_ema"; empty for the plain ones.
       change: what is loaded in place of a stored tensor, as LoRA needs it; None is the tensor itself.
+      orbax: folder that holds the same in Orbax, to be restored instead; None where there is none, or it was changed.
     """
 
     where: str
@@ -30,6 +31,7 @@ class Part:
     tensors: Callable[[], Mapping[str, np.ndarray]]
     variant: str = ""
     change: Change | None = None
+    orbax: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array, NamedSharding
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from memattn_jax.checkpoints.checkpoint import Change, Part
 from memattn_jax.checkpoints.mapped import forget
 from memattn_jax.checkpoints.names import Leaf, leaves, modern_name
+from memattn_jax.checkpoints.orbax_part import restore_orbax
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.attention import keep_rows_together
@@ -101,6 +103,20 @@ def blank(part: Part) -> Any:
         raise InputError(f"{part.where}: cannot build a model from this config ({reason})") from None
 
 
+def restore(network: nnx.Module, folder: Path, dtype: str, mesh: Mesh | None) -> None:
+    """Restores a network from Orbax straight to its devices; raises InputError, see `restore_orbax`."""
+    found = {leaf.name: leaf for leaf in leaves(network)}
+
+    def place(leaf: Leaf) -> Sharding:
+        if mesh is None:
+            return jnp.zeros(()).sharding
+        return NamedSharding(mesh, partition_spec(leaf.name, leaf.param.shape, mesh))
+
+    wanted = {name: jax.ShapeDtypeStruct(leaf.param.shape, dtype, sharding=place(leaf)) for name, leaf in found.items()}
+    for name, array in restore_orbax(folder, wanted).items():
+        setattr(found[name].owner, found[name].attribute, nnx.Param(array))
+
+
 def build(parts: Mapping[str, Part], dtype: str, mesh: Mesh | None = None) -> dict[str, Any]:
     """Networks of a checkpoint, their weights converted to `dtype`.
 
@@ -120,6 +136,9 @@ def build(parts: Mapping[str, Part], dtype: str, mesh: Mesh | None = None) -> di
         for name, part in parts.items():
             try:
                 networks[name] = blank(part)
+                if part.orbax is not None:
+                    restore(networks[name], part.orbax, dtype, mesh)
+                    continue
                 found = match({leaf.name: leaf for leaf in leaves(networks[name])}, part.tensors(), part.where)
             except InputError as error:
                 problems.append(str(error))

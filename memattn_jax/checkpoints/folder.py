@@ -23,6 +23,7 @@ from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 from memattn_jax.text import printable
 
 OWN = "memattn_jax.json"  # what detectors need to know of a model and diffusers does not
+ORBAX = "orbax"  # folder of a part, in place of its files of weights
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 CONFIGS: dict[str, type[Config]] = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig}
 MODEL_INDEX = {
@@ -110,6 +111,13 @@ def part_tensors(folder: Path, weights: Weights | None) -> dict[str, np.ndarray]
     return tensors
 
 
+def orbax_tensors(folder: Path, config: Config) -> dict[str, np.ndarray]:
+    """The tensors of one part, whose weights are in Orbax; raises InputError for a damaged checkpoint."""
+    from memattn_jax.checkpoints.orbax_tensors import read_tensors_of
+
+    return read_tensors_of(config, folder / ORBAX)
+
+
 def open_part(folder: Path, name: str, variant: str | None = None) -> Part:
     """One part, in a folder of its own.
 
@@ -123,6 +131,8 @@ def open_part(folder: Path, name: str, variant: str | None = None) -> Part:
     """
     path = folder / "config.json"
     config = CONFIGS[name].from_json(read_json(path), where=str(path))
+    if ORBAX in names_in(folder):
+        return Part(str(folder), config, partial(orbax_tensors, folder, config), orbax=folder / ORBAX)
     weights = choose_weights(names_in(folder), variant)
     return Part(str(folder), config, partial(part_tensors, folder, weights), weights.variant if weights else "")
 

@@ -119,4 +119,4 @@ def with_embeddings(part: Part, tokenizer: Tokenizer, embeddings: Sequence[Embed
                 found[name] = table
         return found
 
-    return replace(part, config=replace(config, vocab_size=size), tensors=tensors)
+    return replace(part, config=replace(config, vocab_size=size), tensors=tensors, orbax=None)

@@ -1,23 +1,31 @@
-"""Export a checkpoint's detectors for other programs: `memattn convert`.
+"""Convert a checkpoint to another container, or export its detectors: `memattn convert`.
 
---export detector writes one file, by default detector.zip: the first-step detectors from token ids to scores, compiled
-to StableHLO, with their weights, tokenizer and thresholds. It runs in Python with JAX and without this package;
-docs/serving.md shows how.
+`memattn convert SRC DST --to diffusers|single-file|orbax` writes a checkpoint, bit for bit unless --dtype asks for
+other numbers; LoRAs and embeddings that are given are merged into it.
+
+--export detector, without SRC and DST, writes one file, by default detector.zip: the first-step detectors from token
+ids to scores, compiled to StableHLO, with their weights, tokenizer and thresholds. It runs in Python with JAX and
+without this package; docs/serving.md shows how.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
+import tyro
+
 from memattn_jax import demo
+from memattn_jax.checkpoints.checkpoint import Source
 from memattn_jax.commands import detect
 from memattn_jax.commands.calibrating import checked
 from memattn_jax.commands.command import run_command
+from memattn_jax.commands.converting import CONTAINERS, check_destination, convert
 from memattn_jax.commands.model_options import CheckpointOptions
 from memattn_jax.commands.options import BY_DEFAULT, names_of, one_of, some_of
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
 from memattn_jax.runs.versions import versions
+from memattn_jax.text import printable
 
 if TYPE_CHECKING:
     from memattn_jax.detectors import Scorer
@@ -29,16 +37,23 @@ ALL_FIRST = ", ".join(FIRST_STEP)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CheckpointOptions):
-    """Export first-step detectors as one file that runs without this package."""
+    """Convert a checkpoint to another container; without SRC and DST, export its first-step detectors as one file."""
 
+    src: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SRC", help_behavior_hint="")] = None
+    """Checkpoint to convert: whatever --model takes."""
+    dst: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="DST", help_behavior_hint="")] = None
+    """File or folder to write it to."""
+    to: Annotated[str, one_of(*CONTAINERS)] = "diffusers"
+    """Container of DST: diffusers is a folder that PyTorch loads, single-file the layout of CompVis and Stability AI in
+    safetensors, orbax a folder that JAX restores straight to its devices."""
     export: Literal["detector"] = "detector"
     """What to export; detector is the only kind so far."""
     out: Path = Path("detector.zip")
     """File to write."""
     overwrite: bool = False
-    """Replace an existing file."""
+    """Replace an existing file or folder."""
     dtype: Annotated[str | None, BY_DEFAULT, one_of(*DTYPES)] = None
-    """Data type of weights and computation. Default: what detect uses on this machine."""
+    """Data type of weights and computation. Default: what detect uses on this machine; of DST, that of each tensor."""
     detectors: Annotated[str, some_of("First-step detectors to export, separated by commas", FIRST_STEP)] = (
         "entropy_e,noise_norm"
     )
@@ -61,6 +76,9 @@ class Options(CheckpointOptions):
 
     def check(self) -> None:
         """Raises InputError or OSError for invalid options, without importing JAX."""
+        if self.src is not None:
+            self.check_conversion()
+            return
         for name in self.detectors.split(","):  # a detector that exists but needs more than the first step
             if name in DETECTORS and name not in FIRST_STEP:
                 raise InputError(f"--detectors {name}: only first-step detectors can be exported: {ALL_FIRST}")
@@ -68,6 +86,18 @@ class Options(CheckpointOptions):
             check_name("platform", platform, PLATFORMS, "--platforms")
         detect_options(self, names_of(self.detectors, FIRST_STEP, "--detectors", "detector")).check()
         check_out(self.out, self.overwrite)
+
+    def check_conversion(self) -> None:
+        """The same for a checkpoint that is to be converted."""
+        check_name("container", self.to, CONTAINERS, "--to")
+        if self.dtype is not None:
+            check_name("dtype", self.dtype, DTYPES, "--dtype")
+        if self.dst is None:
+            raise InputError(f"DST is missing: memattn convert {printable(self.src or '', 60)} DST --to {self.to}")
+        if self.model is not None:
+            raise InputError("--model is for exporting detectors; the model to convert is SRC")
+        replace(self, model=self.src).check_checkpoint()
+        check_destination(self.dst, self.to, self.overwrite)
 
 
 def check_out(path: Path, overwrite: bool) -> None:
@@ -140,7 +170,15 @@ def print_summary(options: Options, scorer: "Scorer", artifact: "Artifact", abou
 
 
 def main(options: Options) -> None:
-    """Exports the detectors."""
+    """Converts the checkpoint, or exports the detectors."""
+    if options.src is not None and options.dst is not None:
+        print(convert(options.src, Source(**options.source), options.dst, options.to, options.dtype))
+    else:
+        export_detectors(options)
+
+
+def export_detectors(options: Options) -> None:
+    """Writes the first-step detectors of a model as one file."""
     from memattn_jax.detectors import export
     from memattn_jax.pipeline import StableDiffusion
 

@@ -24,6 +24,8 @@ from memattn_jax.checkpoints.checkpoint import PARTS, Source
 from memattn_jax.checkpoints.clip import clip_tokenizer
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.checkpoints.opening import open_checkpoint
+from memattn_jax.checkpoints.tensors import read_tensors
+from memattn_jax.commands.converting import convert
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULER = BETAS | {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
@@ -155,6 +157,29 @@ def test_outputs_are_those_that_diffusers_computes_from_the_same_file(saved):
     np.testing.assert_allclose(
         np.moveaxis(np.asarray(ours.vae.decode(x.transpose(0, 2, 3, 1))), -1, 1), picture, atol=1e-4
     )
+
+
+def test_the_file_written_of_a_folder_is_the_same(saved, tmp_path):
+    """The names, shapes and bits that PyTorch's models have in this layout, and metadata that others read."""
+    family, _, file, folder = saved
+    convert(folder, Source(), tmp_path / "model.safetensors", "single-file", None)
+    expected, found = load_file(file), load_file(tmp_path / "model.safetensors")
+    derived = ("betas", "alphas_cumprod", "sqrt_alphas_cumprod")  # from the scheduler's config
+    unused = "cond_stage_model.model."
+    unread = [*derived, f"{unused}text_projection", f"{unused}logit_scale"]
+    last = f"{unused}transformer.resblocks.2."
+    assert found.keys() == expected.keys() - set(unread)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, torch.zeros_like(tensor) if name.startswith(last) else expected[name]), name
+    opened = open_checkpoint(write(tmp_path / "stripped.safetensors", found, **without_ours(tmp_path)))
+    assert opened.parts["unet"].config.sample_size == (96 if family == "sd2" else 64)
+    assert opened.scheduler_config["prediction_type"] == ("v_prediction" if family == "sd2" else "epsilon")
+
+
+def without_ours(folder: Path) -> dict[str, str]:
+    """The metadata that other programs read, which are all of the standard."""
+    metadata = read_tensors(folder / "model.safetensors").metadata
+    return {name: value for name, value in metadata.items() if name.startswith("modelspec.")}
 
 
 @one_family

@@ -106,7 +106,7 @@ def with_loras(parts: Mapping[str, Part], loras: Sequence[tuple[Path, float]]) -
             for layer, change in layers.items():
                 for parameter in change.parameters:
                     steps[name].setdefault(f"{layer}.{parameter}", []).append((change, strength))
-    changed = {name: replace(parts[name], change=change_by(own)) for name, own in steps.items()}
+    changed = {name: replace(parts[name], change=change_by(own), orbax=None) for name, own in steps.items()}
     return {**parts, **changed}
 
 

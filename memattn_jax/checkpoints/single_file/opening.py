@@ -1,5 +1,6 @@
 """Opens a single file: its tensors sorted by part and renamed, its configs, scheduler and tokenizer."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from memattn_jax.checkpoints.single_file.vae import modern_vae
 from memattn_jax.checkpoints.tensors import read_tensors
 from memattn_jax.errors import InputError
 from memattn_jax.text import counted
+
+CONFIGS_KEY = "memattn_jax.configs"  # in the metadata of a file that this package wrote
+PAD = "!"  # the padding token of Stable Diffusion 2
 
 
 def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Checkpoint:
@@ -52,13 +56,32 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
     if source.config is not None:
         base = open_folder(find_model(Path(source.config)))
         parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
+    elif CONFIGS_KEY in metadata:
+        base = recorded(where, metadata[CONFIGS_KEY], source.prediction_type)
+        parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
+        base = replace(base, pad=PAD if openclip else END)
     else:
         prediction = family.prediction_type(where, metadata, second=openclip, asked=source.prediction_type)
         pixels = family.trained_size(metadata, velocity=prediction == "v_prediction")
         parts = derived_parts(where, found, pixels, "gelu" if openclip else "quick_gelu")
         scheduler = family.scheduler_config(tensors, prediction)
-        base = Checkpoint(where, parts, scheduler, tokenizer=None, pad="!" if openclip else END)
+        base = Checkpoint(where, parts, scheduler, tokenizer=None, pad=PAD if openclip else END)
     return replace(base, where=where, parts=parts | ({} if vae is None else {"vae": vae}))
+
+
+def recorded(where: str, text: str, prediction: str | None) -> Checkpoint:
+    """The configs that this package wrote into a file's metadata; the parts have no tensors yet.
+
+    Raises:
+      InputError: they are damaged, or of networks that are not supported.
+    """
+    try:
+        content = json.loads(text)
+        parts = {name: Part(where, CONFIGS[name].from_json(content[name], where), dict) for name in CONFIGS}
+        scheduler = dict(content["scheduler"]) | ({} if prediction is None else {"prediction_type": prediction})
+        return Checkpoint(where, parts, scheduler, tokenizer=None, entropy_site=content["entropy_site"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError, IndexError) as error:
+        raise InputError(f"{where}: its metadata hold no configs that can be used ({error})"[:200]) from None
 
 
 def renamed_all(where: str, tensors: Tensors, modern: Callable[[Tensors], dict[str, np.ndarray]]) -> Tensors:

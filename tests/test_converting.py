@@ -1,0 +1,123 @@
+"""A checkpoint from one container to the next and back: the same bits, the same fingerprint, little memory."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from memattn_jax import InputError, StableDiffusion, demo
+from memattn_jax.checkpoints import orbax_part
+from memattn_jax.checkpoints.checkpoint import PARTS
+from memattn_jax.checkpoints.opening import open_checkpoint
+from memattn_jax.commands import convert
+from memattn_jax.sharding.placement import make_mesh
+
+CONFIG = ["--config", str(demo.MODEL)]  # the built-in model's tokenizer is its own
+
+
+def run(*arguments: object) -> int:
+    """Exit status of `memattn convert`."""
+    import sys
+
+    sys.argv = ["memattn convert", *map(str, arguments)]
+    with pytest.raises(SystemExit) as stop:
+        convert.cli()
+    return stop.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> dict[str, Path]:
+    """The built-in model in each container, each made from the one before."""
+    folder = tmp_path_factory.mktemp("converted")
+    places = {"orbax": folder / "orbax", "single-file": folder / "model.safetensors", "diffusers": folder / "again"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [])
+        source, options = demo.MODEL, []
+        for container, place in places.items():
+            assert run(source, place, "--to", container, *options) == 0
+            source, options = place, CONFIG if container == "single-file" else []
+    return places
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    return {
+        f"{part}.{name.removeprefix('text_model.')}": value
+        for part in PARTS
+        for path in (folder / part).glob("*.safetensors")
+        for name, value in load_file(path).items()
+    }
+
+
+def test_round_trip_is_bit_equal(converted):
+    """Through Orbax and a single file; the tokenizer, the scheduler and the layer of metric E come along."""
+    before, after = tensors(demo.MODEL), tensors(converted["diffusers"])
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert value.dtype == after[name].dtype
+        assert value.tobytes() == after[name].tobytes(), name
+    for name in ("unet/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "memattn_jax.json"):
+        assert (converted["orbax"] / name).is_file()
+    opened = [open_checkpoint(place) for place in (demo.MODEL, *converted.values())]
+    assert {checkpoint.entropy_site for checkpoint in opened} == {opened[0].entropy_site}
+    assert opened[0].entropy_site is not None
+    for part in PARTS:
+        assert len({str(checkpoint.parts[part].config) for checkpoint in opened}) == 1
+
+
+def test_one_fingerprint_for_all_containers(converted):
+    expected = StableDiffusion.from_pretrained(demo.MODEL, "float32").fingerprint(pictures=True)
+    for container, place in converted.items():
+        source = {"config": demo.MODEL} if container == "single-file" else {}
+        assert StableDiffusion.from_pretrained(place, "float32", **source).fingerprint(pictures=True) == expected, (
+            container
+        )
+
+
+def test_orbax_is_restored_to_its_shardings(converted):
+    mesh = make_mesh("data=1", jax.devices()[:1])
+    sd = StableDiffusion.from_pretrained(converted["orbax"], "float32", mesh)
+    assert sd.unet.conv_in.kernel[...].sharding.mesh == mesh
+    plain = StableDiffusion.from_pretrained(demo.MODEL, "float32")
+    np.testing.assert_array_equal(sd.unet.conv_in.kernel[...], plain.unet.conv_in.kernel[...])
+
+
+def test_another_dtype(tmp_path):
+    assert run(demo.MODEL, tmp_path / "half", "--dtype", "bfloat16") == 0
+    for name, value in tensors(tmp_path / "half").items():
+        assert value.dtype.name == "bfloat16", name
+    again = StableDiffusion.from_pretrained(tmp_path / "half", "bfloat16").fingerprint()
+    assert again == StableDiffusion.from_pretrained(demo.MODEL, "bfloat16").fingerprint()
+
+
+def test_destinations_are_kept(converted, tmp_path, capsys):
+    """Nothing is replaced unasked, and a conversion that fails leaves what was there."""
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(b"mine")
+    assert run(demo.MODEL, target, "--to", "single-file") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(demo.MODEL, tmp_path / "model.zip", "--to", "single-file") == 2
+    assert run(demo.MODEL, target, "--to", "orbax") == 2
+    assert run(demo.MODEL) == 2
+    assert run(demo.MODEL, tmp_path / "x", "--to", "gguf") == 2
+    assert "'gguf'" in capsys.readouterr().err
+    broken = Path(shutil.copytree(demo.MODEL, tmp_path / "broken"))
+    path = next((broken / "vae").glob("*.safetensors"))
+    save_file({name: value for name, value in load_file(path).items() if name != "encoder.conv_in.bias"}, path)
+    assert run(broken, target, "--to", "single-file", "--overwrite") == 2
+    assert "encoder.conv_in.bias" in capsys.readouterr().err
+    assert target.read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_damaged_orbax(converted, tmp_path):
+    folder = Path(shutil.copytree(converted["orbax"], tmp_path / "orbax"))
+    (folder / "vae" / "orbax" / "_METADATA").unlink()
+    with pytest.raises(InputError, match="Orbax"):
+        StableDiffusion.from_pretrained(folder)
+    shutil.rmtree(folder / "vae" / "orbax")
+    orbax_part.write_orbax(folder / "vae" / "orbax", {"encoder.wings": np.zeros(2, np.float32)})
+    with pytest.raises(InputError, match=r"unexpected encoder\.wings"):
+        StableDiffusion.from_pretrained(folder)
