@@ -185,7 +185,7 @@ def test_a_file_in_a_repository(repository, online):
     assert hub.sent == {"v1-5-pruned.ckpt"}
 
 
-def test_a_repository_that_is_not_public(repository, online):
+def test_a_repository_that_is_not_public(repository, online, monkeypatch):
     hub = Hub(repository, token="hf_secret")
     with served(hub) as address:
         online(address)
@@ -193,6 +193,8 @@ def test_a_repository_that_is_not_public(repository, online):
             locate("owner/name")
         source = Source(token="hf_secret")
         open_checkpoint(locate("owner/name", source))
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        assert locate("hf://owner/name/v1-5-pruned.ckpt").is_file()
     assert "hf_secret" not in f"{error.value}{source}"
 
 
@@ -202,7 +204,7 @@ def test_what_the_hub_does_not_have(repository, online):
         for model in ("owner/other", "owner/name@v9", "hf://owner/name/none.safetensors"):
             with pytest.raises(FileNotFoundError, match="not found on the Hugging Face Hub"):
                 locate(model)
-        with pytest.raises(InputError, match="no model in nowhere"):
+        with pytest.raises(InputError, match=r"no model in nowhere; .* sub/folder, .*v1-5-pruned\.ckpt"):
             locate("hf://owner/name/nowhere")
         with pytest.raises(InputError, match="names one already"):
             locate("owner/name@v1", Source(revision="v1"))

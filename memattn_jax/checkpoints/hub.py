@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from memattn_jax.checkpoints.checkpoint import PARTS, Source
 from memattn_jax.checkpoints.places import find_model
-from memattn_jax.checkpoints.weight_names import choose_weights
-from memattn_jax.errors import InputError
+from memattn_jax.checkpoints.weight_names import choose_weights, is_weights
+from memattn_jax.errors import InputError, listed
 from memattn_jax.text import printable
 
 SCHEME = "hf://"
 FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 SMALL = ("model_index.json", "memattn_jax.json", "scheduler/scheduler_config.json")
+SHOWN = 80  # characters of the names of what is there instead
 SPECIAL = re.compile(r"refs/(pr|convert)/[^/]+")  # revisions with slashes
 
 
@@ -81,6 +82,16 @@ def needed(names: Iterable[str], folder: str, variant: str | None) -> list[str]:
     return [prefix + name for name in chosen]
 
 
+def suggestion(names: Iterable[str]) -> str:
+    """What to give instead of a place without a model: the folders and files of these names that look like one."""
+    names = list(names)
+    folders = {name.removesuffix("/unet/config.json") for name in names if name.endswith("/unet/config.json")}
+    files = {name for name in names if name.endswith(FILES) and not is_weights(PurePosixPath(name).name)}
+    models = sorted(folders | files)
+    shown = listed(models, SHOWN, None)
+    return f"give the path of one, as hf://owner/name/path, such as {shown}" if models else "it holds none at all"
+
+
 def download(place: Repository, source: Source) -> Path:
     """Downloads what is needed of a place on the hub, unless the cache has it; the folder or file.
 
@@ -107,9 +118,10 @@ def download(place: Repository, source: Source) -> Path:
         except Exception:
             raise refusal from None
     else:
-        names = needed((file.rfilename for file in files), place.path, source.variant)
+        there = [file.rfilename for file in files]
+        names = needed(there, place.path, source.variant)
         if not names:
-            raise InputError(f"{place.name}: no model in {place.path or 'the repository'}; see --subfolder")
+            raise InputError(f"{place.name}: no model in {place.path or 'the repository'}; {suggestion(there)}")
         patterns = [glob.escape(name) for name in names]
         folder = snapshot_download(place.name, **access, allow_patterns=patterns, tqdm_class=Bar)
     return Path(folder, place.path)

@@ -65,6 +65,11 @@ def choose_weights(names: Iterable[str], variant: str | None = None) -> Weights 
     return None
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file is named as the weights of a part."""
+    return FILE.fullmatch(name) is not None
+
+
 def variants(names: Iterable[str]) -> list[str]:
     """The variants that these files are of, without the plain one."""
     matches = filter(None, (FILE.fullmatch(name) or INDEX.fullmatch(name) for name in names))
