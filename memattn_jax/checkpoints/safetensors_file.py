@@ -15,6 +15,7 @@ import numpy as np
 from memattn_jax.checkpoints.json_file import parse_json
 from memattn_jax.checkpoints.mapped import TensorFile
 from memattn_jax.errors import InputError
+from memattn_jax.text import printable
 
 HEADER_LIMIT = 2**24  # bytes; the format's own is six times that, and a model's has a few hundred thousand
 DTYPES = {
@@ -68,9 +69,9 @@ def read_safetensors(path: Path, data: np.ndarray) -> TensorFile:
         except (KeyError, TypeError, ValueError):
             damaged(f"entry {name[:40]!r} is not a dtype, a shape and two offsets")
         if end > content.size:
-            damaged(f"{name[:40]} ends at byte {end:,} of {content.size:,}")
+            damaged(f"{printable(name, 40)} ends at byte {end:,} of {content.size:,}")
         if end - start != math.prod(shape) * dtype.itemsize:
-            damaged(f"{name[:40]} has {end - start:,} bytes for shape {list(shape)}"[:120])
+            damaged(f"{printable(name, 40)} has {end - start:,} bytes for shape {list(shape)}"[:120])
         tensors[name] = np.ndarray(shape, dtype, content, start)
         ends.append((start, end))
     ends.sort()

@@ -7,6 +7,7 @@ import numpy as np
 
 from memattn_jax.checkpoints.single_file.renaming import Tensors
 from memattn_jax.errors import InputError
+from memattn_jax.text import printable
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -68,7 +69,7 @@ def check_names(where: str, tensors: Tensors) -> None:
     """Raises InputError for tensors whose effect is not known."""
     known = (UNET, VAE, CLIP, OPENCLIP, *NOT_READ)
     if unknown := [name for name in tensors if not name.startswith(known)]:
-        raise InputError(f"{where}: {len(unknown)} tensors whose effect is not known, such as {unknown[0][:60]}")
+        raise InputError(f"{where}: {len(unknown)} tensors whose effect is not known, such as {printable(unknown[0], 60)}")
 
 
 def prediction_type(where: str, metadata: Mapping[str, Any], *, second: bool, asked: str | None) -> str:

@@ -18,7 +18,7 @@ from memattn_jax.checkpoints.single_file.unet import modern_unet
 from memattn_jax.checkpoints.single_file.vae import modern_vae
 from memattn_jax.checkpoints.tensors import read_tensors
 from memattn_jax.errors import InputError
-from memattn_jax.text import counted
+from memattn_jax.text import counted, printable
 
 CONFIGS_KEY = "memattn_jax.configs"  # in the metadata of a file that this package wrote
 PAD = "!"  # the padding token of Stable Diffusion 2
@@ -88,7 +88,7 @@ def renamed_all(where: str, tensors: Tensors, modern: Callable[[Tensors], dict[s
     """The tensors under diffusers' names; raises InputError for those that have none."""
     found = modern(tensors)
     if unknown := left_out(tensors, found):
-        raise InputError(f"{where}: {counted(len(unknown), 'tensor')} unexpected, such as {unknown[0][:80]}")
+        raise InputError(f"{where}: {counted(len(unknown), 'tensor')} unexpected, such as {printable(unknown[0], 80)}")
     return found
 
 
