@@ -285,7 +285,7 @@ HAND_WRITTEN = {
     "key twice": (b"}K\x01NsK\x01Ns.", "twice"),
     "endless work": (ENCODE + b"h\x01h\x02R" * 1000 + b".", "work"),
     "endless state": (STATE + b"h\x01b" * 100_000 + b".", "work"),
-    "endless pickle": (b"N" * (2**20 + 1) + b".", "instructions"),
+    "endless pickle": (b"N" * (2**19 + 1) + b".", "instructions"),
 }
 
 

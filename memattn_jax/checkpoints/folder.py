@@ -43,6 +43,7 @@ def read_files(folder: Path) -> Iterator[Path]:
     """The files in a folder that loading may read."""
     yield from folder.glob("*.json")
     for name in (*PARTS, "scheduler", "tokenizer"):
+        yield folder / name
         yield from (folder / name).glob("*")
 
 
@@ -90,7 +91,7 @@ def shards(folder: Path, weights: Weights) -> list[Path]:
         raise InputError(f"{index}: lists no shards")
     names = sorted({str(name) for name in listed.values()})
     for name in names:
-        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
             raise InputError(f"{index}: lists {printable(name, 60)!r}, which is not the name of a file in its folder")
     return [folder / name for name in names]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from memattn_jax.checkpoints.mapped import refuse_page
+from memattn_jax.checkpoints.mapped import refuse_page, refuse_pipe
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
@@ -19,6 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       InputError: no such file, a git-lfs pointer or web page in its place, no JSON object, or one of megabytes.
     """
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)

@@ -1,5 +1,6 @@
 """Keeps what is read of a checkpoint inside its folder."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,6 @@ def refuse_links_outside(folder: Path, files: Iterable[Path]) -> None:
     """Raises InputError for a file that is a symbolic link, or in a linked folder, to somewhere else."""
     allowed = roots(folder)
     for path in files:
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # pathlib's raises where a link points at itself
         if not any(real.is_relative_to(root) for root in allowed):
             raise InputError(f"{path}: links to {real}, outside the checkpoint; copy the file into it")

@@ -5,6 +5,7 @@ that a layout is a function of names and views.
 """
 
 import mmap
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,12 @@ def refuse_page(path: Path, start: bytes) -> None:
         raise InputError(f"{path}: is a web page, not the file itself; download the file again")
 
 
+def refuse_pipe(path: Path) -> None:
+    """Raises InputError for a folder, a pipe or a device, which may have no end."""
+    if os.path.exists(path) and not os.path.isfile(path):  # pathlib's raise where the folder is not readable
+        raise InputError(f"{path}: cannot be read (not a file but a folder, pipe or device)")
+
+
 def map_file(path: Path) -> np.ndarray:
     """A file's bytes, uint8 [size], mapped and read-only.
 
@@ -49,6 +56,7 @@ def map_file(path: Path) -> np.ndarray:
       FileNotFoundError: no such file.
       InputError: an empty file, or one that cannot be read.
     """
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memattn_jax.checkpoints.json_file import read_json
-from memattn_jax.checkpoints.mapped import refuse_page
+from memattn_jax.checkpoints.mapped import refuse_page, refuse_pipe
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
@@ -67,6 +67,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
 
 def merge_lines(path: Path) -> Iterator[str]:
     """The lines of merges.txt that are merges; raises InputError for another kind of file, or one of megabytes."""
+    refuse_pipe(path)
     if path.stat().st_size > LARGEST:
         raise InputError(f"{path}: too large, a tokenizer's file has less than {LARGEST >> 20} MB")
     data = path.read_bytes()

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from memattn_jax.checkpoints.pickles.calls import call, find, set_state
 from memattn_jax.checkpoints.pickles.names import Global, Instance, RefusedError
 
-INSTRUCTIONS = 2**20  # thirty for each tensor
+INSTRUCTIONS = 2**19  # a tensor takes thirty
 WORK = 2**24  # bytes and items that calls may be given in all; a pickle can give the same ones again and again
 LONG_BITS = 128
 SIZED = (str, bytes, tuple, list, dict)

@@ -69,7 +69,9 @@ def check_names(where: str, tensors: Tensors) -> None:
     """Raises InputError for tensors whose effect is not known."""
     known = (UNET, VAE, CLIP, OPENCLIP, *NOT_READ)
     if unknown := [name for name in tensors if not name.startswith(known)]:
-        raise InputError(f"{where}: {len(unknown)} tensors whose effect is not known, such as {printable(unknown[0], 60)}")
+        raise InputError(
+            f"{where}: {len(unknown)} tensors whose effect is not known, such as {printable(unknown[0], 60)}"
+        )
 
 
 def prediction_type(where: str, metadata: Mapping[str, Any], *, second: bool, asked: str | None) -> str:
