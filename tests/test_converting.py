@@ -114,10 +114,10 @@ def test_destinations_are_kept(converted, tmp_path, capsys):
 
 def test_damaged_orbax(converted, tmp_path):
     folder = Path(shutil.copytree(converted["orbax"], tmp_path / "orbax"))
-    (folder / "vae" / "orbax" / "_METADATA").unlink()
+    (folder / "vae" / "orbax" / "000" / "_METADATA").unlink()
     with pytest.raises(InputError, match="Orbax"):
         StableDiffusion.from_pretrained(folder)
     shutil.rmtree(folder / "vae" / "orbax")
-    orbax_part.write_orbax(folder / "vae" / "orbax", {"encoder.wings": np.zeros(2, np.float32)})
+    orbax_part.write_orbax(folder / "vae" / "orbax", [("encoder.wings", np.zeros(2, np.float32))])
     with pytest.raises(InputError, match=r"unexpected encoder\.wings"):
         StableDiffusion.from_pretrained(folder)

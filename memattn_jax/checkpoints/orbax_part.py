@@ -1,13 +1,17 @@
 """One network in Orbax, which JAX restores straight to the devices that it is split over."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from memattn_jax.checkpoints.mapped import forget
 from memattn_jax.errors import InputError
+
+GROUP = 2**28  # bytes of arrays in one checkpoint, of which Orbax makes two copies while it writes
 
 
 def orbax() -> Any:
@@ -19,15 +23,29 @@ def orbax() -> Any:
     return orbax.checkpoint
 
 
-def write_orbax(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays, whole or not at all.
+def write_orbax(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes arrays as a few checkpoints, each a dictionary and each whole or absent.
 
     Args:
-      folder: must not exist.
-      arrays: {PyTorch's name of a parameter: array in our layout}.
+      folder: made where there is none.
+      arrays: PyTorch's name of a parameter, and the array in our layout; taken as they are written.
     """
+    group: dict[str, np.ndarray] = {}
+    count = 0
     with orbax().StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), dict(arrays))
+
+        def write() -> None:
+            checkpointer.save(folder.absolute() / f"{count:03}", group)
+            checkpointer.wait_until_finished()
+            for array in group.values():
+                forget(array)
+
+        for name, array in arrays:
+            if group and sum(each.nbytes for each in group.values()) + array.nbytes > GROUP:
+                write()
+                group, count = {}, count + 1
+            group[name] = array
+        write()
 
 
 def restore_orbax(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -38,9 +56,10 @@ def restore_orbax(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> d
       wanted: {name: shape, dtype and sharding}.
 
     Raises:
-      InputError: arrays are missing, surplus or misshapen, or the checkpoint is damaged.
+      InputError: arrays are missing, surplus or misshapen, or a checkpoint is damaged.
     """
-    shapes = stored_shapes(folder)
+    groups = stored_shapes(folder)
+    shapes = {name: shape for group in groups.values() for name, shape in group.items()}
     problems = [f"missing {name}" for name in wanted.keys() - shapes.keys()]
     problems += [f"unexpected {name}" for name in shapes.keys() - wanted.keys()]
     problems += [
@@ -50,23 +69,37 @@ def restore_orbax(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> d
     ]
     if problems:
         raise InputError(f"{folder}: arrays at odds with the config: {'; '.join(sorted(problems))}")
-    with orbax().StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), dict(wanted))
+    found: dict[str, jax.Array] = {}
+    with damaged(folder), orbax().StandardCheckpointer() as checkpointer:
+        for path, group in groups.items():
+            found |= checkpointer.restore(path, {name: wanted[name] for name in group})
+    return found
 
 
 def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     """Reads all arrays into this machine's memory, in the dtypes they are stored in; errors as of `restore_orbax`."""
     ocp = orbax()
-    arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored_shapes(folder)}
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), restore_args=arguments)
+    found: dict[str, np.ndarray] = {}
+    groups = stored_shapes(folder)
+    with damaged(folder), ocp.PyTreeCheckpointer() as checkpointer:
+        for path, group in groups.items():
+            arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
+            found |= checkpointer.restore(path, restore_args=arguments)
+    return found
 
 
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of what a checkpoint holds; raises InputError for a damaged one."""
+def stored_shapes(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
+    """{checkpoint: {name: shape of an array in it}}; raises InputError for a damaged one."""
+    with damaged(folder), orbax().StandardCheckpointer() as checkpointer:
+        groups = {path: checkpointer.metadata(path).item_metadata.tree for path in sorted(folder.absolute().iterdir())}
+        return {path: {name: tuple(a.shape) for name, a in group.items()} for path, group in groups.items()}
+
+
+@contextlib.contextmanager
+def damaged(folder: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise for a damaged checkpoint into an InputError."""
     try:
-        with orbax().StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
-        return {name: tuple(array.shape) for name, array in stored.items()}
+        yield
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{folder}: not a complete Orbax checkpoint ({str(error).splitlines()[0][:100]})") from None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{folder}: not a complete Orbax checkpoint ({reason[0][:100]})") from None

@@ -26,4 +26,4 @@ def read_tensors_of(config: Config, folder: Path) -> dict[str, np.ndarray]:
 def write_tensors_of(part: Part, folder: Path, tensors: Tensors) -> None:
     """Writes them; see `write_orbax`."""
     axes = {leaf.name: np.argsort(leaf.axes) for leaf in leaves(blank(part))}
-    write_orbax(folder, {name: tensor.make().transpose(axes[name]) for name, tensor in tensors.items()})
+    write_orbax(folder, ((name, tensor.make().transpose(axes[name])) for name, tensor in tensors.items()))

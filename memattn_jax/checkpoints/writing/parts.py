@@ -4,7 +4,6 @@ import numpy as np
 
 from memattn_jax.checkpoints.checkpoint import Checkpoint, Part
 from memattn_jax.checkpoints.filling import blank, match
-from memattn_jax.checkpoints.mapped import forget
 from memattn_jax.checkpoints.names import Leaf, leaves
 from memattn_jax.checkpoints.writing.safetensors_writer import Written
 from memattn_jax.errors import InputError
@@ -26,9 +25,7 @@ def part_tensors(part: Part, dtype: np.dtype | None) -> Tensors:
     def written(leaf: Leaf, stored: np.ndarray) -> Written:
         def make() -> np.ndarray:
             changed = stored if part.change is None else part.change(leaf.name, stored)
-            made = np.array(changed, dtype or stored.dtype)
-            forget(stored)
-            return made
+            return changed.astype(dtype or stored.dtype, copy=False)
 
         return Written(stored.shape, dtype or stored.dtype, make)
 

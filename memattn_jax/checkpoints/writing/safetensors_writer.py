@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from memattn_jax.checkpoints.mapped import forget
 from memattn_jax.checkpoints.safetensors_file import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -19,7 +20,7 @@ class Written(NamedTuple):
     Attributes:
       shape: of the tensor.
       dtype: of the tensor.
-      make: makes the array when its turn comes.
+      make: makes the array when its turn comes, or gives a view of a mapped file.
     """
 
     shape: tuple[int, ...]
@@ -44,3 +45,4 @@ def write_safetensors(path: Path, tensors: Mapping[str, Written], metadata: Mapp
         for tensor in tensors.values():
             array = np.ascontiguousarray(tensor.make(), tensor.dtype)
             file.write(array.reshape(-1).view(np.uint8).data)
+            forget(array)
