@@ -10,6 +10,7 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.configs import UNetConfig
@@ -21,6 +22,7 @@ FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in FILES}
 README = PAGES["README.md"]
 EXTENDING = "docs/extending.md"
+LORA = "docs/lora.md"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -77,9 +79,24 @@ def test_readme(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md", EXTENDING}))
+@pytest.mark.parametrize("page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md", LORA, EXTENDING}))
 def test_python_of_other_pages_runs(page, model):
     assert run(page, model)
+
+
+@pytest.mark.slow
+def test_lora(model, tmp_path, monkeypatch):
+    """With files for a layer of the model, and for its text encoder's 32 channels."""
+    layer = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    tensors = {f"{layer}.lora_down.weight": np.ones((2, 16), "f4"), f"{layer}.lora_up.weight": np.ones((16, 2), "f4")}
+    monkeypatch.chdir(tmp_path)
+    for name in ("style", "character"):
+        save_file(tensors, f"{name}.safetensors")
+    for name in ("cat", "dog"):
+        save_file({"emb_params": np.ones((2, 32), "f4")}, f"{name}.safetensors")
+    scope = run(LORA, model)
+    assert {"cat", "cat_1", "<dog>", "<dog>_1"} <= scope["sd"].tokenizer.clip.get_vocab().keys()
+    assert scope["run"].images.shape == (1, 8, 8, 3)
 
 
 @pytest.mark.slow
@@ -118,6 +135,18 @@ def test_a_detector_has_a_page(name):
     headings = ("Formula", "Cost", "Source", "What the authors' code does differently")
     assert [heading for heading in headings if f"\n## {heading}\n" not in page] == []
     assert f"`{name}`" in PAGES["docs/detectors/index.md"]
+
+
+def test_each_row_of_what_loads_is_a_test():
+    _, _, loads = PAGES["docs/supported.md"].partition("\n## What loads\n")
+    rows = [line for line in loads.splitlines() if line.startswith("|")]
+    rows = [row for row in rows if not row.startswith(("| container", "| what |", "|---"))]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)` \|$", row)
+        assert named, row
+        for path, name in named:
+            assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), row
 
 
 def test_names_of_the_command_line_are_listed():

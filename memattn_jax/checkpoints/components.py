@@ -25,6 +25,7 @@ FAMILIES = {  # by a part of theirs, the most telling first
     "text_unet": "Versatile Diffusion",
     "image_unet": "Versatile Diffusion",
     "qformer": "BLIP-Diffusion",
+    "vision_encoder": "Zero123++ or another model that draws from a picture",
     "vae_decoder": "an export to ONNX, whose weights are not read",
 }
 

@@ -55,8 +55,8 @@ class CheckpointOptions:
     """Which model; see `memattn_jax.checkpoints.checkpoint.Source`."""
 
     model: Annotated[str | None, BY_DEFAULT] = None
-    """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder, a single file (.safetensors, .ckpt), or owner/name on
-    the Hugging Face Hub. Default: the built-in demo model."""
+    """Stable Diffusion 1.x or 2.x checkpoint: a diffusers folder; a single file (.safetensors, .ckpt); or
+    hf://owner/name@revision/path, or just owner/name on the Hugging Face Hub. Default: the built-in demo model."""
     vae: Annotated[Path | None, BY_DEFAULT] = None
     """Autoencoder to use instead of the checkpoint's: a file, or a folder with a config.json."""
     config: Annotated[Path | None, BY_DEFAULT] = None

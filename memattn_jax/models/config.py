@@ -30,6 +30,12 @@ def check_count(key: str, *counts: int) -> None:
             raise InputError(f"cannot build a model with {key}={count}; expected 1 to {MOST_LAYERS}")
 
 
+def check_heads(channels: int, heads: int) -> None:
+    """Raises InputError unless the channels of an attention layer divide into its heads."""
+    if heads < 1 or channels < 1 or channels % heads:
+        raise InputError(f"cannot build a model whose {channels} channels do not divide into {heads} heads")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Base class of the three configurations."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from memattn_jax.errors import InputError
-from memattn_jax.models.config import ANY, Config, check_count, per_block
+from memattn_jax.models.config import ANY, Config, check_count, check_heads, per_block
 from memattn_jax.models.families import refuse_other_text_encoders, refuse_other_unets
 
 HOUSEKEEPING = (  # of transformers, and of text generation, which old versions wrote into every config
@@ -91,8 +91,7 @@ class UNetConfig(Config):
                     f"Stable Diffusion 1.x and 2.x have {' and '.join(sorted(supported))}"
                 )
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
-            if channels % heads:
-                raise InputError(f"{channels} channels do not divide into {heads} heads")
+            check_heads(channels, heads)
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], where: str = "config.json") -> Self:
@@ -103,7 +102,7 @@ class UNetConfig(Config):
         """
         refuse_other_unets(config, where)
         size, version = config.get("sample_size"), str(config.get("_diffusers_version", ""))
-        release = re.match(r"v?(\d+)(?:\.(\d+))?", version)
+        release = re.match(r"v?(\d{1,9})(?:\.(\d{1,9}))?", version)
         if release and (int(release[1]), int(release[2] or 0)) < (0, 9) and isinstance(size, int) and size < 64:
             config = {**config, "sample_size": 64}
         return super().from_json(config, where)
@@ -253,6 +252,7 @@ class CLIPTextConfig(Config):
 
     def __post_init__(self) -> None:
         check_count("num_hidden_layers", self.num_hidden_layers)
+        check_heads(self.hidden_size, self.num_attention_heads)
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise InputError(f"hidden_act={self.hidden_act!r} is not supported, only 'quick_gelu' and 'gelu'")
 

@@ -53,7 +53,7 @@ def other_unet(config: Mapping[str, Any]) -> str | None:
     if config.get("num_class_embeds") is not None:
         return "a class-conditional model, as upscalers are (num_class_embeds)"
     if config.get("class_embed_type") is not None:
-        return "an unCLIP model: its UNet also takes the embedding of a picture (class_embed_type)"
+        return "an unCLIP or multi-view model: its UNet also takes another embedding (class_embed_type)"
     if config.get("dual_cross_attention"):
         return "Versatile Diffusion (dual_cross_attention)"
     return None

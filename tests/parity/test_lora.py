@@ -24,9 +24,12 @@ from memattn_jax.checkpoints.checkpoint import Part
 from memattn_jax.checkpoints.lora.compvis import compvis_names
 from memattn_jax.checkpoints.lora.merge import with_loras
 from memattn_jax.checkpoints.names import leaves
+from memattn_jax.diffusion.run import change_weights
+from memattn_jax.mitigations.lora_strength import LoraStrength, keep_apart, with_strength
 from memattn_jax.models import unet as models
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.configs import UNetConfig
+from memattn_jax.pytree import as_arrays
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -311,3 +314,40 @@ def test_outputs(trained_pipe: StableDiffusionPipeline, folder: Path, tmp_path: 
         np.testing.assert_allclose(context, theirs.numpy(), atol=1e-4)
         theirs = plain.unet(torch.from_numpy(latents.transpose(0, 3, 1, 2)), 7, theirs).sample
     np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_strength_is_a_number_of_the_run(kind: str, folder: Path, tmp_path: Path):
+    """A LoRA kept apart is the one that is merged, at every strength, and another strength compiles nothing."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    tensors = {}
+    for number, (name, layer) in enumerate(layers(unet, MATRICES)):
+        change = LYCORIS[kind](f"lora_unet_{name.replace('.', '_')}", layer)
+        randomize((parameter for key, parameter in change.named_parameters() if key != "dora_scale"), number)
+        own = change.custom_state_dict()
+        tensors |= {f"{change.lora_name}.{key}": 0.1 * value.detach() for key, value in own.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    sd = StableDiffusion.from_pretrained(folder)
+    apart = keep_apart(tmp_path / "x.safetensors", sd)["unet"]
+    programs = []
+    for strength in (0.7, 0.2, 0):
+        one = StableDiffusion.from_pretrained(folder, loras=[(tmp_path / "x.safetensors", strength)])
+        other = change_weights(as_arrays(LoraStrength(apart, strength)), sd.unet)
+        programs.append(change_weights._cache_size())
+        for ours, merged in zip(leaves(other), leaves(one.unet), strict=True):
+            np.testing.assert_allclose(ours.param[...], merged.param[...], atol=1e-5, err_msg=ours.name)
+    assert len(set(programs)) == 1
+    assert all(map(np.array_equal, jax.tree.leaves(other), jax.tree.leaves(sd.unet)))
+
+
+def test_sampling_with_a_strength(folder: Path, trained_pipe: StableDiffusionPipeline, tmp_path: Path):
+    """Both networks; a row's batch does not matter, whatever axes of the file are as long as the batch."""
+    file = write_lora("diffusers", trained_pipe, tmp_path)
+    sd = StableDiffusion.from_pretrained(folder)
+    parts = keep_apart(file, sd)
+    text = with_strength(sd.text_encoder, parts["text_encoder"], 0.1)
+    own = dataclasses.replace(sd, text_encoder=text)
+    given = {"seeds": [0, 1, 2, 3], "steps": 2, "taps": None}
+    apart = own.sample(["a", "the", "b", "c"], mitigation=LoraStrength(parts["unet"], 0.1), **given)
+    merged = StableDiffusion.from_pretrained(folder, loras=[(file, 0.1)]).sample(["a", "the", "b", "c"], **given)
+    np.testing.assert_allclose(apart.latents, merged.latents, atol=1e-4)

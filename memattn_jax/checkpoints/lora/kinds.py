@@ -75,11 +75,11 @@ class LayerChange:
 
     Attributes:
       tensors: by role, float32 or as stored; `form_of` knows their form.
-      scale: of ΔW at strength 1, alpha / rank.
+      scale: of ΔW at strength 1, alpha / rank; a number, traced or not.
     """
 
     tensors: Tensors
-    scale: float
+    scale: Any
 
     @property
     def form(self) -> Form:
