@@ -124,6 +124,8 @@ def test_classes_of_lightning_are_names(tmp_path, monkeypatch):
     }
     path = saved(tmp_path / "x.ckpt", content)
     monkeypatch.undo()
+    with pytest.raises(pickle.UnpicklingError, match="ModelCheckpoint"):
+        torch.load(path, weights_only=True)
     stored = read_tensors(path)
     assert list(stored.tensors) == ["a"]
     (key,) = stored.metadata["callbacks"]

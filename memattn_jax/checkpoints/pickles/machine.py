@@ -4,9 +4,9 @@ Python's `pickle.Unpickler` with a `find_class` that refuses is not enough for a
 attributes of whatever is on the stack, the permitted functions and classes of the running program included; its EXT
 instructions fetch objects past `find_class`; a few bytes make it allocate gigabytes (an index of the memo, a length);
 a key that nests deeply overflows the C stack when it is hashed, and integers made to collide keep a dict busy for
-hours. `torch.load(weights_only=True)` has a machine of its own for the first reason, but it needs PyTorch, asks the
-user to permit classes such as Lightning's `ModelCheckpoint` in Stable Diffusion's own files, and copies every tensor
-before it is converted; it too has let code run (CVE-2025-32434).
+hours. `torch.load(weights_only=True)` has a machine of its own for the first reason, but it needs PyTorch and asks the
+user to permit classes such as Lightning's `ModelCheckpoint` in Stable Diffusion's own files; before PyTorch 2.6 it let
+code run (CVE-2025-32434).
 
 Here nothing is imported and no function is called but those that `calls` lists. Instructions, bytes and the work that
 calls cause are limited, and types are checked before every operation.
