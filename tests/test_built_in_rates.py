@@ -46,6 +46,7 @@ def most(prompts: int, rate: float) -> int:
     return int(stats.binom.ppf(0.975, prompts, rate))
 
 
+@pytest.mark.slow
 def test_one_false_positive_rate_for_the_verdict(scores):
     """Fitted on the 48 clean prompts of one half, on the shipped calibration's 400, and asked of the other half."""
     clean = [(group, half) for half in demo.HALVES for group in ("control", "unseen")]
@@ -61,6 +62,7 @@ def test_one_false_positive_rate_for_the_verdict(scores):
         assert flagged[0] >= 8
 
 
+@pytest.mark.slow
 def test_false_discoveries_in_a_log(scores):
     """Of all 144 prompts, 48 of them memorized."""
     joint = load_calibration(demo.CALIBRATION).joint(NAMES)

@@ -47,6 +47,7 @@ def test_it_fits_twelve_megabytes_and_has_cross_attention_at_three_resolutions(t
     assert len({site.split(".")[1] for site in unet.sites if site.startswith("down")}) == 3
 
 
+@pytest.mark.slow
 def test_whitening_changes_latents_and_no_picture():
     vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
@@ -63,6 +64,7 @@ def test_whitening_changes_latents_and_no_picture():
     np.testing.assert_allclose(decode(vae, pictures), before, atol=1e-3 * float(jnp.abs(before).max()))
 
 
+@pytest.mark.slow
 def test_contrast_forgives_equal_captions_and_nothing_else():
     config = CLIPTextConfig(
         vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2

@@ -237,6 +237,7 @@ def test_only_an_excess_stands_out():
     assert clean.stand_out(np.full(6, 1.0, np.float32), 5).tolist() == []
 
 
+@pytest.mark.slow
 def test_own_noise_depends_on_the_prompt_alone(command, model, tmp_path):
     own = ("--model", model, "--per-prompt-noise", "--no-explain", *FAST)
     command("detect", *NEW, *own, "--out", tmp_path / "a")
@@ -363,6 +364,7 @@ def test_a_number_that_is_not_finite_is_refused(plain, tmp_path, bad, part):
         load_calibration(tmp_path / "c.json")
 
 
+@pytest.mark.slow
 def test_too_few_clean_prompts_warn(command, model, files, tmp_path):
     """And no prompt is called clean at that rate."""
     status, _, errors = command(
@@ -510,6 +512,7 @@ def test_generate_with_a_guard(command, calibrated, model, tmp_path):
         assert message in errors[-1]
 
 
+@pytest.mark.slow
 def test_evaluate(command, model, files, tiny, tmp_path):
     names = ["entropy_e", "noise_norm", "latent_step_deviation", "text_baseline"]
     status, _, _ = command(

@@ -79,6 +79,7 @@ def test_a_score_does_not_depend_on_its_batch(tiny, five):
     check_equal(tiny.detect([PROMPTS[i] for i in order], ALL, seeds=4, **SETTINGS), five, order)
 
 
+@pytest.mark.slow
 def test_alone_and_one_probe_at_a_time(tiny, five):
     """Probes have consecutive seeds, and the score is their mean.
 
@@ -91,6 +92,7 @@ def test_alone_and_one_probe_at_a_time(tiny, five):
         check_equal({name: (runs[0][name] + runs[1][name]) / 2 for name in names}, five, [row], names)
 
 
+@pytest.mark.slow
 def test_own_seeds(tiny, five):
     """Equal to the shared seed, they change nothing; other seeds do, of their own rows alone."""
     check_equal(tiny.detect(PROMPTS, ALL, seeds=[4] * 5, batch_size=BATCH, **SETTINGS), five)
@@ -101,6 +103,7 @@ def test_own_seeds(tiny, five):
         assert np.abs(mixed[name][[1, 4]] / five[name][[1, 4]] - 1).min() > 1e-4, name
 
 
+@pytest.mark.slow
 def test_latents_instead_of_seeds(tiny, five):
     """The noise that the seeds stand for, for all prompts and for each, in batches that are filled up."""
     one, each = tiny.noise([4]), np.asarray(tiny.noise([4, 9, 4, 9, 9]))
@@ -141,6 +144,7 @@ def test_a_scorer_keeps_what_its_weights_decide_as_long_as_they_stay(tiny):
     np.testing.assert_allclose(scorer(PROMPTS[:1])["noise_norm"], 2 * before, rtol=RELATIVE)
 
 
+@pytest.mark.slow
 def test_a_nan_row_stays_alone(tiny, five):
     """Both programs as `detect` calls them, with the embeddings of the second prompt replaced."""
     detectors = named_detectors(ALL, **CLEAN)

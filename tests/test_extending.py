@@ -301,6 +301,7 @@ def test_the_documentation_shows_this_file():
         assert re.sub(r"  # noqa: \w+", "", code).strip() in page, name
 
 
+@pytest.mark.slow
 def test_taps_of_ones_own(sd, base):
     """Several by name, beside a plain function."""
     taps = {"tokens": TokenMeans(), "peak": Peak(sites=sd.sites[:1]), "mean": lambda probs, context: probs.mean((1, 2))}
@@ -343,7 +344,10 @@ MITIGATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", MITIGATIONS)
+QUICK = ("edits", "guidance", "update")  # the others take longer to compile
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MITIGATIONS])
 def test_mitigations_of_ones_own(sd, base, name):
     """Each changes the run; under a guard, the memorized row alone; a row does not depend on its batch."""
     settings = {"steps": STEPS, "seeds": [0, 1], "taps": None}
@@ -416,6 +420,7 @@ def test_models_of_ones_own(sd, make):
     assert len(mine.fingerprint()) == 32
 
 
+@pytest.mark.slow
 def test_embeddings_guidance_by_step_and_a_callback(sd, base):
     """Embeddings give what their prompts give; guidance of each step and row; latents between steps."""
     size = np.abs(base.latents).max()
@@ -469,6 +474,7 @@ def test_a_network_that_lacks_a_member_is_named(sd):
         dataclasses.replace(sd, unet=lambda *arguments: arguments)
 
 
+@pytest.mark.slow
 def test_a_mitigation_knows_the_rows_that_a_guard_found(sd):
     class Seen(Mitigation):
         def noise(self, start):

@@ -216,6 +216,7 @@ def test_bad_prompt_files(model, tmp_path, monkeypatch, capsys, name, content, m
     assert "no prompts" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_results_are_not_overwritten_unasked(model, tmp_path, monkeypatch, capsys):
     arguments = ["a", "--model", model, "--out", tmp_path, "--steps", 5, "--batch-size", 2]
     assert run(monkeypatch, *arguments, "--images-per-prompt", 2) == 0

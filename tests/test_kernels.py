@@ -150,6 +150,7 @@ def test_upsampling_is_by_platform():
         assert ("stablehlo.convolution" not in text) == summed
 
 
+@pytest.mark.slow
 def test_memory_of_a_guidance_pair_of_stable_diffusion_14():
     """Beside weights and inputs; a single map of 4,096 × 4,096 pixels would take 1,074 MB more."""
     unet = abstract(UNet2DConditionModel, UNetConfig())

@@ -214,6 +214,7 @@ def test_what_is_said_of_a_file(tmp_path):
         assert notes[0].startswith(f"{tmp_path / name}: {said}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "json", "parquet"])
 def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path, suffix):
     peaks = []

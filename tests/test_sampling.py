@@ -26,7 +26,7 @@ def eight(sd):
     return sd.sample(PROMPTS, seeds=range(8), steps=STEPS, mitigation=MITIGATION)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_row_does_not_depend_on_its_batch(sd, eight, rows):
     order = [2, 0, 5][:rows]
     run = sd.sample([PROMPTS[i] for i in order], seeds=order, steps=STEPS, mitigation=MITIGATION)
@@ -62,6 +62,7 @@ def test_numbers_compile_nothing(sd):
         assert taps["tokens"][sd.unet.sites[0]].shape == (2, 1, 2, 77)
 
 
+@pytest.mark.slow
 def test_guidance_of_one_or_less_runs_the_conditional_half_alone(sd):
     """It equals the guided run at scale 1, where the unconditional half has weight 0."""
     schedule = make_schedule(sd.scheduler_config, "ddim", STEPS)

@@ -81,6 +81,7 @@ def alone(built_in):
     return built_in.detect(prompts, seeds=[*range(16), *range(16)], batch_size=1)
 
 
+@pytest.mark.slow
 def test_sixteen_rows_with_noise_of_their_own(built_in, alone):
     batch = built_in.detect(PROMPTS, seeds=range(16), batch_size=16)
     for name, scores in batch.scores.items():

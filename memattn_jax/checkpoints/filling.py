@@ -28,6 +28,7 @@ from memattn_jax.registries import DTYPES
 from memattn_jax.sharding.placement import partition_spec
 from memattn_jax.text import counted
 
+CONVERTED_HERE = 2**20  # numbers of a tensor; for each shape JAX would compile a program, which takes longer
 READERS = 2  # threads
 STORED_DTYPES = ("float64", "float32", "float16", "bfloat16")
 MODELS: dict[type[Config], Callable[..., nnx.Module]] = {
@@ -49,6 +50,9 @@ def read(leaf: Leaf, stored: np.ndarray, dtype: str, mesh: Mesh | None) -> Array
     """
     if mesh is None:
         view = part_of(leaf, stored, (slice(None),) * stored.ndim)  # transposed by JAX, as quickly as it copies
+        if view.size <= CONVERTED_HERE:
+            with np.errstate(over="ignore", invalid="ignore"):
+                view = view.astype(jnp.dtype(dtype), copy=False)
         return jnp.asarray(jax.device_put(view, may_alias=False), dtype)
     slices: dict[str, np.ndarray] = {}
 
