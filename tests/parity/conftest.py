@@ -30,8 +30,20 @@ class Checkpoint:
     ours: StableDiffusion
 
 
-def write_pipeline(folder: Path, family: str) -> None:
-    """Geometry, options and quirks of the family, at tiny widths, with weights large enough to matter."""
+SMALL = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+}
+
+
+def write_pipeline(folder: Path, family: str, small: bool) -> None:
+    """Geometry, options and quirks of the family, at tiny widths, with weights large enough to matter.
+
+    A small UNet has two of the four resolutions and a layer of each, for what runs it many times: tests/test_golden.py
+    has whole runs of the family's.
+    """
     sd2 = family == "sd2"
     torch.manual_seed(2 if sd2 else 1)
     vocabulary = write_tokenizer(folder / "scratch", WORDS, pad_token="!" if sd2 else END)
@@ -47,11 +59,11 @@ def write_pipeline(folder: Path, family: str) -> None:
     )
     unet = UNet2DConditionModel(
         sample_size=16,
-        block_out_channels=(16, 32, 64, 64),
         norm_num_groups=8,
-        attention_head_dim=[2, 4, 8, 8] if sd2 else 4,
+        attention_head_dim=([2, 4] if small else [2, 4, 8, 8]) if sd2 else 4,
         use_linear_projection=sd2,
         cross_attention_dim=32,
+        **(SMALL if small else {"block_out_channels": (16, 32, 64, 64)}),
     )
     vae = AutoencoderKL(
         block_out_channels=(16, 16, 32, 32),
@@ -100,8 +112,8 @@ def sharpen(module: torch.nn.Module) -> None:
 
 @pytest.fixture(scope="session", params=["sd1", "sd2"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    folder = tmp_path_factory.mktemp(request.param)
-    write_pipeline(folder, request.param)
+    folder, family = tmp_path_factory.mktemp(request.param), request.param.removeprefix("small-")
+    write_pipeline(folder, family, small=family != request.param)
     pipe = StableDiffusionPipeline.from_pretrained(folder / "model", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    return Checkpoint(request.param, folder / "model", pipe, StableDiffusion.from_pretrained(folder / "model"))
+    return Checkpoint(family, folder / "model", pipe, StableDiffusion.from_pretrained(folder / "model"))

@@ -70,8 +70,8 @@ def hand_over_noise(monkeypatch, scheduler, seeds) -> None:
 @pytest.mark.parametrize(
     ("checkpoint", "scheduler"),
     [
-        *(("sd1", scheduler) for scheduler in SCHEDULERS),
-        ("sd2", "ddim"),
+        *(("small-sd1", scheduler) for scheduler in SCHEDULERS),
+        ("small-sd2", "ddim"),
     ],  # tests/parity/test_schedulers.py has the rest
     indirect=["checkpoint"],
 )
@@ -103,7 +103,7 @@ FILES = [EulerAncestralDiscreteScheduler(**BETAS), PNDMScheduler(**BETAS, skip_p
 
 
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")  # it is the point here
-@pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["small-sd1"], indirect=True)
 @pytest.mark.parametrize("saved", FILES, ids=lambda scheduler: type(scheduler).__name__)
 def test_ddim_with_the_file_of_another_scheduler(checkpoint, saved, tmp_path):
     """Neither file says `clip_sample` or a `steps_offset` of 1, which the pipeline makes of them."""
@@ -120,7 +120,7 @@ def test_ddim_with_the_file_of_another_scheduler(checkpoint, saved, tmp_path):
     np.testing.assert_allclose(np.moveaxis(run.latents, -1, 1), theirs.numpy(), atol=1e-3)
 
 
-@pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["small-sd1"], indirect=True)
 def test_unguided_sample_and_picture(checkpoint):
     use_scheduler(checkpoint.torch, "ddim")
     theirs = checkpoint.torch(
@@ -133,11 +133,11 @@ def test_unguided_sample_and_picture(checkpoint):
 @pytest.mark.parametrize(
     ("checkpoint", "mitigation", "c1", "keep"),
     [
-        ("sd1", None, None, None),
-        ("sd1", AttentionMask(), 1.25, 0),
-        ("sd1", AttentionMask(begin_scale=1.5, mask="summary"), 1.5, -1),
-        ("sd1", AttentionMask(begin_scale=0.7, mask=None), 0.7, None),
-        ("sd2", AttentionMask(begin_scale=1.5, mask="summary"), 1.5, -1),
+        ("small-sd1", None, None, None),
+        ("small-sd1", AttentionMask(), 1.25, 0),
+        ("small-sd1", AttentionMask(begin_scale=1.5, mask="summary"), 1.5, -1),
+        ("small-sd1", AttentionMask(begin_scale=0.7, mask=None), 0.7, None),
+        ("small-sd2", AttentionMask(begin_scale=1.5, mask="summary"), 1.5, -1),
     ],
     ids=["sd1-plain", "sd1-padding", "sd1-summary", "sd1-begin-only", "sd2-summary"],
     indirect=["checkpoint"],
@@ -181,7 +181,7 @@ def reference_metrics(recorded: list[np.ndarray], length: int) -> tuple[float, f
     return float(e), float(d)
 
 
-@pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["small-sd1"], indirect=True)
 def test_a_scaled_logit_equals_a_scaled_key(checkpoint):
     ours = checkpoint.ours
     context, tokens = ours.encode(["", "", *PROMPTS[:2]])

@@ -33,11 +33,13 @@ def test_noise_and_target_equal_diffusers(prediction_type):
         training_target("sample", latents, noise, signal)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_one_update_equals_pytorch(random_model, tmp_path, prediction_type):
+@pytest.mark.parametrize(
+    ("prediction_type", "unet"), [("epsilon", micro.TWO_RESOLUTIONS), ("v_prediction", micro.UNET)]
+)
+def test_one_update_equals_pytorch(random_model, tmp_path, prediction_type, unet):
     """Loss, clipped gradient and AdamW, of the UNet, from the same draws."""
     folder = tmp_path / "model"
-    micro.write_model(folder, random_model, prediction_type, unet=micro.TWO_RESOLUTIONS)
+    micro.write_model(folder, random_model, prediction_type, unet=unet)
     sd = StableDiffusion.from_pretrained(folder)
     (state, metrics), setup = step(sd, SETTINGS)
     draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, setup.dropout, setup.high_noise)
