@@ -1,6 +1,7 @@
 """LoRA files that are wrong, or for another model; the options that name them."""
 
 import json
+import random
 import time
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from safetensors.numpy import save_file
 
 from memattn_jax import StableDiffusion
 from memattn_jax.checkpoints.lora.files import read_lora
-from memattn_jax.checkpoints.lora.scaling import scale_by_config
+from memattn_jax.checkpoints.lora.merge import with_loras
+from memattn_jax.checkpoints.lora.scaling import Scales
+from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.commands import convert, detect, finetune, generate
 from memattn_jax.commands.model_options import CheckpointOptions
 from memattn_jax.errors import LIMIT, InputError
@@ -104,6 +107,15 @@ def test_strengths(model: Path, tmp_path: Path):
         StableDiffusion.from_pretrained(model, loras=[(path, float("nan"))])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("norms", [{}, {f"lora_unet_{QUERY}.dora_scale": ones(16, 1)}])
+def test_weights_that_are_not_finite(value: float, norms: dict, model: Path, tmp_path: Path):
+    """As a training that diverged leaves them."""
+    save_file({name: value * array for name, array in pair().items()} | norms, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"x\.safetensors: makes .*attn2.to_q.weight"):
+        StableDiffusion.from_pretrained(model, loras=[tmp_path / "x.safetensors"])
+
+
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 
 
@@ -136,7 +148,7 @@ def test_wrong_configs(change: dict, message: str, tmp_path: Path):
 def test_patterns_of_scales():
     """The first that matches a path or its end."""
     config = CONFIG | {"alpha_pattern": {"mid.*to_q": 1, "to_q": 8}, "rank_pattern": {"^down.*": 4}}
-    scales = [scale_by_config(config, layer, "") for layer in ("mid.0.to_q", "down.to_q", "up.to_k")]
+    scales = [Scales(config, "")(layer) for layer in ("mid.0.to_q", "down.to_q", "up.to_k")]
     assert scales == [1 / 2, 8 / 4, 4 / 2]
 
 
@@ -205,3 +217,29 @@ def test_changed_built_in_model_needs_prompts(tmp_path: Path):
         with pytest.raises(InputError, match="no prompts"):
             options.check()
     assert detect.given_calibration(detect.Options(prompt=("a",), lora=given)) is None
+
+
+def test_damaged_files(model: Path, tmp_path: Path):
+    """Cut, with other bits in the header, or with other numbers there: one line, or a file that still fits."""
+    tensors = pair() | pair(f"lora_unet_{KEY}", into=TEXT) | {f"lora_unet_{KEY}.dora_scale": ones(SIZE, 1)}
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.alpha_pattern": {"mid.*proj_in": 3}})}
+    whole, path = tmp_path / "whole.safetensors", tmp_path / "x.safetensors"
+    save_file(tensors, whole, metadata=metadata)
+    content, rng = whole.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(content[:8], "little")
+    parts, refused = open_checkpoint(model).parts, []
+    for number in range(300):
+        data = bytearray(content)
+        if number % 3 == 0:
+            del data[rng.randrange(len(data)) :]
+        elif number % 3 == 1:
+            data[rng.randrange(header)] ^= 1 << rng.randrange(8)
+        else:
+            data[rng.randrange(8, header)] = rng.choice(b"0123456789")
+        path.write_bytes(data)
+        try:
+            with_loras(parts, [(path, 1.0)])
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 200
+    assert all(line.startswith(str(path)) and "\n" not in line for line in refused)

@@ -36,7 +36,7 @@ class Embedding(NamedTuple):
     Attributes:
       path: names the file in errors.
       token: the text that stands for them in prompts.
-      vectors: float32 [vectors, channels].
+      vectors: as stored, [vectors, channels].
     """
 
     path: Path
@@ -64,7 +64,7 @@ def read_embedding(path: Path, token: str | None = None) -> Embedding:
     token = name if token is None else token
     if not token.strip():
         raise InputError(f"{path}: its token is blank; name one")
-    return Embedding(path, token, vectors.astype(np.float32))
+    return Embedding(path, token, vectors)
 
 
 def find_vectors(content: Any, path: Path) -> tuple[str, np.ndarray]:
@@ -75,7 +75,9 @@ def find_vectors(content: Any, path: Path) -> tuple[str, np.ndarray]:
         raise InputError(f"{path}: not a textual inversion file")
     name = content.get("name")
     if isinstance(content.get("string_to_param"), Mapping):
-        content = {name if isinstance(name, str) else "*": each for each in content["string_to_param"].values()}
+        content = content["string_to_param"]
+        if len(content) == 1 and isinstance(name, str):
+            content = {name: next(iter(content.values()))}
     if "clip_g" in content:
         raise InputError(f"{path}: was made for SDXL, which is not supported")
     found = {key: value for key, value in content.items() if isinstance(value, np.ndarray)}

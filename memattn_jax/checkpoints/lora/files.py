@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memattn_jax.checkpoints.folder import read_json
+from memattn_jax.checkpoints.json_file import read_json
 from memattn_jax.checkpoints.lora.keys import parse_key
 from memattn_jax.checkpoints.lora.kinds import LayerChange, form_of
-from memattn_jax.checkpoints.lora.scaling import METADATA, check_config, part_configs, scale_by_config
+from memattn_jax.checkpoints.lora.scaling import METADATA, Scales, check_config, part_configs
 from memattn_jax.checkpoints.tensors import read_tensors
 from memattn_jax.errors import LIMIT, InputError, listed
 from memattn_jax.text import counted, printable
@@ -54,13 +54,7 @@ def read_lora(path: Path) -> dict[Place, LayerChange]:
     """
     file = weights_of(path)
     tensors, metadata = read_tensors(file)
-    configs: dict[str, dict[str, Any]] = {}
-    if METADATA in metadata:
-        configs = part_configs(metadata[METADATA], str(file))
-    if file.name.startswith("adapter_model.") and (file.parent / CONFIG).is_file():
-        config = read_json(file.parent / CONFIG)
-        check_config(config, str(file.parent / CONFIG))
-        configs = dict.fromkeys(("", "unet", "text_encoder"), config)
+    scales = configured_scales(file, metadata)
     layers, problems = group(tensors, str(file))
     changes = {}
     for place, roles in layers.items():
@@ -72,15 +66,24 @@ def read_lora(path: Path) -> dict[Place, LayerChange]:
         if scale is None:
             problems.append(f"{place.layer} has an alpha that is no number")
             continue
-        own = configs.get(place.part or "")
-        if own is not None and form.formula is not None and "weight" not in roles:
-            scale = scale_by_config(own, place.layer, str(file))
+        if place.part in scales and form.formula is not None and "weight" not in roles:
+            scale = scales[place.part](place.layer)
         changes[place] = LayerChange({role: array for role, array in roles.items() if role != "alpha"}, scale)
     if problems:
         raise misfits(file, problems, len(layers))
     if not changes:
         raise InputError(f"{file}: not a LoRA, it has no tensors")
     return changes
+
+
+def configured_scales(file: Path, metadata: Mapping[str, Any]) -> dict[str | None, Scales]:
+    """The scales by part that a config of PEFT's gives, which is beside the file or in its metadata."""
+    if file.name.startswith("adapter_model.") and (file.parent / CONFIG).is_file():
+        config = read_json(file.parent / CONFIG)
+        check_config(config, str(file.parent / CONFIG))
+        return dict.fromkeys((None, "unet", "text_encoder"), Scales(config, str(file.parent / CONFIG)))
+    configs = part_configs(metadata[METADATA], str(file)) if METADATA in metadata else {}
+    return {part: Scales(config, str(file)) for part, config in configs.items()}
 
 
 def group(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[Place, dict[str, np.ndarray]], list[str]]:
@@ -95,7 +98,7 @@ def group(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[Place, di
         roles = layers.setdefault(Place(key.part, key.layer), {})
         if key.role in roles:
             problems.append(f"{name} comes twice")
-        elif key.role != "alpha" and array.dtype.kind not in "fV":  # V: bfloat16
+        elif array.dtype.kind not in ("fViu" if key.role == "alpha" else "fV"):  # V: bfloat16
             problems.append(f"stored as {array.dtype}: {name}")
         roles[key.role] = array
     return layers, problems
@@ -115,5 +118,5 @@ def misfits(file: Path, problems: list[str], layers: int) -> InputError:
     """The error that lists problems, as many as fit in a line."""
     text = f"{file}: {counted(len(problems), 'problem')} in {counted(layers, 'layer')}: "
     length = max(LIMIT - len(text), 60)  # however long the path is
-    shown = [printable(problem, length - len(", …")) for problem in problems]
+    shown = [printable(problem, length - len(", …")) for problem in problems[:LIMIT]]
     return InputError(text + listed(shown, length, shown[0]))

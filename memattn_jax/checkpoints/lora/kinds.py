@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from memattn_jax.checkpoints.lora.formulas import (
@@ -32,27 +33,29 @@ class Form(NamedTuple):
       formula: of its tensors; None where only a bias changes.
       shape: of what the formula gives, from its tensors' shapes; raises ValueError where these do not go together.
       rank: the role whose leading axis is the rank; None where there is no rank.
+      factor: the role that scales all of ΔW where it is scaled, a small tensor.
     """
 
     formula: Callable[[Tensors], Any] | None
     shape: Callable[[Shapes], Shape]
     rank: str | None
+    factor: str = ""
 
 
 def forms() -> dict[frozenset[str], Form]:
     """Every complete set of roles."""
     hada = frozenset(f"hada_w{n}_{half}" for n in (1, 2) for half in "ab")
-    found = {frozenset(("up", "down", *mid)): Form(low_rank, low_rank_shape, "down") for mid in ((), ("mid",))}
+    found = {frozenset(("up", "down", *mid)): Form(low_rank, low_rank_shape, "down", "up") for mid in ((), ("mid",))}
     cores = (frozenset[str](), frozenset(("hada_t1", "hada_t2")))
-    found |= {hada | more: Form(hadamard, hadamard_shape, "hada_w1_b") for more in cores}
+    found |= {hada | more: Form(hadamard, hadamard_shape, "hada_w1_b", "hada_w1_a") for more in cores}
     halves = ("lokr_w2_a", "lokr_w2_b")
     for left, right in product(
         (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")), (("lokr_w2",), halves, (*halves, "lokr_t2"))
     ):
         rank = next((role for role in (*right, *left) if role.endswith("_b")), None)
-        found[frozenset((*left, *right))] = Form(kronecker, kronecker_shape, rank)
-    found[frozenset(("weight",))] = Form(lambda tensors: tensors["weight"], lambda shapes: shapes["weight"], None)
-    return found | {frozenset(): Form(None, lambda shapes: (), None)}
+        found[frozenset((*left, *right))] = Form(kronecker, kronecker_shape, rank, left[0])
+    whole = itemgetter("weight")
+    return found | {frozenset(("weight",)): Form(whole, whole, None, "weight"), frozenset(): Form(None, whole, None)}
 
 
 FORMS = forms()
@@ -103,16 +106,22 @@ class LayerChange:
         """
         if parameter == "bias":
             return value + strength * self.tensors["bias"].reshape(value.shape)
-        assert self.form.formula is not None
-        delta = self.scale * self.form.formula(self.tensors).reshape(value.shape)
         if "magnitude" in self.tensors:
-            changed = value + strength * delta
+            changed = value + self.delta(strength, value.shape)
             return changed * (along(self.tensors["magnitude"], value, 0) / norms(changed, 0))
         if "dora_scale" in self.tensors:
             axis = norm_axis(self.tensors["dora_scale"].shape, value.shape)
-            changed = value + delta
-            delta = changed * (along(self.tensors["dora_scale"], value, axis) / norms(changed, axis)) - value
-        return value + strength * delta
+            changed = value + self.delta(1.0, value.shape)
+            changed = changed * (along(self.tensors["dora_scale"], value, axis) / norms(changed, axis))
+            return value + strength * (changed - value)
+        return value + self.delta(strength, value.shape)
+
+    def delta(self, strength: Any, shape: Shape) -> Any:
+        """ΔW, scaled."""
+        form = self.form
+        assert form.formula is not None
+        scaled = {form.factor: self.scale * strength * self.tensors[form.factor]}
+        return form.formula({**self.tensors, **scaled}).reshape(shape)
 
     def problem(self, layer: Shapes) -> str | None:
         """What does not fit a layer whose parameters have these shapes, () for none; None where all fits."""

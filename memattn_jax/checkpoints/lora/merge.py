@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,14 @@ TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: 
 # diffusers' first text-encoder layers were named as the UNet's
 OLD_TEXT = {"self_attn.q_proj": "self_attn.to_q", "self_attn.k_proj": "self_attn.to_k"}
 OLD_TEXT |= {"self_attn.v_proj": "self_attn.to_v", "self_attn.out_proj": "self_attn.to_out.0"}
+
+
+class Step(NamedTuple):
+    """What one file does to a parameter, and with which strength."""
+
+    path: Path
+    change: LayerChange
+    strength: float
 
 
 def flat_name(path: str) -> str:
@@ -98,14 +107,14 @@ def with_loras(parts: Mapping[str, Part], loras: Sequence[tuple[Path, float]]) -
       InputError: a strength that is not finite; see also `read_lora` and `find_layers`.
     """
     shapes = {name: parameter_shapes(name, parts[name]) for name in ("unet", "text_encoder")}
-    steps: dict[str, dict[str, list[tuple[LayerChange, float]]]] = {name: {} for name in shapes}
+    steps: dict[str, dict[str, list[Step]]] = {name: {} for name in shapes}
     for path, strength in loras:
         if not math.isfinite(strength):
             raise InputError(f"{path}: strength {strength} must be finite")
         for name, layers in find_layers(path, read_lora(path), shapes).items():
             for layer, change in layers.items():
                 for parameter in change.parameters:
-                    steps[name].setdefault(f"{layer}.{parameter}", []).append((change, strength))
+                    steps[name].setdefault(f"{layer}.{parameter}", []).append(Step(path, change, strength))
     changed = {name: replace(parts[name], change=change_by(own), orbax=None) for name, own in steps.items()}
     return {**parts, **changed}
 
@@ -116,14 +125,22 @@ def parameter_shapes(name: str, part: Part) -> dict[str, tuple[int, ...]]:
     return {outer + key.removeprefix(outer): tensor.shape for key, tensor in part.tensors().items()}
 
 
-def change_by(steps: Mapping[str, Iterable[tuple[LayerChange, float]]]) -> Change:
-    """Applies the steps of each parameter, one after the other."""
+def change_by(steps: Mapping[str, Iterable[Step]]) -> Change:
+    """Applies the steps of each parameter, one after the other.
+
+    The function raises InputError where a finite parameter would not be finite any more.
+    """
 
     def change(name: str, stored: np.ndarray) -> np.ndarray:
-        for layer, strength in steps.get(name, ()):
-            tensors = {role: array.astype(np.float32) for role, array in layer.tensors.items()}
-            in_float32 = LayerChange(tensors, layer.scale)
-            stored = in_float32.apply(name.rpartition(".")[2], stored.astype(np.float32), np.float32(strength))
+        for path, layer, strength in steps.get(name, ()):
+            tensors = {role: array.astype(np.float32, copy=False) for role, array in layer.tensors.items()}
+            before = stored.astype(np.float32, copy=False)
+            with np.errstate(all="ignore"):  # what overflows is found below
+                exact = LayerChange(tensors, layer.scale)
+                stored = exact.apply(name.rpartition(".")[2], before, np.float32(strength))
+                likely = np.isfinite(stored.sum())  # a sixth of the time that asking each number takes
+            if not likely and not np.isfinite(stored).all() and np.isfinite(before).all():
+                raise InputError(f"{path}: makes {name} of the model infinite or NaN")
         return stored
 
     return change

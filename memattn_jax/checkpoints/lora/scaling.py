@@ -1,12 +1,14 @@
 """The scale of a layer's change, alpha / rank: from the file's own alphas, or from the config of the PEFT library."""
 
-import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
+from memattn_jax.checkpoints.json_file import parse_json
 from memattn_jax.errors import InputError
+from memattn_jax.text import printable
 
 METADATA = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps PEFT's configs, one for each part
 KINDS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}  # by PEFT's peft_type: the name of its alpha
@@ -31,12 +33,14 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 # initializations that also change the weights of the model, which a file of the adapter alone does not hold
 OTHER_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 UNSAFE = re.compile(r"\)\s*[*+?{]|([*+?{].*){4}")  # patterns that might take forever to match
+LONGEST = 200  # characters of a layer's path, or of a pattern
+PATIENCE = 2.0  # seconds of this process for the patterns of a file; those of a real one take milliseconds
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Raises InputError for a config of PEFT that means more than a scale."""
     kind = config.get("peft_type", "LORA")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{where}: peft_type {str(kind)[:40]} is not supported; {', '.join(KINDS)} are")
     for field, plain in PLAIN.items():
         if field in config and config[field] not in plain:
@@ -46,59 +50,74 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}: init_lora_weights {begun[:40]} changes the model's weights too; merge it with PEFT")
 
 
-def part_configs(text: str, where: str) -> dict[str, dict[str, Any]]:
+def part_configs(text: Any, where: str) -> dict[str, dict[str, Any]]:
     """The configs in diffusers' metadata, by part; its keys are such as `unet.lora_alpha`.
 
     Raises:
       InputError: not JSON, or a config that is not supported.
     """
     try:
-        pairs = [(key.partition("."), value) for key, value in json.loads(text).items()]
-    except (ValueError, AttributeError, RecursionError):
+        content = parse_json(text.encode())
+    except (ValueError, AttributeError):
         raise InputError(f"{where}: its metadata {METADATA} is not a JSON object") from None
     configs: dict[str, dict[str, Any]] = {}
-    for (part, _, field), value in pairs:
+    for key, value in content.items():
+        part, _, field = key.partition(".")
         configs.setdefault(part, {})[field] = value
     for config in configs.values():
         check_config(config, where)
     return configs
 
 
-def pattern_value(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
-    """The value of the first pattern that matches a layer's path or its end, as PEFT's `get_pattern_key` finds it.
-
-    Raises:
-      ValueError: a pattern that is no regular expression, or one that might take forever.
-    """
-    for pattern, value in patterns.items():
-        if UNSAFE.search(pattern) or len(pattern) > 500:
-            raise ValueError(f"pattern {pattern[:40]} is too complex")
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", layer):
-                return value
-        except re.error:
-            raise ValueError(f"pattern {pattern[:40]} is no regular expression") from None
-    return default
-
-
-def scale_by_config(config: Mapping[str, Any], layer: str, where: str) -> float:
-    """The scale of one layer, as PEFT computes it.
+class Scales:
+    """The scales of layers, as PEFT computes them.
 
     Args:
-      config: adapter_config.json, or one part of diffusers' metadata.
-      layer: path of the layer in the model that PEFT saw.
+      config: adapter_config.json, or one part of diffusers' metadata; see `check_config`.
       where: names the file in errors.
-
-    Raises:
-      InputError: numbers that are none, or patterns that cannot be used.
     """
-    try:
-        alpha = config.get(KINDS[config.get("peft_type", "LORA")], 8)
-        alpha = float(pattern_value(config.get("alpha_pattern") or {}, layer, alpha))
-        rank = float(pattern_value(config.get("rank_pattern") or {}, layer, config.get("r", 8)))
-        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{where}: no scale for {layer[:60]} ({str(error)[:60]})") from None
-    if not math.isfinite(scale):
-        raise InputError(f"{where}: the scale of {layer[:60]} is not finite")
-    return scale
+
+    def __init__(self, config: Mapping[str, Any], where: str):
+        self.config, self.where = config, where
+        self.compiled: dict[str, re.Pattern[str]] = {}
+        self.spent = 0.0
+
+    def __call__(self, layer: str) -> float:
+        """The scale of one layer, by its path in the model that PEFT saw.
+
+        Raises:
+          InputError: numbers that are none, or patterns that cannot be used.
+        """
+        try:
+            alpha = float(self.value("alpha_pattern", layer, KINDS[self.config.get("peft_type", "LORA")]))
+            rank = float(self.value("rank_pattern", layer, "r"))
+            scale = alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            reason = printable(str(error), 80)
+            raise InputError(f"{self.where}: no scale for {printable(layer, 60)} ({reason})") from None
+        if not math.isfinite(scale):
+            raise InputError(f"{self.where}: the scale of {printable(layer, 60)} is not finite")
+        return scale
+
+    def value(self, patterns: str, layer: str, default: str) -> Any:
+        """The value of the first pattern that matches a path or its end, as PEFT's `get_pattern_key` finds it."""
+        for pattern, value in (self.config.get(patterns) or {}).items():
+            if len(layer) > LONGEST or self.spent > PATIENCE:
+                raise ValueError(f"{patterns} takes too long")
+            start = time.process_time()
+            found = self.pattern(pattern).match(layer)
+            self.spent += time.process_time() - start
+            if found:
+                return value
+        return self.config.get(default, 8)
+
+    def pattern(self, text: str) -> re.Pattern[str]:
+        """A pattern, compiled once; raises ValueError for one that is no regular expression or that is not safe."""
+        if text not in self.compiled:
+            if UNSAFE.search(text) or len(text) > LONGEST:
+                raise ValueError(f"pattern {text[:40]} is too complex")
+            try:
+                self.compiled[text] = re.compile(rf"(.*\.)?({text})$")
+            except (re.error, RecursionError, OverflowError):
+                raise ValueError(f"pattern {text[:40]} is no regular expression") from None
+        return self.compiled[text]
