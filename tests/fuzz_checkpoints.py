@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from bombs import BOMBS
-from damage import damaged_bytes, damaged_json, damaged_safetensors, damaged_zip
+from damage import damaged_bytes, damaged_json, damaged_safetensors, damaged_zip, rewrite_array
 from elsewhere import PLACES
 from transformers import CLIPTokenizer  # noqa: F401 -- what it opens on import is not what is looked for
 
 import memattn_jax
+from memattn_jax.checkpoints.folder import open_part
 from memattn_jax.checkpoints.geometry import Geometry
 from memattn_jax.checkpoints.lora.merge import with_loras
 from memattn_jax.checkpoints.opening import open_checkpoint
@@ -33,17 +34,18 @@ from memattn_jax.schedulers import make_schedule
 from memattn_jax.schedulers.config import as_pipeline
 
 SECONDS = 5  # of computing; the process ends after ten times as many by the clock, as other programs may run
+PROGRAMS = ("subprocess", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "socket.getaddrinfo")
 PACKAGE = str(Path(memattn_jax.__file__).parent)
 VARIANTS = {
-    "safetensors": 250,
-    "zip": 300,
-    "legacy": 200,
-    "single file": 150,
-    "index": 100,
-    "configs": 200,
-    "scheduler": 100,
+    "safetensors": 200,
+    "zip": 200,
+    "legacy": 150,
+    "single file": 120,
+    "index": 80,
+    "configs": 120,
+    "scheduler": 80,
 }
-VARIANTS |= {"tokenizer": 100, "lora": 150, "embedding": 150, "elsewhere": len(PLACES), "bomb": len(BOMBS)}
+VARIANTS |= {"tokenizer": 80, "lora": 100, "embedding": 100, "orbax": 40, "elsewhere": len(PLACES), "bomb": len(BOMBS)}
 
 Variant = tuple[str, Callable[[], object]]
 
@@ -145,6 +147,28 @@ def embedding(base: Path, scratch: Path, rng: random.Random, number: int) -> Var
     return path.name, lambda: read_embedding(path)
 
 
+def orbax(base: Path, scratch: Path, rng: random.Random, number: int) -> Variant:
+    """Variants of a network in Orbax; the first damaged ones ask for arrays or chunks of gigabytes."""
+    folder = scratch / "vae"
+    shutil.copytree(base / "orbax" / "vae", folder)
+    group = folder / "orbax" / "000"
+    chosen = rng.choice(sorted(path for path in group.rglob("*") if path.is_file()))
+    if number in (1, 2, 3):
+        rewrite_array(
+            group, [{"shape": [10**9]}, {"chunks": [10**9]}, {"shape": [10**9], "chunks": [10**9]}][number - 1]
+        )
+    elif number:
+        content = chosen.read_bytes()
+        damage = damaged_json if content.startswith(b"{") else damaged_bytes
+        chosen.write_bytes(damage(content, rng))
+
+    def read() -> None:
+        for tensor in open_part(folder, "vae").tensors().values():
+            tensor.copy()
+
+    return chosen.name, read
+
+
 def elsewhere(base: Path, scratch: Path, rng: random.Random, number: int) -> Variant:
     """A folder of which a file is somewhere else, or no file."""
     shutil.copytree(base / "model", scratch / "model")
@@ -180,6 +204,7 @@ MAKE: dict[str, Callable[..., Variant]] = {
     "configs": in_folder("model/**/*.json", open_all),
     "scheduler": in_folder("model/scheduler/*.json", schedule),
     "tokenizer": tokenizer,
+    "orbax": orbax,
     "lora": lora,
     "embedding": embedding,
     "elsewhere": elsewhere,
@@ -202,7 +227,7 @@ class Watch:
             path = arguments[0]
             if not isinstance(path, str | bytes) or str(Path(str(path)).resolve()).startswith(self.allowed):
                 return
-        elif not event.startswith(("subprocess", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket")):
+        elif not event.startswith(PROGRAMS):
             return
         self.seen.append(f"{event} {arguments[0]!r}")
 

@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 from small_checkpoint import BEGIN, write_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from memattn_jax.checkpoints.checkpoint import Source
+from memattn_jax.commands.converting import convert
+
 MEMORY = 200  # MB, besides twice the file's size
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -113,6 +116,7 @@ def rows(random_model, tmp_path_factory):
         for path in (small / part).glob("*.safetensors"):
             save_file({"a": torch.ones(2)}, path)
     write_bases(folder / "bases", small)
+    convert(random_model, Source(), folder / "bases" / "orbax", "orbax", None)
     tokenizer_of_2022(folder / "bases" / "tokenizer")
     before = sorted(folder.rglob("*"))
     scratch, results = folder / "scratch", folder / "results"

@@ -44,7 +44,7 @@ def read_files(folder: Path) -> Iterator[Path]:
     yield from folder.glob("*.json")
     for name in (*PARTS, "scheduler", "tokenizer"):
         yield folder / name
-        yield from (folder / name).glob("*")
+        yield from (folder / name).rglob("*")
 
 
 def check_folder(folder: Path) -> None:

@@ -8,9 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from memattn_jax.checkpoints.json_file import read_json
 from memattn_jax.checkpoints.mapped import forget
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, listed
+from memattn_jax.text import counted, printable
 
+METADATA = ("_METADATA", "_CHECKPOINT_METADATA")  # JSON, which names the arrays
+SHOWN = 120  # characters of the arrays that do not fit
 GROUP = 2**28  # bytes of arrays in one checkpoint, of which Orbax makes two copies while it writes
 
 
@@ -58,17 +62,7 @@ def restore_orbax(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> d
     Raises:
       InputError: arrays are missing, surplus or misshapen, or a checkpoint is damaged.
     """
-    groups = stored_shapes(folder)
-    shapes = {name: shape for group in groups.values() for name, shape in group.items()}
-    problems = [f"missing {name}" for name in wanted.keys() - shapes.keys()]
-    problems += [f"unexpected {name}" for name in shapes.keys() - wanted.keys()]
-    problems += [
-        f"misshapen {name} {list(shapes[name])}, not {list(wanted[name].shape)}"
-        for name in wanted.keys() & shapes.keys()
-        if shapes[name] != wanted[name].shape
-    ]
-    if problems:
-        raise InputError(f"{folder}: arrays at odds with the config: {'; '.join(sorted(problems))}")
+    groups = matching(folder, {name: array.shape for name, array in wanted.items()})
     found: dict[str, jax.Array] = {}
     with damaged(folder), orbax().StandardCheckpointer() as checkpointer:
         for path, group in groups.items():
@@ -76,11 +70,16 @@ def restore_orbax(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> d
     return found
 
 
-def read_orbax(folder: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays into this machine's memory, in the dtypes they are stored in; errors as of `restore_orbax`."""
+def read_orbax(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Reads all arrays into this machine's memory, in the dtypes they are stored in; errors as of `restore_orbax`.
+
+    Args:
+      folder: see `write_orbax`.
+      wanted: {name: shape}.
+    """
     ocp = orbax()
     found: dict[str, np.ndarray] = {}
-    groups = stored_shapes(folder)
+    groups = matching(folder, wanted)
     with damaged(folder), ocp.PyTreeCheckpointer() as checkpointer:
         for path, group in groups.items():
             arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
@@ -88,11 +87,40 @@ def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def matching(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[Path, list[str]]:
+    """{checkpoint: names of the arrays in it}; raises InputError unless they have the names and shapes wanted."""
+    groups = stored_shapes(folder)
+    shapes = {name: shape for group in groups.values() for name, shape in group.items()}
+    problems = [f"unexpected {printable(name, 80)}" for name in sorted(shapes.keys() - wanted.keys())]
+    problems += [
+        f"misshapen {name} {list(shapes[name])}, not {list(wanted[name])}"
+        for name in sorted(wanted.keys() & shapes.keys())
+        if shapes[name] != wanted[name]
+    ]
+    problems += [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]
+    if problems:
+        shown = listed(problems, SHOWN, None)
+        raise InputError(f"{folder}: {counted(len(problems), 'array')} at odds with the config: {shown}")
+    return {path: list(group) for path, group in groups.items()}
+
+
 def stored_shapes(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
-    """{checkpoint: {name: shape of an array in it}}; raises InputError for a damaged one."""
+    """{checkpoint: {name: shape of an array in it}}; raises InputError for a damaged one.
+
+    A chunk is read as a whole and may be packed, so that one larger than its array could take any memory.
+    """
+    groups: dict[Path, dict[str, tuple[int, ...]]] = {}
     with damaged(folder), orbax().StandardCheckpointer() as checkpointer:
-        groups = {path: checkpointer.metadata(path).item_metadata.tree for path in sorted(folder.absolute().iterdir())}
-        return {path: {name: tuple(a.shape) for name, a in group.items()} for path, group in groups.items()}
+        for path in sorted(folder.absolute().iterdir()):
+            for name in METADATA:
+                if (path / name).exists():
+                    read_json(path / name)  # Orbax's own reader has no limits
+            groups[path] = {}
+            for name, array in checkpointer.metadata(path).item_metadata.tree.items():
+                groups[path][name] = shape = tuple(array.shape)
+                if tuple(map(min, array.storage.chunk_shape, shape)) != tuple(array.storage.chunk_shape):
+                    raise InputError(f"{folder}: {printable(name, 80)} is stored in chunks larger than itself")
+    return groups
 
 
 @contextlib.contextmanager
@@ -100,6 +128,8 @@ def damaged(folder: Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise for a damaged checkpoint into an InputError."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{folder}: not a complete Orbax checkpoint ({reason[0][:100]})") from None
+        raise InputError(f"{folder}: not a complete Orbax checkpoint ({printable(reason[0], 100)})") from None

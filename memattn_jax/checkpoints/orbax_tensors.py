@@ -9,18 +9,14 @@ from memattn_jax.checkpoints.filling import blank
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.checkpoints.orbax_part import read_orbax, write_orbax
 from memattn_jax.checkpoints.writing.parts import Tensors
-from memattn_jax.errors import InputError
 from memattn_jax.models.config import Config
 
 
 def read_tensors_of(config: Config, folder: Path) -> dict[str, np.ndarray]:
     """Views of the arrays, which are all read; raises InputError for a checkpoint that does not fit its config."""
-    arrays = read_orbax(folder)
-    found = {leaf.name: leaf.axes for leaf in leaves(blank(Part(str(folder), config, dict)))}
-    if arrays.keys() != found.keys():
-        other = min(arrays.keys() ^ found.keys())
-        raise InputError(f"{folder}: its arrays are not those of the config, such as {other[:80]}")
-    return {name: array.transpose(found[name]) for name, array in arrays.items()}
+    found = {leaf.name: leaf for leaf in leaves(blank(Part(str(folder), config, dict)))}
+    arrays = read_orbax(folder, {name: leaf.param.shape for name, leaf in found.items()})
+    return {name: array.transpose(found[name].axes) for name, array in arrays.items()}
 
 
 def write_tensors_of(part: Part, folder: Path, tensors: Tensors) -> None:
