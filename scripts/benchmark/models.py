@@ -17,13 +17,20 @@ from memattn_jax.models.vae import AutoencoderKL
 SD21 = UNetConfig(
     sample_size=96, attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True
 )
+OPENCLIP = CLIPTextConfig(
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu"
+)
 PARTS: dict[str, list[tuple[str, Any, Any]]] = {
     "sd14": [
         ("unet", UNet2DConditionModel, UNetConfig()),
         ("vae", AutoencoderKL, VAEConfig()),
         ("text_encoder", CLIPTextModel, CLIPTextConfig()),
     ],
-    "sd21": [("unet", UNet2DConditionModel, SD21)],
+    "sd21": [
+        ("unet", UNet2DConditionModel, SD21),
+        ("vae", AutoencoderKL, VAEConfig(sample_size=768)),
+        ("text_encoder", CLIPTextModel, OPENCLIP),
+    ],
 }
 
 
