@@ -348,3 +348,23 @@ def test_strength_of_both_networks(folder: Path, trained_pipe: StableDiffusionPi
         apart = with_strength(getattr(sd, name), parts[name], 0.3)
         for ours, one in zip(leaves(apart), leaves(getattr(merged, name)), strict=True):
             np.testing.assert_allclose(ours.param[...], one.param[...], atol=1e-5, err_msg=ours.name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("container", ["safetensors", "zip", "legacy"])
+def test_containers_and_dtypes(dtype: torch.dtype, container: str, unet: UNet2DConditionModel, tmp_path: Path):
+    """Computed in float32 from what is stored; the first bytes say in which container, whatever the name."""
+    base = weights(unet)
+    tensors = {
+        "lora_unet_conv_in.lora_down.weight": torch.randn((2, 4, 3, 3)).to(dtype),
+        "lora_unet_conv_in.lora_up.weight": torch.randn((8, 2, 1, 1)).to(dtype),
+        "lora_unet_conv_in.alpha": torch.tensor(3).to(dtype),
+    }
+    if container == "safetensors":
+        save_file(tensors, tmp_path / "x.pt")
+    else:
+        torch.save(tensors, tmp_path / "x.pt", _use_new_zipfile_serialization=container == "zip")
+    down, up, alpha = (tensor.float() for tensor in tensors.values())
+    delta = (alpha / 2 * torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)).numpy()
+    theirs = base | {"conv_in.weight": base["conv_in.weight"] + delta}
+    check(merge(base, (tmp_path / "x.pt", 1.0)), theirs, base, 1)
