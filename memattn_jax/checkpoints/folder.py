@@ -91,7 +91,7 @@ def shards(folder: Path, weights: Weights) -> list[Path]:
         raise InputError(f"{index}: lists no shards")
     names = sorted({str(name) for name in listed.values()})
     for name in names:
-        if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+        if name in ("", ".", "..") or len(name) > 255 or "/" in name or "\\" in name or not name.isprintable():
             raise InputError(f"{index}: lists {printable(name, 60)!r}, which is not the name of a file in its folder")
     return [folder / name for name in names]
 

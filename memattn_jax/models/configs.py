@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from memattn_jax.errors import InputError
 from memattn_jax.models.config import ANY, Config, check_count, check_heads, per_block
 from memattn_jax.models.families import refuse_other_text_encoders, refuse_other_unets
+from memattn_jax.text import printable
 
 HOUSEKEEPING = (  # of transformers, and of text generation, which old versions wrote into every config
     "architectures attention_dropout bad_words_ids begin_suppress_tokens chunk_size_feed_forward "
@@ -87,7 +88,7 @@ class UNetConfig(Config):
             named = {value} - {None} if key == "mid_block_type" else set(value)
             if unknown := named - supported:
                 raise InputError(
-                    f"{key} {', '.join(sorted(unknown))} is not supported; "
+                    f"{key} {printable(', '.join(sorted(unknown)), 80)} is not supported; "
                     f"Stable Diffusion 1.x and 2.x have {' and '.join(sorted(supported))}"
                 )
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
@@ -211,7 +212,8 @@ class VAEConfig(Config):
             ("up_block_types", "UpDecoderBlock2D"),
         ):
             if unknown := set(getattr(self, key)) - {supported}:
-                raise InputError(f"{key} {', '.join(sorted(unknown))} is not supported, only {supported}")
+                shown = printable(", ".join(sorted(unknown)), 80)
+                raise InputError(f"{key} {shown} is not supported, only {supported}")
 
     @classmethod
     def neutral(cls) -> Mapping[str, Any]:
