@@ -38,7 +38,12 @@ def unet_inputs(checkpoint, height: int, width: int):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 8), (13, 19)], ids=["square", "tall", "odd"])
+@pytest.mark.parametrize(
+    ("checkpoint", "height", "width"),
+    [("sd1", 16, 16), ("sd1", 13, 19), ("sd2", 24, 8)],
+    indirect=["checkpoint"],
+    ids=["sd1-square", "sd1-odd", "sd2-tall"],
+)
 def test_unet(checkpoint, height, width):
     latents, timesteps, context = unet_inputs(checkpoint, height, width)
     theirs = checkpoint.torch.unet(nchw(latents), torch.from_numpy(timesteps), torch.from_numpy(context)).sample
@@ -143,6 +148,11 @@ def test_families_differ_where_they_should(checkpoint):
     assert len(checkpoint.ours.unet.sites) == 16
 
 
+@jax.jit
+def tapped(unet, *inputs):
+    return unet(*inputs, Interceptor(taps={"tokens": TokenMeans()}))
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
@@ -152,10 +162,8 @@ def test_half_precision(checkpoint, dtype):
     """Weights and activations in half precision stay within its rounding of float32."""
     unet = load_part(checkpoint.folder, "unet", dtype)
     latents, timesteps, context = unet_inputs(checkpoint, 16, 16)
-    tapped = Interceptor(taps={"tokens": TokenMeans()})
-    run = jax.jit(lambda unet, *args: unet(*args, tapped))
-    exact, exact_taps = run(checkpoint.ours.unet, latents, timesteps, context)
-    out, taps = run(unet, latents, timesteps, context)
+    exact, exact_taps = tapped(checkpoint.ours.unet, latents, timesteps, context)
+    out, taps = tapped(unet, latents, timesteps, context)
     assert out.dtype == dtype
     np.testing.assert_allclose(out.astype(jnp.float32), exact, atol={"bfloat16": 0.1, "float16": 0.02}[dtype])
     for site, tap in taps["tokens"].items():
