@@ -105,6 +105,8 @@ LYCORIS: dict[str, Callable] = {
     "rank-stabilized": lambda n, layer: LoConModule(n, layer, lora_dim=4, alpha=2, rs_lora=True),
     "dora": lambda n, layer: LoConModule(n, layer, lora_dim=4, alpha=2, weight_decompose=True),
     "dora by input": lambda n, layer: LoConModule(n, layer, 1.0, 4, 2, weight_decompose=True, wd_on_out=False),
+    "dora of loha": lambda n, layer: LohaModule(n, layer, lora_dim=2, alpha=1, weight_decompose=True),
+    "dora of lokr": lambda n, layer: LokrModule(n, layer, lora_dim=1, alpha=3, factor=4, weight_decompose=True),
     "loha": lambda n, layer: LohaModule(n, layer, lora_dim=2, alpha=1),
     "loha tucker": lambda n, layer: LohaModule(n, layer, lora_dim=2, alpha=1, use_tucker=True),
     "lokr": lambda n, layer: LokrModule(n, layer, lora_dim=1, alpha=3, factor=4),
@@ -126,7 +128,8 @@ def trained(change, strength: float) -> Iterator[tuple[str, torch.Tensor]]:
         both = zip(("weight", "bias"), change.get_merged_weight(strength), strict=True)
         yield from ((name, value) for name, value in both if value is not None)
     else:  # whose get_merged_weight scales twice, unlike their forward
-        yield "weight", layer.weight + strength * change.get_weight(layer.weight.shape)
+        changed = layer.weight + strength * change.get_weight(layer.weight.shape)
+        yield "weight", change.apply_weight_decompose(changed) if change.wd else changed
 
 
 @pytest.mark.parametrize("kind", LYCORIS)
@@ -176,9 +179,11 @@ def test_peft_folder(kind: str, unet: UNet2DConditionModel, tmp_path: Path):
     adapted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     randomize(adapted)
     model.save_pretrained(tmp_path)
-    count = sum(1 for layer in model.modules() if hasattr(layer, "base_layer"))
+    adapters = [layer for layer in model.modules() if hasattr(layer, "base_layer")]
+    for layer in adapters:
+        layer.set_scale("default", 0.6)
     theirs = weights(model.merge_and_unload())
-    check(merge(base, (tmp_path, 1.0)), theirs, base, count)
+    check(merge(base, (tmp_path, 0.6)), theirs, base, len(adapters))
 
 
 @pytest.fixture
