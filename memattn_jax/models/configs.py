@@ -88,7 +88,7 @@ class UNetConfig(Config):
             named = {value} - {None} if key == "mid_block_type" else set(value)
             if unknown := named - supported:
                 raise InputError(
-                    f"{key} {printable(', '.join(sorted(unknown)), 80)} is not supported; "
+                    f"{key} {printable(', '.join(sorted(unknown)), 60)} is not supported; "
                     f"Stable Diffusion 1.x and 2.x have {' and '.join(sorted(supported))}"
                 )
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
