@@ -76,6 +76,11 @@ def test_one_fingerprint_for_all_containers(converted):
         )
 
 
+def test_another_vocabulary_is_asked_for(converted):
+    with pytest.raises(InputError, match="--config"):
+        StableDiffusion.from_pretrained(converted["single-file"])
+
+
 def test_orbax_is_restored_to_its_shardings(converted):
     mesh = make_mesh("data=1", jax.devices()[:1])
     sd = StableDiffusion.from_pretrained(converted["orbax"], "float32", mesh)

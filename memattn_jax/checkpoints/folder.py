@@ -55,7 +55,7 @@ def check_folder(folder: Path) -> None:
       InputError: another family of models, a missing part, or a link to somewhere else.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no such model: {folder} (expected a diffusers folder with model_index.json)")
+        raise FileNotFoundError(f"no such model: {folder} (expected a diffusers folder, or a single file)")
     refuse_links_outside(folder, read_files(folder))
     path = folder / "model_index.json"
     index = read_json(path) if path.is_file() else {}

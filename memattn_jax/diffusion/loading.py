@@ -64,7 +64,8 @@ def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> di
         tokenizer = reading.result()
     have, most = tokenizer.size, networks["text_encoder"].config.vocab_size
     if have > most:
-        raise InputError(f"{checkpoint.where}: parts of different models: {have} tokens, but {most} are expected")
+        hint = "" if checkpoint.tokenizer else "; add --config FOLDER with the model's tokenizer"
+        raise InputError(f"{checkpoint.where}: parts of different models: {have} tokens, but {most} are expected{hint}")
     if checkpoint.entropy_site is not None:
         check_name("cross-attention layer", checkpoint.entropy_site, cross_attention_sites(networks["unet"].config))
     return {
