@@ -31,18 +31,23 @@ def euler(config: SchedulerConfig, steps: int) -> Schedule:
         t = timesteps_of(sigmas, training)
     # Log-linear sigmas already have one for the end of the last step, whatever final_sigmas_type says.
     sigmas = np.append(sigmas, 0 if config.final_sigmas_type == "zero" else training[0])[: steps + 1]
-    sigma, dt = sigmas[:-1], np.diff(sigmas)
+    coefficients = euler_steps(config, sigmas[:-1], sigmas[1:])
+    return tabulate(SOLVER, t, init_noise_sigma=initial_sigma(config, sigmas), **coefficients)
+
+
+def euler_steps(config: SchedulerConfig, sigma: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
+    """Coefficients of Euler steps from one noise level, in the notation of Karras et al., to another.
+
+    Args:
+      config: what the UNet predicts.
+      sigma: noise levels that the steps start from, float64 [steps].
+      target: those that they go to.
+    """
+    dt = target - sigma
     alpha = 1 / np.sqrt(sigma**2 + 1)
     noise = conversion(config.prediction_type, alpha, alpha * sigma)
     # One coefficient each, for x + dt eps would cancel in float32 where zero SNR starts from sigma 4096.
-    return tabulate(
-        SOLVER,
-        t,
-        input_scale=alpha,
-        init_noise_sigma=initial_sigma(config, sigmas),
-        latents=1 + dt * alpha * noise.noise_latents,
-        output=dt * noise.noise_output,
-    )
+    return {"input_scale": alpha, "latents": 1 + dt * alpha * noise.noise_latents, "output": dt * noise.noise_output}
 
 
 def step(c: Coefficients, memory: tuple[()], f: Array, x: Array) -> tuple[Array, tuple[()]]:

@@ -5,7 +5,8 @@ from jax import Array
 
 from memattn_jax.keys import draw_rows
 from memattn_jax.schedulers.config import SchedulerConfig
-from memattn_jax.schedulers.noise import conversion, initial_sigma, spaced, training_sigmas
+from memattn_jax.schedulers.euler import euler_steps
+from memattn_jax.schedulers.noise import initial_sigma, spaced, training_sigmas
 from memattn_jax.schedulers.schedule import Coefficients, Schedule, Solver, no_memory, tabulate
 
 
@@ -21,17 +22,12 @@ def euler_ancestral(config: SchedulerConfig, steps: int) -> Schedule:
     sigmas = np.append(np.interp(t, np.arange(len(training)), training), 0)
     sigma, following = sigmas[:-1], sigmas[1:]
     down = following**2 / sigma
-    dt = down - sigma
-    alpha = 1 / np.sqrt(sigma**2 + 1)
-    noise = conversion(config.prediction_type, alpha, alpha * sigma)
     return tabulate(
         SOLVER,
         t,
-        input_scale=alpha,
         init_noise_sigma=initial_sigma(config, sigmas),
-        latents=1 + dt * alpha * noise.noise_latents,
-        output=dt * noise.noise_output,
         noise=np.sqrt(following**2 - down**2),
+        **euler_steps(config, sigma, down),
     )
 
 
