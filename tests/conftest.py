@@ -16,7 +16,8 @@ SETTINGS = {
     # libtpu is installed to compile for TPUs, and JAX would look for one with it, at length and in vain
     "jax_platforms": os.environ.get("JAX_PLATFORMS", "cpu"),
     "jax_default_matmul_precision": "highest",
-    "jax_compilation_cache_dir": str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla")),
+    "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    or str(Path(tempfile.gettempdir(), "memattn_jax-tests-xla")),
     "jax_persistent_cache_min_compile_time_secs": 0.2,
 }
 gc.set_threshold(50_000, 50, 100)  # tracing makes many objects, most of them to stay

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from benchmark.worker import Worker
 
+from memattn_jax import InputError
+
 pytestmark = pytest.mark.slow
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
@@ -40,5 +42,5 @@ def test_unknown_row():
 
 
 def test_a_side_that_fails_says_why():
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match="nowhere"):
         Worker("ours:unet", {"folder": "nowhere", "size": 64, "calls": ("pair",)})
