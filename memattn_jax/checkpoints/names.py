@@ -19,6 +19,7 @@ LEAVES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
     Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},  # [in, out] to [out, in]
     Conv3x3: CONVOLUTION,
     Conv1x1: CONVOLUTION,
+    nnx.Conv: CONVOLUTION,
     nnx.GroupNorm: {"scale": ("weight", (0,)), "bias": ("bias", (0,))},
     nnx.LayerNorm: {"scale": ("weight", (0,)), "bias": ("bias", (0,))},
     nnx.Embed: {"embedding": ("weight", (0, 1))},

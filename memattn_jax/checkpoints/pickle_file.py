@@ -7,8 +7,9 @@ view of the mapped file.
 """
 
 import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from memattn_jax.checkpoints.pickles.zip_members import zip_members
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
+T = TypeVar("T")
 ZIP = b"PK\x03\x04"
 PICKLE = (b"\x80", b"c", b"(")  # the first byte of pickles; the last two are of protocol 0
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of files before PyTorch 1.6
@@ -57,8 +59,13 @@ def load_pickle(path: Path) -> Any:
 
 def load_mapped(path: Path, data: np.ndarray) -> Any:
     """See `load_pickle`, which maps the file's bytes, uint8 [size], first."""
+    return guarded(path, data, from_zip if data[:4].tobytes() == ZIP else from_stream)
+
+
+def guarded(path: Path, data: np.ndarray, reading: Callable[[np.ndarray], T]) -> T:
+    """What `reading` finds in a file's bytes, uint8 [size]; raises InputError for what it refuses or is damaged."""
     try:
-        return from_zip(data) if data[:4].tobytes() == ZIP else from_stream(data)
+        return reading(data)
     except RefusedError as error:
         raise InputError(
             f"{path}: asks for {printable(str(error), 60)}; a checkpoint holds tensors, numbers, strings, lists and "
@@ -109,26 +116,37 @@ def storage_id(persistent_id: Any) -> tuple[np.dtype, str, int]:
 def from_zip(data: np.ndarray) -> Any:
     """The object in a zip container; its bytes, uint8 [size]."""
     members = zip_members(data)
+    root = root_of(members)
+    if f"{root}constants.pkl" in members:
+        raise ValueError("a program of TorchScript; save its state_dict() with torch.save")
+    return from_members(members, f"{root}data")
+
+
+def root_of(members: Mapping[str, np.ndarray]) -> str:
+    """The folder that everything in a zip container is in, with its slash."""
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
         raise ValueError("a zip file without data.pkl")
-    root = roots[0]
-    if f"{root}constants.pkl" in members:
-        raise ValueError("a program of TorchScript; save its state_dict() with torch.save")
-    order = members.get(f"{root}byteorder")
+    return roots[0]
+
+
+def from_members(members: Mapping[str, np.ndarray], archive: str) -> Any:
+    """The object in `archive`.pkl, whose storages are in the folder `archive`."""
+    order = members.get(f"{archive.partition('/')[0]}/byteorder")
     if order is not None and order[:8].tobytes() != b"little":
         raise ValueError("not of little-endian byte order")
 
     def storage(persistent_id: Any) -> Storage:
         dtype, key, elements = storage_id(persistent_id)
-        content = members.get(f"{root}data/{key}")
+        content = members.get(f"{archive}/{key}")
         if content is None or content.size != elements * dtype.itemsize:
             raise ValueError(f"storage {key[:20]!r} of {elements:,} elements is missing or of another size")
         return Storage(dtype, content)
 
-    if members[f"{root}data.pkl"].size > PICKLE_LIMIT:
+    pickled = members[f"{archive}.pkl"]
+    if pickled.size > PICKLE_LIMIT:
         raise ValueError(f"its pickle has over {PICKLE_LIMIT:,} bytes; a model's has a few hundred thousand")
-    return run(stream_of(members[f"{root}data.pkl"]), storage)
+    return run(stream_of(pickled), storage)
 
 
 def from_stream(data: np.ndarray) -> Any:

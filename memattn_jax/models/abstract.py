@@ -1,12 +1,10 @@
 """Models without weights: the structure and shapes, to be filled from a checkpoint or compiled as they are."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from flax import nnx
-
-from memattn_jax.models.config import Config
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -23,12 +21,12 @@ class NoKeys:
 
 
 @functools.lru_cache(maxsize=16)
-def structure(model_class: Callable[..., nnx.Module], config: Config) -> tuple[Any, Any]:
+def structure(model_class: Callable[..., nnx.Module], config: Hashable) -> tuple[Any, Any]:
     """What `nnx.merge` makes an abstract model of; finding it out takes 0.3 to 0.7 s."""
     return nnx.split(nnx.eval_shape(lambda: model_class(config, rngs=NoKeys())))
 
 
-def abstract(model_class: Callable[..., M], config: Config) -> M:
+def abstract(model_class: Callable[..., M], config: Hashable) -> M:
     """A model whose parameters are `jax.ShapeDtypeStruct`s, float32; nothing is allocated.
 
     Each call returns a model of its own: filling one leaves the others as they are.

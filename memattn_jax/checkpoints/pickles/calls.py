@@ -2,8 +2,9 @@
 
 A name that is not known here is refused when the pickle mentions it, called or not. Stable Diffusion's files mention
 classes of PyTorch Lightning (1.4 and 1.5: `ModelCheckpoint`, as a key of "callbacks") and of omegaconf (the settings of
-their training). These are inert: the class stays a name, and an instance is a dict of what the pickle gives it.
-Nothing is imported, so that it does not matter what the class would have done.
+their training); programs of TorchScript mention the classes that they define (`__torch__`). These are inert: the class
+stays a name, and an instance is a dict of what the pickle gives it. Nothing is imported, so that it does not matter
+what the class would have done.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from memattn_jax.checkpoints.pickles.arrays import make_array, make_dtype, make_
 from memattn_jax.checkpoints.pickles.names import Global, Instance, RefusedError, parse
 from memattn_jax.checkpoints.pickles.tensors import DTYPES, is_storage, rebuild_any_dtype, rebuild_tensor
 
-INERT_PACKAGES = ("lightning", "lightning_fabric", "omegaconf", "pytorch_lightning")
+INERT_PACKAGES = ("__torch__", "lightning", "lightning_fabric", "omegaconf", "pytorch_lightning")
 INERT_CLASSES = ("argparse.Namespace", "torch.nn.modules.container.ParameterDict")  # the latter holds embeddings
 MENTIONED = {"numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Parameter", "typing.Any", *INERT_CLASSES}
 MENTIONED |= {f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")}
@@ -102,6 +103,11 @@ def make_text(*words: Any) -> str:
     return ":".join(map(str, words))
 
 
+def tagged(value: Any, *_: Any) -> Any:
+    """A value to which TorchScript adds its type."""
+    return value
+
+
 def make_complex(real: Any, imaginary: Any) -> complex:
     """A complex number."""
     if type(real) is not float or type(imaginary) is not float:
@@ -122,6 +128,11 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": rebuild_subclass,
     "torch.Size": make_tuple,
+    "torch.jit._pickle.build_boollist": make_tuple,
+    "torch.jit._pickle.build_doublelist": make_tuple,
+    "torch.jit._pickle.build_intlist": make_tuple,
+    "torch.jit._pickle.build_tensorlist": make_tuple,
+    "torch.jit._pickle.restore_type_tag": tagged,
     "torch.device": make_text,
     "torch.serialization._get_layout": make_text,
     "collections.Counter": make_dict,

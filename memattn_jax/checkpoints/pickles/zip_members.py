@@ -19,6 +19,7 @@ DIRECTORY = 2**26  # bytes
 COMMENT = 2**16  # bytes that may follow the end of the directory
 IN_64_BITS = 2**32 - 1  # stands for a number that follows in 64 bits
 ENCRYPTED, STORED = 1, 0
+PROGRAM = "code/"  # source code of TorchScript, which it compresses, and which nobody reads
 
 
 class Entry(NamedTuple):
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
 
 
 def zip_members(data: np.ndarray) -> dict[str, np.ndarray]:
-    """The members of a zip file, {name: uint8 [size], a view}.
+    """The members of a zip file, {name: uint8 [size], a view}; those of TorchScript's source code as they are packed.
 
     Args:
       data: the file's bytes, uint8 [size].
@@ -84,7 +85,7 @@ def directory(data: np.ndarray) -> tuple[int, int, int]:
 
 
 def entries(content: bytes, count: int) -> Iterator[Entry]:
-    """Parses the central directory; raises ValueError where it is damaged or a member is compressed."""
+    """Parses the central directory; raises ValueError where it is damaged or a tensor is compressed."""
     position = 0
     for _ in range(count):
         if position + ENTRY.size > len(content):
@@ -99,9 +100,10 @@ def entries(content: bytes, count: int) -> Iterator[Entry]:
         name = content[name_start : name_start + name_size].decode()
         extra = content[name_start + name_size : name_start + name_size + extra_size]
         size, packed, offset = in_64_bits((size, packed, fields[-1]), extra)
-        if flags & ENCRYPTED or method != STORED or packed != size:
+        program = name.partition("/")[2].startswith(PROGRAM)
+        if flags & ENCRYPTED or ((method != STORED or packed != size) and not program):
             raise ValueError(f"zip member {name[:40]!r} is compressed or encrypted, which torch.save never does")
-        yield Entry(name, offset, size)
+        yield Entry(name, offset, packed)
 
 
 def in_64_bits(numbers: tuple[int, ...], extra: bytes) -> list[int]:

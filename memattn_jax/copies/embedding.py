@@ -1,0 +1,84 @@
+"""Pictures as vectors whose inner products say how alike they are: SSCD's, or those of an embedding of your own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from memattn_jax.errors import InputError
+
+Embedding = Callable[[np.ndarray], Any]  # uint8 [n, h, w, 3] to [n, d], each row from its picture alone
+
+
+class Measure(NamedTuple):
+    """What a number was measured with; goes wherever the number goes.
+
+    Attributes:
+      model: such as "sscd_disc_mixup".
+      preset: how pictures were prepared; see `copies.sscd.presets`.
+    """
+
+    model: str
+    preset: str
+
+    def __str__(self) -> str:
+        return f"{self.model} (preset {self.preset})"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embedded pictures: float32 [n, d], and what with."""
+
+    vectors: np.ndarray
+    measure: Measure
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """How similar each picture is to its nearest reference, and by what measure.
+
+    Attributes:
+      scores: float32 [n].
+      index: int32 [n], of the nearest reference.
+      measure: the embedding and the preset.
+    """
+
+    scores: np.ndarray
+    index: np.ndarray
+    measure: Measure
+
+
+def embed(embedding: Embedding, pictures: np.ndarray, batch: int = 32, measure: Measure | None = None) -> Embeddings:
+    """Embeds pictures, a batch at a time.
+
+    Args:
+      embedding: SSCD, or any function of pictures. Each call has the same number of them, so that it compiles once.
+      pictures: uint8 [n, h, w, 3].
+      batch: pictures a call.
+      measure: names the embedding; None asks for its own, its attribute `measure`.
+
+    Raises:
+      InputError: no pictures, or of another shape or dtype; an embedding without a name; or vectors of the wrong shape
+        or that are not finite.
+    """
+    measure = getattr(embedding, "measure", None) if measure is None else measure
+    if measure is None:
+        raise InputError("measure: expected Measure(model, preset), as this embedding has no attribute `measure`")
+    pictures = np.asarray(pictures)
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or 0 in pictures.shape:
+        raise InputError(f"pictures: {pictures.dtype} {list(pictures.shape)}; expected uint8 [n, h, w, 3]")
+    batch = min(batch, len(pictures))
+    parts = []
+    for start in range(0, len(pictures), batch):
+        some = pictures[start : start + batch]
+        missing = batch - len(some)
+        vectors = np.asarray(embedding(np.pad(some, ((0, missing), (0, 0), (0, 0), (0, 0)))), np.float32)
+        if vectors.ndim != 2 or len(vectors) != batch:
+            raise InputError(f"{measure}: gave {list(vectors.shape)} for {batch} pictures; expected [{batch}, d]")
+        parts.append(vectors[: len(some)])
+    joined = np.concatenate(parts)
+    if not np.isfinite(joined).all():
+        row = int(np.flatnonzero(~np.isfinite(joined).all(axis=1))[0])
+        raise InputError(f"{measure}: the vector of picture {row} is not finite")
+    return Embeddings(joined, measure)

@@ -1,0 +1,1 @@
+"""SSCD, the descriptor by which the field measures copies."""
