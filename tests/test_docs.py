@@ -10,8 +10,12 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
+from flax import nnx
+from PIL import Image
 from safetensors.numpy import save_file
 
+from memattn_jax.checkpoints.names import leaves
+from memattn_jax.copies.sscd.network import SSCD, Geometry, Stage
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.configs import UNetConfig
 from memattn_jax.models.unet import UNet2DConditionModel
@@ -23,6 +27,7 @@ PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path 
 README = PAGES["README.md"]
 EXTENDING = "docs/extending.md"
 LORA = "docs/lora.md"
+COPIES = "docs/copies.md"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -79,7 +84,7 @@ def test_readme(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md", LORA, EXTENDING}))
+@pytest.mark.parametrize("page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md", LORA, COPIES, EXTENDING}))
 def test_python_of_other_pages_runs(page, model):
     assert run(page, model)
 
@@ -97,6 +102,24 @@ def test_lora(model, tmp_path, monkeypatch):
     scope = run(LORA, model)
     assert {"cat", "cat_1", "<dog>", "<dog>_1"} <= scope["sd"].tokenizer.clip.get_vocab().keys()
     assert scope["run"].images.shape == (1, 8, 8, 3)
+
+
+@pytest.mark.slow
+def test_copies(model, tmp_path, monkeypatch):
+    """With a network of a few channels, and pictures of which the generated ones are training pictures, almost."""
+    monkeypatch.chdir(tmp_path)
+    network = SSCD(Geometry(8, (Stage(1, 8, 16),), groups=1, dimensions=12), rngs=nnx.Rngs(0))
+    tensors = {leaf.name: leaf.to_torch(np.asarray(leaf.param[...])) for leaf in leaves(network)}
+    save_file(tensors, "sscd_disc_mixup.torchscript.pt")  # whose name does not matter
+    training = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
+    for folder, pictures in (("training", training), ("generated", training[[0, 2]] // 2 * 2)):
+        Path(folder).mkdir()
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(f"{folder}/{number}.png")
+    scope = run(COPIES, model)
+    assert scope["found"].index.tolist() == scope["mine"].index.tolist() == [0, 2]
+    assert str(scope["found"].measure) == "sscd_disc_mixup (preset nemo)"
+    assert (scope["found"].scores > 0.99).all()
 
 
 @pytest.mark.slow

@@ -1,0 +1,95 @@
+"""Preprocessing as Pillow and torchvision do it; the nearest of many pictures; embeddings of a user's own."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from memattn_jax.copies.embedding import Embeddings, Measure, embed
+from memattn_jax.copies.nearest import nearest
+from memattn_jax.copies.resizing import resize
+from memattn_jax.copies.sscd.presets import PRESETS, preprocess
+from memattn_jax.errors import InputError
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), np.uint8)
+
+
+def pillow(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resized along rows and then along columns, as all of Pillow does that papers have used."""
+    image = Image.fromarray(picture)
+    for wanted in ((size[1], image.height), (size[1], size[0])):
+        image = image.resize(wanted, Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("size", [(23, 61), (64, 64), (37, 50), (131, 20), (1, 1)], ids=str)
+def test_resizing_is_pillows_to_the_bit(size):
+    picture = np.random.default_rng(1).integers(0, 256, (37, 50, 3), np.uint8)
+    found = jax.jit(resize, static_argnums=1)(picture[None], size)
+    np.testing.assert_array_equal(found[0], pillow(picture, size))
+    at_once = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
+    assert np.abs(at_once.astype(int) - found[0]).max() <= 1  # since Pillow 13
+
+
+def as_torchvision(picture: np.ndarray, preset: str) -> np.ndarray:
+    """Resize, CenterCrop, ToTensor and Normalize, of Pillow and numpy."""
+    size = (320, 320)
+    if preset != "nemo":
+        edge = {"official": 288, "wen": 256, "dcr": 256}[preset]
+        short, long = sorted(picture.shape[:2])
+        sizes = {short: edge, long: int(edge * long / short)}
+        size = tuple(sizes[side] for side in picture.shape[:2])
+    image = Image.fromarray(pillow(picture, size))
+    if preset in ("wen", "dcr"):
+        left, top = (round((side - 224) / 2) for side in image.size)
+        image = image.crop((left, top, left + 224, top + 224))
+    values = np.asarray(image, np.float32) / np.float32(255)
+    if preset == "wen":
+        return (values - np.float32(0.5)) / np.float32(0.5)
+    return (values - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+
+
+@pytest.mark.parametrize("shape", [(90, 141), (512, 401)], ids=["enlarged", "reduced"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets(preset, shape):
+    picture = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
+    found = jax.jit(preprocess, static_argnums=1)(picture[None], PRESETS[preset])
+    np.testing.assert_allclose(found[0], as_torchvision(picture, preset), atol=1e-6)
+
+
+def unit(rng: np.random.Generator, number: int) -> np.ndarray:
+    vectors = rng.standard_normal((number, 16), np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_the_nearest_of_many_references_is_exact():
+    rng = np.random.default_rng(0)
+    measure = Measure("mine", "none")
+    pictures, references = unit(rng, 5), unit(rng, 100_000)
+    references[[7, 99_999]] = pictures[2]  # the first of two
+    found = nearest(Embeddings(pictures, measure), Embeddings(references, measure), block=30_000)
+    wanted = pictures.astype(np.float64) @ references.T.astype(np.float64)
+    np.testing.assert_array_equal(found.index, wanted.argmax(axis=1))
+    np.testing.assert_allclose(found.scores, wanted.max(axis=1), atol=1e-6)
+    assert found.index[2] == 7
+    assert found.measure == measure
+    with pytest.raises(InputError, match=r"mine \(preset none\)"):
+        nearest(Embeddings(pictures, Measure("other", "none")), Embeddings(references, measure))
+
+
+def test_an_embedding_of_your_own():
+    measure = Measure("mean colour", "none")
+
+    def colours(pictures):
+        assert pictures.shape == (2, 40, 56, 3)
+        return pictures.mean(axis=(1, 2))
+
+    found = embed(colours, PICTURES, batch=2, measure=measure)
+    assert (found.vectors.dtype, found.measure) == (np.float32, measure)
+    np.testing.assert_allclose(found.vectors, PICTURES.mean(axis=(1, 2)), rtol=1e-6)
+    with pytest.raises(InputError, match="measure"):
+        embed(colours, PICTURES)
+    with pytest.raises(InputError, match=r"float32 .*uint8 \[n, h, w, 3\]"):
+        embed(colours, PICTURES.astype(np.float32), measure=measure)
+    with pytest.raises(InputError, match="picture 0 is not finite"):
+        embed(lambda x: np.full((len(x), 2), np.nan), PICTURES, measure=measure)
