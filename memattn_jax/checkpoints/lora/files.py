@@ -116,7 +116,7 @@ def own_scale(roles: Mapping[str, np.ndarray], rank: str | None) -> float | None
 
 def misfits(file: Path, problems: list[str], layers: int) -> InputError:
     """The error that lists problems, as many as fit in a line."""
-    text = f"{file}: {counted(len(problems), 'problem')} in {counted(layers, 'layer')}: "
-    length = max(LIMIT - len(text), 60)  # however long the path is
+    text = f"{counted(len(problems), 'problem')} in {counted(layers, 'layer')}: "
+    length = LIMIT - len(text)  # however long the path is
     shown = [printable(problem, length - len(", …")) for problem in problems[:LIMIT]]
-    return InputError(text + listed(shown, length, shown[0]))
+    return InputError(f"{file}: {text}{listed(shown, length, shown[0])}")
