@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memattn_jax.checkpoints.filling import STORED_DTYPES, load, match
+from memattn_jax.checkpoints.filling import STORED_DTYPES, load
 from memattn_jax.checkpoints.mapped import map_file
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.checkpoints.pickle_file import is_pickle, load_pickle
@@ -38,12 +38,17 @@ def load_network(path: Path | str) -> SSCD:
     tensors = read_named(path)
     try:
         folded = fold(tensors)
-        geometry = geometry_of(folded)
+        network = abstract(SSCD, geometry_of(folded))
     except DAMAGE as error:
         raise refusal(path, error) from None
-    network = abstract(SSCD, geometry)
-    for leaf, stored in match({leaf.name: leaf for leaf in leaves(network)}, folded, str(path)):
-        load(leaf, stored, None, "float32", None)
+    wanted = {leaf.name: leaf for leaf in leaves(network)}
+    for name in sorted(wanted.keys() | folded.keys()):
+        if name not in folded:
+            raise refusal(path, KeyError(name))
+        if name not in wanted or folded[name].shape != wanted[name].torch_shape:
+            raise refusal(path, ValueError())
+    for name, leaf in wanted.items():
+        load(leaf, folded[name], None, "float32", None)
     return network
 
 
