@@ -1,14 +1,18 @@
-"""Preprocessing as Pillow and torchvision do it; the nearest of many pictures; embeddings of a user's own."""
+"""Preprocessing as Pillow and torchvision do it; the nearest of many pictures; distances and cliques."""
+
+import itertools
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from memattn_jax.copies.cliques import largest_clique
 from memattn_jax.copies.embedding import Embeddings, Measure, embed
 from memattn_jax.copies.nearest import nearest
 from memattn_jax.copies.resizing import resize
 from memattn_jax.copies.sscd.presets import PRESETS, preprocess
+from memattn_jax.copies.tiled import tiled_distance
 from memattn_jax.errors import InputError
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), np.uint8)
@@ -93,3 +97,47 @@ def test_an_embedding_of_your_own():
         embed(colours, PICTURES.astype(np.float32), measure=measure)
     with pytest.raises(InputError, match="picture 0 is not finite"):
         embed(lambda x: np.full((len(x), 2), np.nan), PICTURES, measure=measure)
+
+
+def test_the_distance_is_that_of_the_worst_tile():
+    first = PICTURES.astype(np.float64) / 255
+    found = tiled_distance(PICTURES, PICTURES[:2])
+    tiles = [(slice(i, i + 10), slice(j, j + 14)) for i in range(0, 40, 10) for j in range(0, 56, 14)]
+    for picture in range(3):
+        for reference in range(2):
+            worst = max(np.sqrt(((first[picture] - first[reference])[tile] ** 2).mean()) for tile in tiles)
+            assert found[picture, reference] == pytest.approx(worst, abs=1e-6)
+    assert (found[0, 0], found[1, 1]) == (0, 0)
+    with pytest.raises(InputError, match="3 × 3 tiles"):
+        tiled_distance(PICTURES, PICTURES, tiles=3)
+    with pytest.raises(InputError, match="same size"):
+        tiled_distance(PICTURES, PICTURES[:, :20])
+
+
+def by_trying(close: np.ndarray) -> int:
+    """The size of the largest clique, of few vertices."""
+    sets = [set(np.flatnonzero(row)) for row in close]
+    every = range(len(close))
+    sizes = range(1, len(close) + 1)
+    cliques = (group for size in sizes for group in itertools.combinations(every, size))
+    return max(len(g) for g in cliques if all(b in sets[a] for a, b in itertools.combinations(g, 2)))
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.8])
+def test_the_largest_clique(density):
+    rng = np.random.default_rng(round(10 * density))
+    for _ in range(5):
+        close = np.triu(rng.random((9, 9)) < density, 1)
+        close |= close.T
+        clique = largest_clique(close)
+        assert all(close[a, b] for a, b in itertools.combinations(clique, 2))
+        assert len(clique) == by_trying(close)
+
+
+def test_seeds_that_agree_are_a_clique():
+    rng = np.random.default_rng(3)
+    group = np.arange(500) % 3 == 0  # more members than Python has levels of recursion to spare
+    close = group[:, None] & group | (rng.random((500, 500)) < 0.01)
+    np.testing.assert_array_equal(largest_clique(close & close.T), np.flatnonzero(group))
+    assert largest_clique(np.ones((1100, 1100), bool)).tolist() == list(range(1100))
+    assert largest_clique(np.eye(4, dtype=bool)).size == 1
