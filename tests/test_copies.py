@@ -11,6 +11,7 @@ from memattn_jax.copies.cliques import largest_clique
 from memattn_jax.copies.embedding import Embeddings, Measure, embed
 from memattn_jax.copies.nearest import nearest
 from memattn_jax.copies.resizing import resize
+from memattn_jax.copies.sscd.frozen import in_order
 from memattn_jax.copies.sscd.presets import PRESETS, preprocess
 from memattn_jax.copies.tiled import tiled_distance
 from memattn_jax.errors import InputError
@@ -59,6 +60,19 @@ def test_presets(preset, shape):
     picture = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
     found = jax.jit(preprocess, static_argnums=1)(picture[None], PRESETS[preset])
     np.testing.assert_allclose(found[0], as_torchvision(picture, preset), atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)], ids=["sorted", "classy", "torchvision"])
+def test_names_of_frozen_tensors_come_from_their_order(order):
+    shapes = [(8, 4, 1, 1), (16, 4, 1, 1), (8, 2, 3, 3), (16, 8, 1, 1)]
+    block = [array for which in order for array in (np.zeros(shapes[which]), np.zeros(shapes[which][0]))]
+    second = [array for shape in [(8, 16, 1, 1), *shapes[2:]] for array in (np.zeros(shape), np.zeros(shape[0]))]
+    ends = [np.zeros((4, 3, 7, 7)), np.zeros(4)], [np.zeros((12, 16)), np.zeros(12)]
+    found = in_order([*ends[0], *block, *second, *ends[1], None])
+    named = {name.removesuffix(".weight"): x.shape for name, x in found.items() if name.endswith("weight")}
+    names = ["layer1.0.conv1", "layer1.0.downsample.0", "layer1.0.conv2", "layer1.0.conv3"]
+    wanted = dict(zip(names, shapes, strict=True)) | {"layer1.1.conv1": (8, 16, 1, 1), "layer1.1.conv2": shapes[2]}
+    assert named == wanted | {"layer1.1.conv3": shapes[3], "conv1": (4, 3, 7, 7), "fc": (12, 16)}
 
 
 def unit(rng: np.random.Generator, number: int) -> np.ndarray:

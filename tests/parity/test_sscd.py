@@ -35,7 +35,7 @@ def expected(model: torch.nn.Module) -> np.ndarray:
 
 def nested(model: Model) -> dict:
     """A checkpoint of ClassyVision: trunk and head apart, a few levels down."""
-    state = ClassyModel(model).state_dict()
+    state = ClassyModel(model, wrapped=True).state_dict()
     trunk = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     head = {"fc.weight": model.backbone.fc.weight, "fc.bias": model.backbone.fc.bias}
     inner = {"trunk": trunk, "heads": {"block1-0": {"default_head": head}}}

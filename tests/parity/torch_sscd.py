@@ -90,13 +90,18 @@ class Wrapped(nn.Module):
 
 
 class ClassyTrunk(nn.Module):
-    def __init__(self, net: ResNet):
+    """With the names of layers that the published weights have, or with those of other versions."""
+
+    def __init__(self, net: ResNet, wrapped: bool):
         super().__init__()
         self.initial_block = Wrapped(nn.Sequential(net.conv1, net.bn1, nn.ReLU(), net.maxpool))
-        stages = [
-            nn.Sequential(*(Wrapped(ClassyLayer(block)) for block in stage)) for stage in (net.layer1, net.layer2)
-        ]
-        self.blocks = nn.Sequential(*stages)
+        self.blocks = nn.Sequential()
+        for number, stage in enumerate((net.layer1, net.layer2)):
+            layers = nn.Sequential()
+            for block, layer in enumerate(map(ClassyLayer, stage)):
+                name = f"{block}" if wrapped else f"block{number}-{block}"
+                layers.add_module(name, Wrapped(layer) if wrapped else layer)
+            self.blocks.append(layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks(self.initial_block(x))
@@ -105,9 +110,9 @@ class ClassyTrunk(nn.Module):
 class ClassyModel(nn.Module):
     """The same weights as a `Model`, and the same vectors."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, wrapped: bool = False):
         super().__init__()
-        self.backbone = ClassyTrunk(model.backbone)
+        self.backbone = ClassyTrunk(model.backbone, wrapped)
         self.embeddings = nn.Sequential(GeM(), model.backbone.fc, Unit())
         self.eval()
 

@@ -12,8 +12,8 @@ NORM = ("weight", "bias", "running_mean", "running_var")  # order of the argumen
 def in_order(constants: Sequence[Any]) -> dict[str, np.ndarray]:
     """The tensors by torchvision's names.
 
-    torchvision applies a block's `downsample` after its three convolutions, ClassyVision before them, and the first
-    block of either has one: it begins with one 1 × 1 convolution before that of 3 × 3, or with two.
+    torchvision applies a block's `downsample` after its three convolutions, ClassyVision before that of 3 × 3, and the
+    first block of either has one: it begins with one 1 × 1 convolution, or with two.
 
     Args:
       constants: the first convolution, those of the blocks, the linear map; what is no array is left out.
@@ -30,7 +30,11 @@ def in_order(constants: Sequence[Any]) -> dict[str, np.ndarray]:
         own = convolutions[position : position + 3]
         down = None
         if before and sizes[position : position + 2] == [1, 1]:
-            down, own = own[0], convolutions[position + 1 : position + 4]
+            down, first, *rest = convolutions[position : position + 4]
+            width = len(rest[0][0])
+            if len(down[0]) == width != len(first[0]):  # exporters may sort them
+                down, first = first, down
+            own = [first, *rest]
         elif not before and sizes[position + 3 : position + 5] in ([1, 1], [1]):
             down = convolutions[position + 3]
         stage, block = (stage, block + 1) if down is None else (stage + 1, 0)

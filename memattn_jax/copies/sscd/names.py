@@ -19,7 +19,8 @@ TORCHVISION = re.compile(
 )
 CLASSY_STEM = re.compile(r"(?:^|\.)initial_block\._module\.([01])\.(\w+)$")
 CLASSY_BLOCK = re.compile(
-    r"(?:^|\.)blocks\.(\d{1,2})\.(\d{1,3})\.(?:_module\.)?(convolutional_block\.\d|bn|downsample\.[01])\.(\w+)$"
+    r"(?:^|\.)blocks\.(\d{1,2})\.(?:block\d{1,2}-)?(\d{1,3})\.(?:_module\.)?"  # as versions of ClassyVision have it
+    r"(convolutional_block\.\d|bn|downsample\.[01])\.(\w+)$"
 )
 CLASSY_HEAD = re.compile(r"(?:^|\.)embeddings\.1\.(\w+)$")
 CLASSY_LAYERS = {
