@@ -128,8 +128,8 @@ def bytes_read(folder: Path, mesh) -> tuple[StableDiffusion, dict[str, list[int]
         filling.part_of = part_of
 
 
-def train(sd: StableDiffusion, folder: Path) -> dict:
-    """One update, and a checkpoint of it."""
+def train(sd: StableDiffusion, folder: Path | None) -> dict:
+    """One update, and a checkpoint of it where there is a folder for it."""
     settings = TrainSettings(batch_size=4, learning_rate=1e-3, dropout=0.3, ema_decay=0.9, gate="entropy")
     state, setup = replicate(start(sd, settings), sd.mesh)
     pictures = np.random.default_rng(0).integers(0, 255, (4, 4, 4, 3), dtype=np.uint8)
@@ -137,16 +137,17 @@ def train(sd: StableDiffusion, folder: Path) -> dict:
     before = [leaf.sharding for leaf in jax.tree.leaves(state)]
     update = train_step if sd.mesh is None else pinned_step(state)
     state, metrics = update(state, setup, spread(batch, sd.mesh))
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(1, state)
-    restored = checkpoints.restore(state)
-    return {
+    facts = {
         "loss": float(metrics["loss"]),
         "gradient": [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(state.optimizer[1][0].mu)],
         "kept": before == [leaf.sharding for leaf in jax.tree.leaves(state)],
-        "restored": before == [leaf.sharding for leaf in jax.tree.leaves(restored)],
         "split": sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state)),
     }
+    if folder is not None:
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(1, state)
+        facts["restored"] = before == [leaf.sharding for leaf in jax.tree.leaves(checkpoints.restore(state))]
+    return facts
 
 
 def full_size(names: tuple[str, ...]) -> list[dict]:
@@ -172,7 +173,7 @@ def full_size(names: tuple[str, ...]) -> list[dict]:
     return [program(None), program(make_mesh("data=8"))]
 
 
-def measure_inference(folder: str, scratch: Path) -> dict:
+def measure_inference(folder: str) -> dict:
     """Loading, detecting and sampling on one device and on meshes."""
     facts: dict = {"full size": full_size(("entropy_e",))}
     first_step, trajectory = (Recorder(scorer, name) for name in ("score_first_step", "score_trajectory"))
@@ -219,16 +220,16 @@ def measure_training(folder: str, scratch: Path) -> dict:
     facts = {}
     for text in (None, "data=2,model=2"):
         sd = StableDiffusion.from_pretrained(folder, mesh=make_mesh(text) if text else None)
-        facts[f"training {text}"] = train(sd, scratch / f"state {text}")
+        facts[f"training {text}"] = train(sd, scratch / "state" if text else None)
     return facts
 
 
-def main(measure: str, folder: str, scratch: str) -> None:
+def main(folder: str, scratch: str) -> None:
     """What a process with eight devices runs."""
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    facts = {"inference": measure_inference, "training": measure_training}[measure](folder, Path(scratch))
-    Path(scratch, f"{measure}.json").write_text(json.dumps(facts))
+    facts = measure_inference(folder) | measure_training(folder, Path(scratch))
+    Path(scratch, "facts.json").write_text(json.dumps(facts))
 
 
 @pytest.fixture(scope="module")
@@ -244,18 +245,9 @@ def facts(folder, tmp_path_factory) -> dict:
     path = os.pathsep.join(str(Path(__file__).parents[1] / place) for place in (".", "tests", "scripts"))
     environment = os.environ | {"XLA_FLAGS": xla_flags(DEVICES), "PYTHONPATH": path}
     command = [sys.executable, "-c", "import sys, test_parallel; test_parallel.main(*sys.argv[1:])"]
-    processes = {
-        measure: subprocess.Popen(
-            [*command, measure, folder, scratch], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for measure in ("inference", "training")
-    }
-    facts: dict = {}
-    for measure, process in processes.items():
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        facts |= json.loads((scratch / f"{measure}.json").read_text())
-    return facts
+    done = subprocess.run([*command, folder, scratch], env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((scratch / "facts.json").read_text())
 
 
 def assert_same(facts: dict, mesh: str, *path: str) -> None:

@@ -1,22 +1,15 @@
 """The training step: what must not change its result."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
-import micro
 import numpy as np
 import pytest
 from flax import nnx
 from one_step import ROWS, SETTINGS, batch, gradients, step
-from quick import xla_flags
 
 from memattn_jax import InputError
-from memattn_jax.commands import finetune
 from memattn_jax.training.gate import Thresholds
 from memattn_jax.training.objective import add_noise, row_keys
 from memattn_jax.training.settings import TrainSettings
@@ -161,25 +154,6 @@ def test_the_gate_costs_no_forward_pass():
     plain = flops(False, "entropy")
     assert plain < flops(True, "entropy") < 1.005 * plain
     assert flops(True, "noise_norm") > 1.1 * plain
-
-
-@pytest.mark.slow
-def test_devices_change_nothing(model, tmp_path):
-    """Four virtual devices, in a process of their own, against this one's."""
-    micro.write_pictures(tmp_path / "data")
-    settings = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "gate": "entropy"}
-    words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "memattn_jax.finetune", "--model", model, "--data", tmp_path / "data"]
-    command += ["--out", tmp_path / "four", *words]
-    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": xla_flags(4)}, capture_output=True)
-    options = {"model": str(model), "data": tmp_path / "data", "out": tmp_path / "one"}
-    finetune.main(finetune.Options(**options, settings=TrainSettings(**settings)))
-    one, four = (
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "four")
-    )
-    np.testing.assert_allclose(four, one, rtol=1e-4)
-    assert one[0] != one[-1]
 
 
 def float_kinds(tree) -> set[str]:
