@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,8 @@ from memattn_jax.detectors.calibration.conformal import threshold
 from memattn_jax.detectors.calibration.file import load_calibration, to_json
 from memattn_jax.detectors.calibration.fit import calibrate
 from memattn_jax.detectors.calibration.verdicts import Joint, Rule, fitting_rows
+from memattn_jax.detectors.detection import concatenate
+from memattn_jax.detectors.scorer import score_batches
 from memattn_jax.evaluation.metrics import auroc
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.report.results import GUARD_BLIND, format_row, image_row, measure
@@ -37,16 +41,17 @@ NEW = ("the cat", "Zebra 7", "an odd and long line on the hill in the land")
 FAST = ("--steps", 4, "--batch-size", 4)
 
 
-def run(monkeypatch, capsys, verb: str, *arguments: object) -> tuple[int, list[str], list[str]]:
+def run(verb: str, *arguments: object) -> tuple[int, list[str], list[str]]:
     """`python -m memattn_jax.<verb>`, in this process: exit status, lines of standard output, and of standard error
     but for the metrics."""
-    monkeypatch.setattr(sys, "argv", [verb, *map(str, arguments)])
-    warnings.simplefilter("always")  # as outside pytest, which restores the filters after each test
-    with pytest.raises(SystemExit) as stopped:
-        commands.run_command(verb, VERBS[verb].Options, VERBS[verb].main)
-    captured = capsys.readouterr()
-    errors = [line for line in captured.err.splitlines() if not line.startswith("{")]
-    return stopped.value.code, captured.out.splitlines(), errors
+    printed, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(errors):
+        patch.setattr(sys, "argv", [verb, *map(str, arguments)])
+        warnings.simplefilter("always")  # as outside pytest, which restores the filters after each test
+        with pytest.raises(SystemExit) as stopped:
+            commands.run_command(verb, VERBS[verb].Options, VERBS[verb].main)
+    lines = [line for line in errors.getvalue().splitlines() if not line.startswith("{")]
+    return stopped.value.code, printed.getvalue().splitlines(), lines
 
 
 def read(path: Path) -> list[dict]:
@@ -67,15 +72,15 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+@pytest.fixture(scope="module")
+def command():
+    return run
 
 
-@pytest.fixture
-def calibrated(command, model, files, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def calibrated(command, model, files, tmp_path_factory) -> Path:
     """A folder with calibration.json, at 10 %, and results of the new prompts."""
-    out = tmp_path / "calibrated"
+    out = tmp_path_factory.mktemp("calibrated") / "out"
     status, _, errors = command(
         "detect", "--model", model, "--calibrate", files / "clean.txt", "--fpr", 0.1, "--prompts", files / "new.txt",
         "--out", out, *FAST,
@@ -88,8 +93,8 @@ def calibrated(command, model, files, tmp_path) -> Path:
 
 def test_calibration_and_results(calibrated, tiny):
     """Every number of the files follows from the scores that the package gives."""
-    scores = tiny.detect(CLEAN, steps=4)
-    new = tiny.detect(NEW, steps=4, attribute=True)
+    scores = tiny.detect(CLEAN, steps=4, batch_size=4)
+    new = tiny.detect(NEW, steps=4, batch_size=4, attribute=True)
     calibration = load_calibration(calibrated / "calibration.json")
     assert calibration.fpr == 0.1
     assert calibration.model == tiny.fingerprint()
@@ -328,8 +333,8 @@ def test_files_that_hold_no_calibration(tmp_path):
 @pytest.fixture(scope="module")
 def plain(tiny) -> Calibration:
     scorer = Scorer(tiny, ("entropy_e", "noise_norm"), steps=4, attribute=True)
-    clean = scorer(CLEAN)
-    return calibrate(scorer, [clean], 0.1, [clean])
+    clean = list(score_batches(scorer, ((prompt, 0) for prompt in CLEAN), 4))
+    return calibrate(scorer, clean, 0.1, clean)
 
 
 def test_a_calibration_survives_its_file(plain, tmp_path):
@@ -368,15 +373,15 @@ def test_a_number_that_is_not_finite_is_refused(plain, tmp_path, bad, part):
 def test_too_few_clean_prompts_warn(command, model, files, tmp_path):
     """And no prompt is called clean at that rate."""
     status, _, errors = command(
-        "detect", "a", "--model", model, "--calibrate", files / "clean.txt", "--out", tmp_path, "--detectors",
-        "noise_norm", "--no-explain", *FAST,
+        "detect", *NEW, "--model", model, "--calibrate", files / "clean.txt", "--out", tmp_path, "--no-explain",
+        *FAST,
     )  # fmt: skip
     assert status == 0
     kept = len(CLEAN) - fitting_rows(len(CLEAN)).sum()
     (warning,) = errors
     assert warning.startswith("warning: too few clean prompts for a rate of 0.01")
     assert f" {kept}, and 99 " in warning
-    assert [row["verdict"] for row in read(tmp_path / "results.jsonl")] == ["unknown"]
+    assert [row["verdict"] for row in read(tmp_path / "results.jsonl")] == ["unknown"] * len(NEW)
 
 
 def test_false_discovery_rate_of_a_log(command, calibrated, model, files, tmp_path):
@@ -437,7 +442,7 @@ def test_a_guard_mitigates_whom_its_detector_finds(tiny):
         assert np.abs(guarded.latents[row] - other.latents[row]).max() > 1e-3
         scale = np.abs(same.latents[row]).max()
         np.testing.assert_allclose(guarded.latents[row] / scale, same.latents[row] / scale, atol=1e-5)
-    own = tiny.detect(NEW, ["noise_norm"], seeds=[1, 2, 3])["noise_norm"]
+    own = tiny.detect(NEW, "noise_norm", seeds=[1, 2, 3], batch_size=4)["noise_norm"]
     np.testing.assert_allclose(guarded.guard_scores, own, rtol=1e-5)
     for limit in (math.nan, math.inf, -math.inf):  # what tells nothing calls no row clean
         assert tiny.sample(NEW, steps=4, seeds=[1, 2, 3], guard=Guard(limit, mitigation=mitigation)).mitigated.all()
@@ -522,7 +527,8 @@ def test_evaluate(command, model, files, tiny, tmp_path):
     assert status == 0
     fit = load_calibration(tmp_path / "c" / "calibration.json").fits["latent_step_deviation"]
     scorer = Scorer(tiny, names[2], steps=4, calibrating=True)
-    runs = scorer(CLEAN).kept["latent_step_deviation"][fitting_rows(len(CLEAN))]
+    clean = concatenate(list(score_batches(scorer, ((prompt, 0) for prompt in CLEAN), 4)))
+    runs = clean.kept["latent_step_deviation"][fitting_rows(len(CLEAN))]
     np.testing.assert_allclose(fit["mean"], runs.mean(axis=(0, 1)), rtol=1e-5)
     np.testing.assert_allclose(fit["deviation"], runs.std(axis=(0, 1)), rtol=1e-3)
     status, printed, errors = command(
@@ -537,7 +543,7 @@ def test_evaluate(command, model, files, tiny, tmp_path):
     result = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert (result["memorized"], result["clean"], result["nan"]) == (len(NEW), len(CLEAN), 0)
     assert list(result["detectors"]) == names
-    scores = tiny.detect(NEW + CLEAN, names, steps=4, **fit)
+    scores = tiny.detect(NEW + CLEAN, names, steps=4, batch_size=4, **fit)
     for name in names:
         found = result["detectors"][name]
         assert found["auroc"] == pytest.approx(auroc(scores[name][:3], scores[name][3:]))
