@@ -21,6 +21,7 @@ from memattn_jax import StableDiffusion
 from memattn_jax.commands import detect, generate
 from memattn_jax.detectors import Scorer
 from memattn_jax.detectors.scorer import score_batches
+from memattn_jax.runs.table import ShardedTable
 
 pytestmark = pytest.mark.slow
 
@@ -99,19 +100,23 @@ def progress(out: Path) -> int:
     return 0
 
 
-def test_stopped_killed_and_resumed(model, source, undisturbed, tmp_path):
-    """Each time a few shards further, at a random moment; the files come out the same as if nothing had happened."""
+def test_stopped_killed_and_resumed(model, source, undisturbed, tmp_path, monkeypatch, capsys):
+    """Each time a few shards further; the files come out the same as if nothing had happened."""
     out = tmp_path / "out"
     command = arguments(model, source, out)
-    process = start("detect", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while process.poll() is None and progress(out) < 1:
-        time.sleep(0.002)
-    process.terminate()
-    printed, errors = process.communicate()
-    assert process.returncode == 0
-    last = printed.splitlines()[-1]
-    made = sum(map(len, read(out).values()))
-    assert last == f"stopped after {made} prompts, all of them written; the same command resumes"
+    flush = ShardedTable.flush
+
+    def asking(self: ShardedTable) -> None:
+        flush(self)
+        if progress(out) == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardedTable, "flush", asking)
+        made = sum(map(len, here(model, source, out).values()))
+    printed, errors = capsys.readouterr()
+    last = f"stopped after {made} prompts, all of them written; the same command resumes"
+    assert printed.splitlines()[-1] == last
     assert json.loads(errors.splitlines()[-1])["event"] == "stopped"
     assert SHARD <= made < COUNT
     assert made % BATCH == 0
@@ -159,7 +164,6 @@ def test_two_processes_of_two_devices(model, source, undisturbed, tmp_path):
 def test_two_thousand_prompts(model, tmp_path, monkeypatch, capsys):
     """In one program: nothing is compiled after the first batch, and few rows are in memory at a time."""
     from memattn_jax.detectors.scorer import score_first_step
-    from memattn_jax.runs.table import ShardedTable
 
     path = tmp_path / "p.txt"
     path.write_text("\n".join(prompts(2_000)))
