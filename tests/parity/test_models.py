@@ -156,10 +156,16 @@ def tapped(unet, *inputs):
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("checkpoint", "dtype"), [("sd1", "bfloat16"), ("sd1", "float16")], indirect=["checkpoint"], ids=lambda x: x
+    ("checkpoint", "dtype"),
+    [("small-sd1", "bfloat16"), ("small-sd1", "float16")],
+    indirect=["checkpoint"],
+    ids=lambda x: x,
 )
 def test_half_precision(checkpoint, dtype):
-    """Weights and activations in half precision stay within its rounding of float32."""
+    """Weights and activations in half precision stay within its rounding of float32.
+
+    Of two resolutions, where it is nearly what it is in four: 0.0028 and 0.0033 in float16.
+    """
     unet = load_part(checkpoint.folder, "unet", dtype)
     latents, timesteps, context = unet_inputs(checkpoint, 16, 16)
     exact, exact_taps = tapped(checkpoint.ours.unet, latents, timesteps, context)
