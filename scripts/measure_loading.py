@@ -10,7 +10,6 @@ numbers to loading.json. Takes 14 GB of disk, 6 GB of memory and half an hour on
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from benchmark.worker import peak_bytes
 from demo_evaluation.tables import table
 
 CHANNELS = {"sd14": 768, "sd21": 1024}  # of text embeddings
@@ -73,7 +73,7 @@ def side(name: str, path: str, preset: str) -> dict[str, float]:
     started = time.perf_counter()
     times = [started, *{"ours": ours, "theirs": theirs}[name](path, preset)]
     spent = {part: end - start for part, start, end in zip(PAIR, times, times[1:], strict=False)}
-    return spent | {"gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    return spent | {"gb": peak_bytes() / 1e9}
 
 
 def in_a_process(*arguments: str) -> dict[str, float]:
@@ -85,14 +85,16 @@ def in_a_process(*arguments: str) -> dict[str, float]:
 def converted(source: Path, place: Path, container: str) -> dict[str, float]:
     """Seconds and peak memory of `memattn convert`, in a process of its own."""
     code = (
-        "import json, resource, sys, time; from pathlib import Path\n"
-        "from memattn_jax.checkpoints.checkpoint import Source; from memattn_jax.commands.converting import convert\n"
+        "import json, sys, time; from pathlib import Path\n"
+        "from benchmark.worker import peak_bytes; from memattn_jax.checkpoints.checkpoint import Source\n"
+        "from memattn_jax.commands.converting import convert\n"
         "start = time.perf_counter(); convert(sys.argv[1], Source(), Path(sys.argv[2]), sys.argv[3], None)\n"
-        "spent = time.perf_counter() - start\n"
-        "print(json.dumps({'seconds': spent, 'gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))"
+        "print(json.dumps({'seconds': time.perf_counter() - start, 'gb': peak_bytes() / 1e9}))"
     )
     command = [sys.executable, "-c", code, str(source), str(place), container]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    here = Path(__file__).parent
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=here)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def write(preset: str, folder: Path) -> None:
@@ -111,6 +113,7 @@ def write(preset: str, folder: Path) -> None:
 
 def measure(preset: str, scratch: Path, rounds: int) -> dict[str, Any]:
     """Everything; see the module."""
+    scratch = scratch.resolve()
     places = {
         "diffusers": scratch / preset / "diffusers",
         "single-file": scratch / preset / "model.safetensors",
