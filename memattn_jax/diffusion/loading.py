@@ -1,6 +1,5 @@
 """Loads the parts of a `Model` from a checkpoint, and saves them."""
 
-import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,12 +10,12 @@ from jax.sharding import Mesh
 from memattn_jax.checkpoints.checkpoint import PARTS, Checkpoint, Source
 from memattn_jax.checkpoints.diffusers_folder import save_part
 from memattn_jax.checkpoints.filling import build
-from memattn_jax.checkpoints.folder import MODEL_INDEX, OWN
 from memattn_jax.checkpoints.geometry import cross_attention_sites
 from memattn_jax.checkpoints.hub import locate
 from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.textual_inversion import read_embedding, with_embeddings
 from memattn_jax.checkpoints.tokenizer import Tokenizer
+from memattn_jax.checkpoints.writing.folder import write_settings
 from memattn_jax.diffusion.model import Model
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
@@ -82,12 +81,4 @@ def save(model: Model, folder: Path) -> None:
     for part in ("unet", "vae", "text_encoder"):
         save_part(getattr(model, part), folder, part)
     model.tokenizer.clip.save_pretrained(folder / "tokenizer")
-    (folder / "scheduler").mkdir(exist_ok=True)
-    class_name = str(model.scheduler_config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
-    scheduler = model.scheduler_config | {"_class_name": class_name}
-    index = MODEL_INDEX | {"scheduler": ["diffusers", class_name]}
-    files = {"scheduler/scheduler_config.json": scheduler, "model_index.json": index}
-    if model.entropy_site is not None:
-        files[OWN] = {"entropy_site": model.entropy_site}
-    for path, content in files.items():
-        (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_settings(folder, model.scheduler_config, model.entropy_site)
