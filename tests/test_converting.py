@@ -105,6 +105,10 @@ def test_destinations_are_kept(converted, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
     assert run(demo.MODEL, tmp_path / "model.zip", "--to", "single-file") == 2
     assert run(demo.MODEL, target, "--to", "orbax") == 2
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("mine")
+    assert run(demo.MODEL, tmp_path / "home", "--overwrite") == 2
+    assert (tmp_path / "home" / "letter.txt").is_file()
     assert run(demo.MODEL) == 2
     assert run(demo.MODEL, tmp_path / "x", "--to", "gguf") == 2
     assert "'gguf'" in capsys.readouterr().err

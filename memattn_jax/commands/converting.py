@@ -1,6 +1,7 @@
 """Writes a checkpoint in another container, for `memattn convert SRC DST`."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,13 @@ def check_destination(path: Path, container: str, overwrite: bool) -> None:
         raise InputError(f"{printable(str(path), 80)}: is a file; --to {container} writes a folder")
     if path.exists() and not overwrite and (path.is_file() or any(path.iterdir())):
         raise InputError(f"{printable(str(path), 80)}: already exists; choose another place or add --overwrite")
+    if path.is_dir() and any(path.iterdir()) and not (path / "model_index.json").is_file():
+        raise InputError(f"{printable(str(path), 80)}: is not a model's folder, and so is not replaced; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def opened(model: str | Path, source: "Source") -> tuple["Checkpoint", "Tokenizer"]:
     """A checkpoint with all that is merged into it, and its tokenizer."""
-    from dataclasses import replace
-
     from memattn_jax.checkpoints.hub import locate
     from memattn_jax.checkpoints.opening import open_checkpoint
     from memattn_jax.checkpoints.textual_inversion import read_embedding, with_embeddings
@@ -73,7 +74,7 @@ def convert(model: str | Path, source: "Source", destination: Path, container: s
     note = ""
     try:
         if container == "single-file":
-            write_single_file(partial, checkpoint, tensors)
+            write_single_file(partial, replace(checkpoint, pad=tokenizer.clip.pad_token), tensors)
             if not of_clip(tokenizer):
                 note = "; its tokenizer is not CLIP's and has no place in it: load it with --config FOLDER"
         else:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -174,6 +175,18 @@ def test_the_file_written_of_a_folder_is_the_same(saved, tmp_path):
     opened = open_checkpoint(write(tmp_path / "stripped.safetensors", found, **without_ours(tmp_path)))
     assert opened.parts["unet"].config.sample_size == (96 if family == "sd2" else 64)
     assert opened.scheduler_config["prediction_type"] == ("v_prediction" if family == "sd2" else "epsilon")
+
+
+@one_family
+def test_another_padding_token_is_kept(saved, tmp_path):
+    """The layout does not tell it: Stable Diffusion 1 pads with the end token, but a model of it need not."""
+    _, pipe, _, folder = saved
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    clip_tokenizer("!").save_pretrained(other / "tokenizer")
+    convert(other, Source(), tmp_path / "model.safetensors", "single-file", None)
+    first, second = (StableDiffusion.from_pretrained(path) for path in (other, tmp_path / "model.safetensors"))
+    assert second.tokenizer.clip.pad_token == "!" != pipe.tokenizer.pad_token
+    assert first.fingerprint() == second.fingerprint()
 
 
 def without_ours(folder: Path) -> dict[str, str]:

@@ -59,7 +59,6 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
     elif CONFIGS_KEY in metadata:
         base = recorded(where, metadata[CONFIGS_KEY], source.prediction_type)
         parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
-        base = replace(base, pad=PAD if openclip else END)
     else:
         prediction = family.prediction_type(where, metadata, second=openclip, asked=source.prediction_type)
         pixels = family.trained_size(metadata, velocity=prediction == "v_prediction")
@@ -79,7 +78,10 @@ def recorded(where: str, text: str, prediction: str | None) -> Checkpoint:
         content = json.loads(text)
         parts = {name: Part(where, CONFIGS[name].from_json(content[name], where), dict) for name in CONFIGS}
         scheduler = dict(content["scheduler"]) | ({} if prediction is None else {"prediction_type": prediction})
-        return Checkpoint(where, parts, scheduler, tokenizer=None, entropy_site=content["entropy_site"])
+        site, pad = content["entropy_site"], content["pad"]
+        if not isinstance(pad, str):
+            raise ValueError("the padding token is no text")
+        return Checkpoint(where, parts, scheduler, tokenizer=None, pad=pad, entropy_site=site)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError, IndexError) as error:
         raise InputError(f"{where}: its metadata hold no configs that can be used ({error})"[:200]) from None
 
