@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from memattn_jax.copies.agreement import agreement
 from memattn_jax.copies.cliques import largest_clique
 from memattn_jax.copies.embedding import Embeddings, Measure, embed
 from memattn_jax.copies.nearest import nearest
@@ -16,6 +17,7 @@ from memattn_jax.copies.sscd.presets import PRESETS, preprocess
 from memattn_jax.copies.tiled import tiled_distance
 from memattn_jax.errors import InputError
 
+MINE = Measure("mine", "none")
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), np.uint8)
 
 
@@ -82,7 +84,7 @@ def unit(rng: np.random.Generator, number: int) -> np.ndarray:
 
 def test_the_nearest_of_many_references_is_exact():
     rng = np.random.default_rng(0)
-    measure = Measure("mine", "none")
+    measure = MINE
     pictures, references = unit(rng, 5), unit(rng, 100_000)
     references[[7, 99_999]] = pictures[2]  # the first of two
     found = nearest(Embeddings(pictures, measure), Embeddings(references, measure), block=30_000)
@@ -155,3 +157,21 @@ def test_seeds_that_agree_are_a_clique():
     np.testing.assert_array_equal(largest_clique(close & close.T), np.flatnonzero(group))
     assert largest_clique(np.ones((1100, 1100), bool)).tolist() == list(range(1100))
     assert largest_clique(np.eye(4, dtype=bool)).size == 1
+
+
+def test_how_far_seeds_agree():
+    """Two groups, and one image that is near to one of the first group alone."""
+    vectors = np.zeros((6, 3), np.float32)
+    vectors[[0, 2, 5], 0] = vectors[[1, 4], 1] = 1
+    vectors[3] = [0.6, 0, 0.8]
+    vectors[5] = [0.8, 0, 0.6]
+    found = agreement(Embeddings(vectors, MINE).similarities(), 0.8, MINE)
+    assert found.clique.tolist() == [0, 2, 5]
+    assert [cluster.tolist() for cluster in found.clusters] == [[0, 2, 3, 5], [1, 4]]
+    pairs = [a @ b for a, b in itertools.combinations(vectors, 2)]
+    assert (found.mean, found.highest) == pytest.approx((np.mean(pairs), 1))
+    assert "mine (preset none)" in str(found)
+    with pytest.raises(InputError, match="2 or more images"):
+        agreement(np.ones((1, 1)), 0.8, MINE)
+    with pytest.raises(InputError, match=r"mine \(preset none\).*finite"):
+        agreement(np.full((2, 2), np.nan), 0.8, MINE)

@@ -33,6 +33,10 @@ class Embeddings:
     vectors: np.ndarray
     measure: Measure
 
+    def similarities(self) -> np.ndarray:
+        """Inner products of every two pictures, float32 [n, n]."""
+        return self.vectors @ self.vectors.T
+
 
 @dataclass(frozen=True)
 class Similarities:
