@@ -1,5 +1,6 @@
 """SSCD as PyTorch computes it, from every file that people hold."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,14 @@ def nested(model: Model) -> dict:
     return {"classy_state_dict": {"base_model": {"model": inner}, "losses": [0.5]}, "phase_idx": 3}
 
 
+def export(model: torch.nn.Module, path: str, **settings) -> None:
+    """By the exporter that most files come from, and that needs no more packages."""
+    pictures = torch.zeros(1, 3, 64, 48)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch prefers torch.export
+        torch.onnx.export(model, pictures, path, dynamo=False, **settings)
+
+
 FILES = {
     "torchvision": lambda model, path: torch.save(model.state_dict(), path),
     "backbone": lambda model, path: torch.save(model.backbone.state_dict(), path),
@@ -53,6 +62,10 @@ FILES = {
     "traced": lambda model, path: torch.jit.trace(model, torch.zeros(1, 3, 64, 48)).save(path),
     "frozen": lambda model, path: torch.jit.freeze(torch.jit.script(model)).save(path),
     "frozen-classy": lambda model, path: torch.jit.freeze(torch.jit.script(ClassyModel(model))).save(path),
+    "onnx": lambda model, path: export(model, path),
+    "onnx-classy-norms": lambda model, path: export(
+        ClassyModel(model), path, do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE
+    ),
     "frozen-norms": lambda m, path: torch.jit.freeze(torch.jit.script(m), optimize_numerics=False).save(path),
 }
 
@@ -100,6 +113,7 @@ REFUSED = {
     "other shapes": lambda m, path: torch.jit.freeze(torch.jit.script(m.backbone.fc)).save(path),
     "torch.save": lambda m, path: Path(path).write_bytes(b"PK\x03\x04" + bytes(100)),
     "safetensors": lambda m, path: Path(path).write_bytes(b"\x08\x07onnx" + bytes(100)),
+    "ONNX": lambda m, path: export(torch.nn.Conv2d(3, 4, 3), path),
 }
 
 

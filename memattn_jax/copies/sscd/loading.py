@@ -1,4 +1,4 @@
-"""SSCD from the files that people hold: `.torchvision.pt`, `.classy.pt`, `.torchscript.pt`, safetensors."""
+"""SSCD from the files that people hold: `.torchvision.pt`, `.classy.pt`, `.torchscript.pt`, safetensors, ONNX."""
 
 import itertools
 from collections.abc import Mapping
@@ -14,12 +14,13 @@ from memattn_jax.checkpoints.tensors import read_tensors
 from memattn_jax.checkpoints.torchscript import is_program, load_program
 from memattn_jax.copies.sscd.frozen import in_order
 from memattn_jax.copies.sscd.names import named
-from memattn_jax.copies.sscd.network import SSCD, Geometry, Stage
+from memattn_jax.copies.sscd.network import EPSILON, SSCD, Geometry, Stage
+from memattn_jax.copies.sscd.onnx_file import read_onnx
+from memattn_jax.copies.sscd.onnx_graph import is_onnx
 from memattn_jax.errors import InputError
 from memattn_jax.models.abstract import abstract
 from memattn_jax.text import printable
 
-EPSILON = 1e-5  # of batch norm
 DAMAGE = (KeyError, IndexError, ValueError, ArithmeticError)
 
 
@@ -27,8 +28,9 @@ def load_network(path: Path | str) -> SSCD:
     """The network in a file, float32.
 
     Args:
-      path: a state dict (torchvision's or ClassyVision's names, nested or not, in a pickle or safetensors) or a program
-        of TorchScript, frozen or not. The first bytes say which, not the name. Its geometry is that of its tensors.
+      path: a state dict (torchvision's or ClassyVision's names, nested or not, in a pickle or safetensors), a program
+        of TorchScript, frozen or not, or an ONNX file, quantized or not. The first bytes say which, not the name. Its
+        geometry is that of its tensors.
 
     Raises:
       FileNotFoundError: no such file.
@@ -58,7 +60,9 @@ def read_named(path: Path) -> dict[str, np.ndarray]:
         if is_program(path):
             program = load_program(path)
             tensors = named(program.module, str(path)) or in_order(program.constants)
-        elif is_pickle(map_file(path)[:64].tobytes()):
+        elif is_onnx(first := map_file(path)[:64].tobytes()):
+            tensors = read_onnx(path)
+        elif is_pickle(first):
             tensors = named(load_pickle(path), str(path))
         else:
             tensors = named(read_tensors(path).tensors, str(path))

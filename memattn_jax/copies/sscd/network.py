@@ -14,6 +14,7 @@ from jax import Array
 
 from memattn_jax.models.layers import KERNEL_INIT, Conv1x1, Conv3x3, Linear
 
+EPSILON = 1e-5  # of batch norms, for those who make them part of the convolutions
 POWER = 3.0  # of the pooling
 LEAST = 1e-6  # that is pooled
 SHORTEST = 1e-12  # length of a vector that is divided by
