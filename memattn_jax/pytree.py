@@ -16,7 +16,25 @@ def static(*, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"static": True})
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field, static))
+def host_only(*, default: Any = MISSING) -> Any:
+    """A field that no compiled program reads, such as a table of texts: another value compiles nothing."""
+    return field(default=default, metadata={"static": True, "host_only": True})
+
+
+class Unread:
+    """Carries a `host_only` field through JAX's trees: all of them are equal, whatever they hold."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unread)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field, static, host_only))
 def pytree(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass that is a pytree; every field that is not `static` is traced.
 
@@ -26,9 +44,12 @@ def pytree(cls: type[T]) -> type[T]:
     kind: Any = dataclass(frozen=True)(cls)
     traced = tuple(each.name for each in fields(kind) if not each.metadata.get("static"))
     fixed = tuple(each.name for each in fields(kind) if each.metadata.get("static"))
+    unread = {each.name for each in fields(kind) if each.metadata.get("host_only")}
 
     def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return tuple(getattr(value, name) for name in traced), tuple(getattr(value, name) for name in fixed)
+        rest = ((name, getattr(value, name)) for name in fixed)
+        kept = tuple(Unread(part) if name in unread else part for name, part in rest)
+        return tuple(getattr(value, name) for name in traced), kept
 
     def flatten_with_keys(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         children, rest = flatten(value)
@@ -37,7 +58,7 @@ def pytree(cls: type[T]) -> type[T]:
     def unflatten(rest: tuple[Any, ...], children: Any) -> Any:
         value = object.__new__(kind)  # without __init__, as JAX also rebuilds trees of other things than numbers
         for name, part in zip((*traced, *fixed), (*children, *rest), strict=True):
-            object.__setattr__(value, name, part)
+            object.__setattr__(value, name, part.value if isinstance(part, Unread) else part)
         return value
 
     jax.tree_util.register_pytree_with_keys(kind, flatten_with_keys, unflatten, flatten)

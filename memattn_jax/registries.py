@@ -21,7 +21,22 @@ DETECTORS = {  # name: what it needs, and the class
 }
 FIRST_STEP = tuple(name for name, (needs, _) in DETECTORS.items() if needs == "first step")
 
-MITIGATIONS = {"attention_mask": "memattn_jax.mitigations.attention_mask:AttentionMask"}
+MITIGATIONS = {
+    "attention_mask": "memattn_jax.mitigations.attention_mask:AttentionMask",
+    "clip_embedding": "memattn_jax.mitigations.clip_embedding:ClipEmbedding",
+    "embedding_noise": "memattn_jax.mitigations.embedding_noise:EmbeddingNoise",
+    "embedding_optimization": "memattn_jax.mitigations.embedding_optimization:EmbeddingOptimization",
+    "guard_guidance": "memattn_jax.mitigations.guard_guidance:GuardGuidance",
+    "guidance_transition": "memattn_jax.mitigations.guidance_transition:GuidanceTransition",
+    "noise_optimization": "memattn_jax.mitigations.noise_optimization:NoiseOptimization",
+    "noise_perturbation": "memattn_jax.mitigations.noise_perturbation:NoisePerturbation",
+    "paraphrase_guidance": "memattn_jax.mitigations.paraphrase_guidance:ParaphraseGuidance",
+    "random_numbers": "memattn_jax.mitigations.random_words:RandomNumbers",
+    "random_tokens": "memattn_jax.mitigations.random_words:RandomTokens",
+    "repeated_words": "memattn_jax.mitigations.random_words:RepeatedWords",
+    "spike_attenuation": "memattn_jax.mitigations.spike_attenuation:SpikeAttenuation",
+    "stability_clamp": "memattn_jax.mitigations.stability_clamp:StabilityClamp",
+}
 
 SCHEDULERS = {  # name: function that makes the schedule of a SchedulerConfig and a number of steps
     "ddim": "memattn_jax.schedulers.ddim:ddim",

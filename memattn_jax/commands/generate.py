@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.gallery import ImageJob, Recipe
 
+RUN = ("steps", "guidance_scale", "scheduler", "height", "width")  # options that are a run's settings
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PromptOptions, RunOptions, ModelOptions):
@@ -67,11 +69,12 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     width: Annotated[int | None, BY_DEFAULT] = None
     """Image width in pixels. Default: the size that the model was trained on."""
     mitigation: Annotated[str, one_of("none", *MITIGATIONS)] = "none"
-    """Mitigation, applied to every image, or with --guard only to those that the guard flags. attention_mask removes
-    tokens from the attention and strengthens the begin token (Ren et al., ECCV 2024)."""
+    """Mitigation, applied to every image, or with --guard only to those that the guard flags; see docs/mitigations.
+    attention_mask removes tokens from the attention and strengthens the begin token (Ren et al., ECCV 2024)."""
     mitigation_options: Annotated[tuple[str, ...], BY_DEFAULT] = ()
-    """Options of the mitigation, as KEY=VALUE. attention_mask has begin_scale, a factor for the begin token's attention
-    logit (default 1.25), and mask, the tokens to remove: padding (default), summary (padding and end token) or none."""
+    """Options of the mitigation, its fields, as KEY=VALUE. attention_mask has begin_scale, a factor for the begin
+    token's attention logit (default 1.25), and mask, the tokens to remove: padding (default), summary (padding and end
+    token) or none."""
     guard: Annotated[str, one_of("none", *FIRST_STEP)] = "none"
     """First-step detector that decides for each image whether to mitigate: only if its score is over the threshold.
     Mitigates with attention_mask unless --mitigation names another one."""
@@ -143,6 +146,12 @@ def mitigation(options: Options) -> "Mitigation | None":
     return None if options.mitigating == "none" else make_mitigation(options.mitigating, options.mitigation_options)
 
 
+def fitted(options: Options, sd: "StableDiffusion") -> "Mitigation | None":
+    """The same, ready for this model."""
+    made = mitigation(options)
+    return None if made is None else made.fit(sd, **{name: getattr(options, name) for name in RUN})
+
+
 def given_calibration(options: Options) -> "Calibration | None":
     """The calibration that the guard's threshold comes from; None without a guard."""
     if options.guard == "none":
@@ -159,7 +168,7 @@ def guard(options: Options, calibration: "Calibration | None", sd: "StableDiffus
     from memattn_jax.mitigations.guard import Guard
 
     calibration.check_model(sd)
-    return Guard.from_calibration(calibration, options.guard, mitigation(options))
+    return Guard.from_calibration(calibration, options.guard, fitted(options, sd))
 
 
 def settings(options: Options) -> dict[str, Any]:
@@ -180,10 +189,9 @@ def recipe(options: Options, watch: "Guard | None", sd: "StableDiffusion") -> "R
     """How images are made with these options."""
     from memattn_jax.report.gallery import Recipe
 
-    names = ("steps", "guidance_scale", "scheduler", "height", "width")
-    arguments = {name: getattr(options, name) for name in names}
+    arguments = {name: getattr(options, name) for name in RUN}
     arguments |= {"negative_prompts": options.negative_prompt, "guard": watch}
-    arguments["mitigation"] = mitigation(options) if watch is None else None
+    arguments["mitigation"] = fitted(options, sd) if watch is None else None
     return Recipe(arguments, settings(options) | site_of(sd))
 
 

@@ -1,6 +1,8 @@
 """Mitigations on the command line: a name, and the fields of its class as KEY=VALUE."""
 
 import dataclasses
+import hashlib
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -65,5 +67,11 @@ def make_mitigation(name: str, texts: tuple[str, ...]) -> "Mitigation":
 
 
 def describe(mitigation: "Mitigation") -> dict[str, Any]:
-    """The fields of a mitigation, for a table."""
-    return dataclasses.asdict(mitigation)
+    """The fields of a mitigation that is not fitted yet, for a table; what only the host reads as a hash."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(mitigation):
+        value = getattr(mitigation, field.name)
+        if field.metadata.get("host_only"):
+            value = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+        values[field.name] = value
+    return values

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from memattn_jax.checkpoints.tokenizer import Tokens
 from memattn_jax.interceptors import Edit
 from memattn_jax.pytree import Wrapped, pytree
 from memattn_jax.schedulers import Row, Schedule
@@ -23,7 +24,10 @@ class Start(NamedTuple):
       keys: a PRNG key of each row, [batch].
       schedule: timesteps and coefficients.
       active: bool [batch], the rows whose change counts: under a guard the memorized ones, else all.
-      predict: latents of unit variance and text embeddings to the UNet's output at the first timestep; differentiable.
+      predict: unit noise and text embeddings to the UNet's output at the first timestep; differentiable.
+      call: latents, a row of `schedule.rows()` and text embeddings to the UNet's output there; likewise.
+      alternatives: embeddings of the texts that `Mitigation.alternatives` returned, [batch, texts, tokens, channels];
+        None where it is not overridden.
     """
 
     noise: Array
@@ -35,6 +39,8 @@ class Start(NamedTuple):
     schedule: Schedule
     active: Array
     predict: Callable[[Array, Array], Array]
+    call: Callable[[Array, Row, Array], Array]
+    alternatives: Array | None = None
 
 
 class Step(NamedTuple):
@@ -88,14 +94,31 @@ class Prediction(NamedTuple):
 class Mitigation:
     """Changes nothing; a mitigation overrides the places that it changes, all of them or one.
 
-    Make yours a `memattn_jax.pytree.pytree`: its numbers are then traced, and other ones compile nothing. Each method
-    but `prompts` runs inside the compiled program. A row must not depend on the rows beside it. Under a guard a method
-    sees all rows, and what it returns counts for the memorized ones alone.
+    Make yours a `memattn_jax.pytree.pytree`: its numbers are then traced, and other ones compile nothing. `fit` and the
+    three methods after it run on the host, the others inside the compiled program. A row must not depend on the rows
+    beside it. Under a guard a method sees all rows, and what it returns counts for the memorized ones alone.
     """
 
+    def fit(self, model: Any, **settings: Any) -> "Mitigation":
+        """The mitigation for this model, with what it had to learn from it; commands call it once, after loading.
+
+        Args:
+          model: a `StableDiffusion`.
+          **settings: of the runs to come: steps, scheduler, guidance_scale, height and width.
+        """
+        return self
+
     def prompts(self, prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[str]:
-        """The prompts to sample in place of these; runs on the host."""
+        """The prompts to sample in place of these."""
         return prompts
+
+    def tokens(self, tokens: Tokens, seeds: Sequence[int], vocabulary: int) -> Tokens:
+        """The token ids to encode in place of these; `vocabulary` is how many ids there are."""
+        return tokens
+
+    def alternatives(self, prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Sequence[str]]:
+        """Other texts for each prompt, any number of each; their embeddings are `Start.alternatives`."""
+        return [()] * len(prompts)
 
     def embeddings(self, start: Start) -> Array:
         """Text embeddings to attend to, in the shape of `start.context`."""

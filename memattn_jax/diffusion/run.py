@@ -9,16 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from memattn_jax.checkpoints.tokenizer import Tokens
 from memattn_jax.diffusion.mitigation import Mitigation, overrides
 from memattn_jax.diffusion.model import Model, check_seeds
 from memattn_jax.diffusion.noise import row_keys
 from memattn_jax.diffusion.samples import Samples, choose_samples
-from memattn_jax.diffusion.sampling import Plan, Taps, continue_run, denoise, needs_guidance, start_run
+from memattn_jax.diffusion.sampling import (
+    Observer,
+    Plan,
+    Taps,
+    continue_run,
+    denoise,
+    needs_guidance,
+    observe,
+    start_run,
+)
 from memattn_jax.diffusion.settings import Between, Settings, as_list
 from memattn_jax.errors import InputError
 from memattn_jax.pytree import as_arrays, as_pytree
 from memattn_jax.schedulers import Schedule, make_schedule
 from memattn_jax.sharding.placement import replicate, rows_multiple, spread, take_rows
+from memattn_jax.text import counted
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,22 @@ def sample(model: Model, prompts: Sequence[str] | None, settings: Settings) -> S
     return samples.fetch() if settings.wait else samples
 
 
+def observe_run(model: Model, prompts: Sequence[str], settings: Settings, observer: Observer) -> Any:
+    """What an observer keeps of every call of a run, with a leading axis [calls], on the host; without taps."""
+    schedule = make_schedule(model.scheduler_config, settings.scheduler, settings.steps)
+    rows = read_rows(model, prompts, settings, len(schedule.timesteps))
+    filled = np.minimum(np.arange(rows_multiple(len(prompts), model.mesh)), len(prompts) - 1)
+    plan = plan_run(model, rows.take(filled), schedule, replace(settings, taps=None), Mitigation())[0]
+    kept = keep(plan, as_arrays(as_pytree(observer)))
+    return jax.tree.map(lambda values: np.asarray(values)[:, : len(prompts)], kept)
+
+
+@jax.jit
+def keep(plan: Plan, observer: Observer) -> Any:
+    """What the observer keeps of a run."""
+    return observe(plan, observer)[1]
+
+
 def read_rows(model: Model, prompts: Sequence[str] | None, settings: Settings, calls: int) -> Rows:
     """The rows that the arguments describe; raises InputError where they are inconsistent."""
     prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
@@ -107,43 +134,72 @@ def guarded(model: Model, rows: Rows, schedule: Schedule, settings: Settings, mi
     return replace(samples, guard_scores=scores, mitigated=active)
 
 
-def encode(model: Model, rows: Rows) -> tuple[Array, np.ndarray, np.ndarray | None]:
-    """Text embeddings [batch, tokens, channels], lengths [batch] and token ids."""
+def encode(
+    model: Model, rows: Rows, mitigation: Mitigation | None = None, active: Array | None = None
+) -> tuple[Array, np.ndarray, np.ndarray | None]:
+    """Text embeddings [batch, tokens, channels], lengths [batch] and token ids, as a mitigation changes them."""
     if not rows.prompts:
         tokens = rows.embeddings.shape[1]
         return spread(jnp.asarray(rows.embeddings), model.mesh), np.full(len(rows.seeds), tokens, np.int32), None
     tokens = model.tokenizer(rows.prompts)
-    if rows.embeddings is None:
-        return model.embed(tokens), tokens.lengths, tokens.input_ids
-    return spread(jnp.asarray(rows.embeddings), model.mesh), tokens.lengths, tokens.input_ids
+    if rows.embeddings is not None:
+        return spread(jnp.asarray(rows.embeddings), model.mesh), tokens.lengths, tokens.input_ids
+    if mitigation is not None and overrides(mitigation, "tokens"):
+        new, chosen = mitigation.tokens(tokens, rows.seeds, model.tokenizer.size), chosen_rows(active, len(rows.seeds))
+        ids = np.where(chosen[:, None], new.input_ids, tokens.input_ids).astype(np.int32)
+        tokens = Tokens(ids, np.where(chosen, new.lengths, tokens.lengths).astype(np.int32))
+    return model.embed(tokens), tokens.lengths, tokens.input_ids
+
+
+def chosen_rows(active: Array | None, rows: int) -> np.ndarray:
+    """The rows that a mitigation changes, bool [rows]; see `Plan.active`."""
+    return np.ones(rows, bool) if active is None else np.asarray(active)
 
 
 def changed_prompts(rows: Rows, mitigation: Mitigation, active: Array | None) -> Rows:
     """The rows with the prompts that a mitigation puts in their place."""
-    if not overrides(mitigation, "prompts"):
+    changes = [what for what in ("prompts", "tokens", "alternatives") if overrides(mitigation, what)]
+    if changes and (rows.embeddings is not None or not rows.prompts):
+        raise InputError(f"embeddings are given, and the mitigation reads prompts ({changes[0]}); give prompts alone")
+    if "prompts" not in changes:
         return rows
-    if rows.embeddings is not None:
-        raise InputError("embeddings are given, and the mitigation changes prompts; give prompts alone")
     new = tuple(mitigation.prompts(rows.prompts, rows.seeds))
-    if len(new) != len(rows.prompts):
-        raise InputError(f"{type(mitigation).__name__}.prompts returned {len(new)} prompts for {len(rows.prompts)}")
-    chosen = np.ones(len(new), bool) if active is None else np.asarray(active)
+    check_count(mitigation, "prompts", len(new), len(rows.prompts))
+    chosen = chosen_rows(active, len(new))
     prompts = tuple(other if take else own for own, other, take in zip(rows.prompts, new, chosen, strict=True))
     return replace(rows, prompts=prompts)
 
 
-def run(
+def check_count(mitigation: Mitigation, method: str, given: int, rows: int) -> None:
+    """Raises InputError where a method of a mitigation returned something for another number of rows."""
+    if given != rows:
+        raise InputError(f"{type(mitigation).__name__}.{method} returned {given} for {counted(rows, 'prompt')}")
+
+
+def encode_alternatives(model: Model, rows: Rows, mitigation: Mitigation) -> Array | None:
+    """Embeddings of a mitigation's other texts, [batch, texts, tokens, channels]; rows with fewer repeat the prompt."""
+    if not overrides(mitigation, "alternatives"):
+        return None
+    texts = [tuple(own) for own in mitigation.alternatives(rows.prompts, rows.seeds)]
+    check_count(mitigation, "alternatives", len(texts), len(rows.prompts))
+    most = max(1, max(map(len, texts)))
+    filled = [(*own, *[prompt] * (most - len(own))) for own, prompt in zip(texts, rows.prompts, strict=True)]
+    embeddings = model.encode([text for own in filled for text in own])[0]
+    return embeddings.reshape(len(texts), most, *embeddings.shape[1:])
+
+
+def plan_run(
     model: Model,
     rows: Rows,
     schedule: Schedule,
     settings: Settings,
     mitigation: Mitigation,
     active: Array | None = None,
-) -> Samples:
-    """Samples rows, as many as divide among the devices; `active` as in `Plan`."""
+) -> tuple[Plan, np.ndarray, np.ndarray | None]:
+    """What the compiled loop needs; and lengths [batch] and token ids of the prompts that it attends to."""
     mesh = model.mesh
     changed = changed_prompts(rows, mitigation, active)
-    context, lengths, input_ids = encode(model, changed)
+    context, lengths, input_ids = encode(model, changed, mitigation, active)
     guided = needs_guidance(rows.scales, mitigation)
     # a mitigation may read them without guidance
     negative = model.encode(rows.negative)[0] if guided or type(mitigation) is not Mitigation else context
@@ -159,9 +215,23 @@ def run(
         keys=spread(row_keys(jnp.asarray(rows.seeds, jnp.uint32)), mesh),
         mitigation=spread(mitigation, mesh),
         active=active,
+        alternatives=encode_alternatives(model, rows, mitigation),
         taps=replicate(as_arrays({name: as_pytree(tap) for name, tap in taps.items()}), mesh),
         guided=guided,
     )
+    return plan, lengths, input_ids
+
+
+def run(
+    model: Model,
+    rows: Rows,
+    schedule: Schedule,
+    settings: Settings,
+    mitigation: Mitigation,
+    active: Array | None = None,
+) -> Samples:
+    """Samples rows, as many as divide among the devices; `active` as in `Plan`."""
+    plan, lengths, input_ids = plan_run(model, rows, schedule, settings, mitigation, active)
     latents, tapped = denoise(plan) if settings.callback is None else in_chunks(plan, settings)
     images, finite = model.start_decoding(latents)
     return Samples(
@@ -169,7 +239,7 @@ def run(
         seeds=rows.seeds,
         images=images,
         latents=latents,
-        taps={name: in_order(tapped[name], model.sites) for name in taps},  # jit sorts by name
+        taps={name: in_order(tapped[name], model.sites) for name in settings.tap_objects()},  # jit sorts by name
         input_ids=input_ids,
         lengths=lengths,
         timesteps=np.asarray(schedule.timesteps),

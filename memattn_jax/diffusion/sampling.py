@@ -38,6 +38,7 @@ class Plan:
       keys: a PRNG key of each row, [batch].
       mitigation: what to change.
       active: bool [batch], the rows that it changes; None is all.
+      alternatives: see `Start`.
       taps: what to return of the conditional rows' attention, by name.
       guided: whether the unconditional half is computed.
     """
@@ -52,6 +53,7 @@ class Plan:
     keys: Array
     mitigation: Mitigation = field(default_factory=Mitigation)
     active: Array | None = None
+    alternatives: Array | None = None
     taps: Mapping[str, Tap] = field(default_factory=dict)
     guided: bool = static(default=True)
 
@@ -83,6 +85,8 @@ class Call(NamedTuple):
       unconditional: for the negative prompts; the conditional output where there is no guidance.
       taps: of the conditional rows, {name: {site: [batch, ...]}}.
       lengths: int32 [batch], tokens of each prompt, begin and end token counted.
+      number: int32 [], of the call, from 0.
+      guided: what the latents were moved by.
     """
 
     row: Row
@@ -92,6 +96,8 @@ class Call(NamedTuple):
     unconditional: Array
     taps: Taps
     lengths: Array
+    number: Array
+    guided: Array
 
     @property
     def noise_difference(self) -> Array:
@@ -119,14 +125,17 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
     first = jax.tree.map(lambda x: x[0], plan.schedule.rows())
     sigma = plan.schedule.init_noise_sigma
 
+    def call(latents: Array, row: Row, context: Array) -> Array:
+        return call_unet(plan.unet, latents, row, context, Interceptor(lengths=plan.lengths))[0]
+
     def predict(noise: Array, context: Array) -> Array:
-        return call_unet(plan.unet, noise * sigma, first, context, Interceptor(lengths=plan.lengths))[0]
+        return call(noise * sigma, first, context)
 
     scale = jnp.broadcast_to(plan.guidance_scale[0], len(noise))
     keys = fold(step_keys(plan.keys, -1), MITIGATION)
     active = jnp.ones(len(noise), bool) if plan.active is None else plan.active
     text = (plan.context, plan.negative, plan.lengths)
-    start = Start(noise, *text, scale, keys, plan.schedule, active, predict)
+    start = Start(noise, *text, scale, keys, plan.schedule, active, predict, call, plan.alternatives)
     start = start._replace(context=choose_rows(plan.active, mitigation.embeddings(start), plan.context))
     start = start._replace(noise=choose_rows(plan.active, mitigation.noise(start), noise))
     context = jnp.concatenate([plan.negative, start.context]) if plan.guided else start.context
@@ -190,6 +199,8 @@ def step_once(plan: Plan, text: Any, state: State, row: Row, scale: Array) -> tu
         plain.unconditional,
         jax.tree.map(lambda tap: tap[-batch:], taps),
         plan.lengths,
+        state.number,
+        guided,
     )
     return State(moved, solver, memory, state.number + 1), call
 

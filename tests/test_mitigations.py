@@ -1,0 +1,187 @@
+"""The mitigations in sampling runs: rows, numbers, guards, and what happens to prompts on the host."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from memattn_jax import InputError
+from memattn_jax.commands.mitigating import describe, make_mitigation
+from memattn_jax.diffusion.sampling import denoise
+from memattn_jax.mitigations import AttentionMask, Mitigation, compose
+from memattn_jax.mitigations.clip_embedding import ClipEmbedding
+from memattn_jax.mitigations.embedding_noise import EmbeddingNoise
+from memattn_jax.mitigations.embedding_optimization import EmbeddingOptimization
+from memattn_jax.mitigations.guard import Guard
+from memattn_jax.mitigations.guard_guidance import GuardGuidance
+from memattn_jax.mitigations.guidance_transition import GuidanceTransition
+from memattn_jax.mitigations.noise_perturbation import NoisePerturbation
+from memattn_jax.mitigations.paraphrase_guidance import ParaphraseGuidance
+from memattn_jax.mitigations.random_words import RandomNumbers, RandomTokens, RepeatedWords
+from memattn_jax.mitigations.stability_clamp import StabilityClamp
+from memattn_jax.registries import MITIGATIONS
+from memattn_jax.schedulers import make_schedule
+from memattn_jax.schedulers.clean import clean_prediction
+
+PROMPTS = ["the cat", "a", "the hill of the sun"]
+RUN = {"steps": 3, "seeds": [0, 1, 2], "taps": None}
+PARAPHRASES = {"the cat": ["a cat", "the land"], "a": ["the"]}
+
+
+@pytest.fixture(scope="module")
+def fitted(sd):
+    return StabilityClamp(tuple("abcdef"), width=1.0, mild_calls=1).fit(sd, steps=3, scheduler="euler")
+
+
+@pytest.fixture(scope="module")
+def everything(fitted):
+    """All places of a run at once, so that one program shows them: iterative, drawn, per step, of other texts."""
+
+    def make(number: float) -> Mitigation:
+        return compose(
+            RandomTokens(2),
+            ClipEmbedding("b"),
+            EmbeddingNoise(number),
+            EmbeddingOptimization(number, iterations=2),
+            NoisePerturbation(radius=number, unguided_until=100.0),
+            GuidanceTransition("opposite"),
+            GuardGuidance(number),
+            ParaphraseGuidance(PARAPHRASES, search=number),
+            dataclasses.replace(fitted, width=10 * number),
+        )
+
+    return make
+
+
+@pytest.mark.slow
+def test_rows_numbers_and_guards(sd, everything):
+    """A row has other neighbours, place and numbers beside it, in one program; a guard leaves clean rows alone."""
+    settings = RUN | {"scheduler": "euler"}
+    run = sd.sample(PROMPTS, mitigation=everything(0.1), **settings)
+    size = np.abs(run.latents).max()
+    assert np.asarray(run.finite).all()
+    compiled = denoise._cache_size()
+    others = settings | {"seeds": [7, 0, 9]}
+    moved = sd.sample(["an odd line", "the cat", "a land"], mitigation=everything(0.1), **others)
+    np.testing.assert_allclose(moved.latents[1] / size, run.latents[0] / size, atol=1e-5)
+    number = sd.sample(PROMPTS, mitigation=everything(0.2), **settings)
+    assert denoise._cache_size() == compiled
+    assert np.abs(number.latents - run.latents).max() / size > 1e-3
+
+    scores = sd.detect(PROMPTS, "noise_norm", seeds=[0, 1, 2])["noise_norm"]
+    guard = Guard(float(np.sort(scores)[1]), mitigation=everything(0.1))
+    guarded = sd.sample(PROMPTS, guard=guard, **settings)
+    plain = sd.sample(PROMPTS, **settings)
+    for row, mitigated in enumerate(guarded.mitigated):
+        np.testing.assert_allclose(
+            guarded.latents[row] / size, (run if mitigated else plain).latents[row] / size, atol=1e-5
+        )
+    assert guarded.mitigated.sum() == 1
+
+
+def test_regions_of_clean_runs(sd, fitted):
+    """Means and deviations of the norms that the runs' latents have; one calibration a number of steps."""
+    run = {"steps": 3, "scheduler": "euler", "taps": None}
+    seen = [[], []]
+    for latents in seen:
+        sd.sample(
+            list("abcdef"), seeds=range(6), callback=lambda b, kept=latents: kept.append(np.asarray(b.latents)), **run
+        )
+    after = np.stack(seen[0]).reshape(3, 6, -1)
+    norms = np.linalg.norm(after[1:] - after[:-1], axis=-1)
+    np.testing.assert_allclose(fitted.regions[0, 1:, 1], np.stack([norms.mean(1), norms.std(1)], -1), rtol=1e-4)
+    assert fitted.fit(sd) is fitted
+    with pytest.raises(InputError, match="clean=FILE has 1"):
+        StabilityClamp(("a",)).fit(sd)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "pndm"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_clean_image_of_a_prediction(sd, scheduler, prediction_type):
+    """Noised by what a schedule says a latent is, an image is found again."""
+    config = sd.scheduler_config | {"prediction_type": prediction_type}
+    schedule = make_schedule(config, scheduler, 5)
+    factors = clean_prediction(config, schedule)
+    image, noise = np.random.default_rng(0).standard_normal((2, 8))
+    signal = np.cumprod(1 - np.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, 1000) ** 2)
+    for (of_latents, of_output), t, scale in zip(factors, schedule.timesteps, schedule.input_scale, strict=True):
+        alpha = np.sqrt(np.interp(float(t), np.arange(1000), signal))
+        sigma = np.sqrt(1 - alpha**2)
+        latents = (alpha * image + sigma * noise) / float(scale)
+        output = noise if prediction_type == "epsilon" else alpha * noise - sigma * image
+        np.testing.assert_allclose(of_latents * latents + of_output * output, image, rtol=2e-2, atol=2e-2)
+
+
+def test_words_are_inserted_by_the_seed_alone():
+    words = ["the", "hill", "of", "the", "sun"]
+    for mitigation in (RandomNumbers(2), RepeatedWords(2)):
+        first, same, other = mitigation.prompts(["the hill of the sun"] * 3, [4, 4, 5])
+        assert first == same != other
+        new = first.split()
+        assert len(new) == 7
+        kept = iter(new)
+        assert all(word in kept for word in words)  # in order
+    assert all(int(word) < 100_000 for word in RandomNumbers(3).prompts(["a"], [0])[0].split() if word != "a")
+    assert RepeatedWords(2).prompts([""], [0]) == [""]
+
+
+def test_tokens_are_inserted_between_begin_and_end(sd):
+    tokens = sd.tokenizer(["the hill", "Z " * 75])
+    changed = RandomTokens(3).tokens(tokens, [1, 2], sd.tokenizer.size)
+    assert changed.lengths.tolist() == [tokens.lengths[0] + 3, 77]
+    for before, after, length in zip(tokens.input_ids, changed.input_ids, changed.lengths, strict=True):
+        assert after[0] == before[0]
+        assert after[length - 1] == tokens.input_ids[0, tokens.lengths[0] - 1]
+        assert (after[1 : length - 1] != after[length - 1]).all()
+    kept = iter(changed.input_ids[0, 1 : changed.lengths[0] - 1])
+    assert all(token in kept for token in tokens.input_ids[0, 1 : tokens.lengths[0] - 1])
+
+
+def test_texts_compile_nothing():
+    """What only the host reads is no part of a program, and outlives JAX's trees."""
+    one, other = (ParaphraseGuidance({"a": [text]}) for text in "bc")
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert jax.tree.map(lambda x: x, other).alternatives(["a", "z"], [0, 0]) == [["c"], ()]
+    assert describe(one)["paraphrases"] != describe(other)["paraphrases"]
+
+
+def test_every_name_can_be_made(tmp_path):
+    table, clean = tmp_path / "paraphrases.json", tmp_path / "clean.txt"
+    table.write_text(json.dumps(PARAPHRASES))
+    clean.write_text("a\n\nb\n")
+    options = {"paraphrase_guidance": (f"paraphrases={table}",), "stability_clamp": (f"clean={clean}",)}
+    for name in MITIGATIONS:
+        made = make_mitigation(name, options.get(name, ()))
+        assert json.loads(json.dumps(describe(made), default=list)).keys() == describe(made).keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("clip_embedding", ["variant=d"], "variant 'd'"),
+        ("guidance_transition", ["when=now"], "transition 'now'"),
+        ("noise_perturbation", ["form=x"], "form 'x'"),
+        ("paraphrase_guidance", [], "paraphrases=FILE"),
+        ("spike_attenuation", ["strength=inf"], "strength=inf"),
+    ],
+)
+def test_wrong_options_are_named(name, options, named):
+    with pytest.raises(InputError, match=named):
+        make_mitigation(name, tuple(options))
+
+
+def test_paraphrases_of_another_form(tmp_path):
+    path = tmp_path / "p.json"
+    for text in ("[1]", '{"a": "b"}', "{"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="JSON"):
+            ParaphraseGuidance(path)
+    with pytest.raises(FileNotFoundError):
+        ParaphraseGuidance(tmp_path / "none.json")
+
+
+def test_alternatives_of_two_do_not_compose():
+    with pytest.raises(InputError, match="alternatives"):
+        compose(ParaphraseGuidance(PARAPHRASES), AttentionMask(), ParaphraseGuidance(PARAPHRASES))
