@@ -11,9 +11,9 @@ from memattn_jax.copies.agreement import agreement
 from memattn_jax.copies.cliques import largest_clique
 from memattn_jax.copies.embedding import Embeddings, Measure, embed
 from memattn_jax.copies.nearest import nearest
-from memattn_jax.copies.resizing import resize
+from memattn_jax.copies.resizing import resize, resize_on_host
 from memattn_jax.copies.sscd.frozen import in_order
-from memattn_jax.copies.sscd.presets import PRESETS, preprocess
+from memattn_jax.copies.sscd.presets import PRESETS, normalize, preprocess
 from memattn_jax.copies.tiled import tiled_distance
 from memattn_jax.errors import InputError
 
@@ -62,6 +62,8 @@ def test_presets(preset, shape):
     picture = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
     found = jax.jit(preprocess, static_argnums=1)(picture[None], PRESETS[preset])
     np.testing.assert_allclose(found[0], as_torchvision(picture, preset), atol=1e-6)
+    prepared = resize_on_host(Image.fromarray(picture), *PRESETS[preset].window(*shape))
+    np.testing.assert_allclose(normalize(prepared, PRESETS[preset]), found[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)], ids=["sorted", "classy", "torchvision"])

@@ -66,13 +66,31 @@ def embed(embedding: Embedding, pictures: np.ndarray, batch: int = 32, measure: 
       InputError: no pictures, or of another shape or dtype; an embedding without a name; or vectors of the wrong shape
         or that are not finite.
     """
-    measure = getattr(embedding, "measure", None) if measure is None else measure
-    if measure is None:
-        raise InputError("measure: expected Measure(model, preset), as this embedding has no attribute `measure`")
+    measure = measure_of(embedding, measure)
     pictures = np.asarray(pictures)
     if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or 0 in pictures.shape:
         raise InputError(f"pictures: {pictures.dtype} {list(pictures.shape)}; expected uint8 [n, h, w, 3]")
-    batch = min(batch, len(pictures))
+    vectors = batched(embedding, pictures, min(batch, len(pictures)), measure)
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise InputError(f"{measure}: the vector of picture {row} is not finite")
+    return Embeddings(vectors, measure)
+
+
+def measure_of(embedding: Embedding, measure: Measure | None) -> Measure:
+    """The name that is given, or the embedding's own; raises InputError where there is none."""
+    own = getattr(embedding, "measure", None) if measure is None else measure
+    if own is None:
+        raise InputError("measure: expected Measure(model, preset), as this embedding has no attribute `measure`")
+    return own
+
+
+def batched(embedding: Embedding, pictures: np.ndarray, batch: int, measure: Measure) -> np.ndarray:
+    """The vectors of pictures of one size, float32 [n, d], with `batch` pictures in every call.
+
+    Raises:
+      InputError: vectors of the wrong shape.
+    """
     parts = []
     for start in range(0, len(pictures), batch):
         some = pictures[start : start + batch]
@@ -81,8 +99,4 @@ def embed(embedding: Embedding, pictures: np.ndarray, batch: int = 32, measure: 
         if vectors.ndim != 2 or len(vectors) != batch:
             raise InputError(f"{measure}: gave {list(vectors.shape)} for {batch} pictures; expected [{batch}, d]")
         parts.append(vectors[: len(some)])
-    joined = np.concatenate(parts)
-    if not np.isfinite(joined).all():
-        row = int(np.flatnonzero(~np.isfinite(joined).all(axis=1))[0])
-        raise InputError(f"{measure}: the vector of picture {row} is not finite")
-    return Embeddings(joined, measure)
+    return np.concatenate(parts)

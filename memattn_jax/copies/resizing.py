@@ -1,4 +1,4 @@
-"""Pillow's antialiased bilinear resizing, bit for bit, on the device.
+"""Pillow's antialiased bilinear resizing, bit for bit, on the device; and on the host for pictures of many sizes.
 
 Source: Pillow, src/libImaging/Resample.c (`precompute_coeffs`, `normalize_coeffs_8bpc`): a triangle filter as wide as
 the scale, along rows first and along columns after that, each pass in fixed point with 22 bits and rounded to 8.
@@ -11,7 +11,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from PIL import Image
 
+Crop = tuple[slice, slice]  # rows and columns
+WHOLE = (slice(None), slice(None))
 BITS = 22  # of a coefficient; the sum of a pixel's products then fits into 31
 
 
@@ -47,7 +50,7 @@ def apply(pixels: Array, axis: int, taps: Taps) -> Array:
     return total >> BITS
 
 
-def resize(pictures: Array, size: tuple[int, int], crop: tuple[slice, slice] = (slice(None), slice(None))) -> Array:
+def resize(pictures: Array, size: tuple[int, int], crop: Crop = WHOLE) -> Array:
     """Resizes pictures as `PIL.Image.resize(..., BILINEAR)` does, and crops them.
 
     Args:
@@ -63,3 +66,11 @@ def resize(pictures: Array, size: tuple[int, int], crop: tuple[slice, slice] = (
         all_taps = taps(pictures.shape[axis], out)
         pixels = apply(pixels, axis, Taps(all_taps.indices[kept], all_taps.coefficients[kept]))
     return pixels.astype(jnp.uint8)
+
+
+def resize_on_host(picture: Image.Image, size: tuple[int, int], crop: Crop = WHOLE) -> np.ndarray:
+    """The same of one RGB picture, by Pillow: no program is compiled for its size. uint8 [*size, 3], cropped."""
+    for wanted in ((size[1], picture.height), (size[1], size[0])):  # a pass at a time, for their order
+        if picture.size != wanted:
+            picture = picture.resize(wanted, Image.Resampling.BILINEAR)
+    return np.asarray(picture)[crop]

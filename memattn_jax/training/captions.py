@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memattn_jax.errors import InputError
+from memattn_jax.pictures.skipped import UnusableError, first_line
 from memattn_jax.text import printable
-from memattn_jax.training.skipped import UnusableError, first_line
 
 COLUMNS = ("file_name", "text")
 LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from memattn_jax.errors import InputError
+from memattn_jax.pictures.decoding import resize_and_crop
+from memattn_jax.pictures.skipped import Skipped, UnusableError, first_line
 from memattn_jax.text import counted, printable
-from memattn_jax.training.pictures import resize_and_crop
-from memattn_jax.training.skipped import Skipped, UnusableError, first_line
 from memattn_jax.training.sources import Pairs, open_pairs
 
 __all__ = ["Examples", "Pairs", "batches", "check", "open_pairs", "readable", "resize_and_crop"]

@@ -10,12 +10,11 @@ from typing import Any, Protocol
 from PIL import Image
 
 from memattn_jax.errors import InputError
+from memattn_jax.pictures.decoding import ENDINGS, decode
+from memattn_jax.pictures.skipped import UnusableError
 from memattn_jax.training.captions import Entry, checked, one_a_caption, read_captions, read_table, value_of
-from memattn_jax.training.pictures import decode
-from memattn_jax.training.skipped import UnusableError
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
 
 
 class Pairs(Protocol):

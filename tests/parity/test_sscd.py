@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from PIL import Image
 from safetensors.torch import save_file
 from torch_sscd import ClassyModel, Model, tiny
 
 from memattn_jax.checkpoints.pickle_file import load_pickle
 from memattn_jax.copies.embedding import embed
+from memattn_jax.copies.references import embed_files
 from memattn_jax.copies.sscd.descriptor import load_sscd
 from memattn_jax.copies.sscd.loading import load_network
 from memattn_jax.copies.sscd.presets import Preset
 from memattn_jax.errors import InputError
+from memattn_jax.pictures.decoding import decode
 
 SMALL = Preset("small", (64, 48))  # as large as the pictures
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 64, 48, 3), np.uint8)
@@ -83,6 +86,21 @@ def test_the_vectors_are_those_of_pytorch(torch_model, plain):
     np.testing.assert_allclose(found.vectors, expected(torch_model), atol=1e-5)
     np.testing.assert_allclose(found.vectors, expected(ClassyModel(torch_model)), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-6)
+
+
+def test_files_have_the_vectors_of_arrays(plain, tmp_path):
+    """Each of another size, prepared on the host."""
+    preset = Preset("cropped", 70, 48)
+    paths = []
+    for number, size in enumerate([(64, 48), (50, 90), (200, 80)]):
+        picture = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(picture).save(paths[-1])
+    found = embed_files(paths, load_sscd(plain, preset), tmp_path / "index")
+    for path, vector in zip(paths, found.embeddings().vectors, strict=True):
+        array = np.asarray(decode(path.read_bytes()))
+        np.testing.assert_allclose(vector, embed(load_sscd(plain, preset), array[None]).vectors[0], atol=1e-6)
+    assert load_sscd(plain, "nemo").fingerprint != load_sscd(plain, "dcr").fingerprint
 
 
 @ON_DISK

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from memattn_jax import InputError
+from memattn_jax.pictures.skipped import UnusableError
 from memattn_jax.training.captions import checked, read_captions
-from memattn_jax.training.skipped import UnusableError
 
 
 def outcome(entry):

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from memattn_jax.training.pictures import decode, resize_and_crop, to_rgb, without_texts
-from memattn_jax.training.skipped import UnusableError
+from memattn_jax.pictures.decoding import decode, resize_and_crop, to_rgb, without_texts
+from memattn_jax.pictures.skipped import UnusableError
 
 RED = Image.new("RGB", (16, 12), (200, 10, 10))
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from memattn_jax.copies.resizing import resize
+from memattn_jax.copies.resizing import Crop, resize
 
 Colour = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -49,6 +49,11 @@ class Preset:
         long = int(self.size * max(height, width) / min(height, width))
         return (self.size, long) if height <= width else (long, self.size)
 
+    def window(self, height: int, width: int) -> tuple[tuple[int, int], Crop]:
+        """Height and width after resizing, and the rows and columns that are kept of them."""
+        size = self.sizes(height, width)
+        return size, (middle(size[0], self.crop), middle(size[1], self.crop))
+
 
 PRESETS = {
     preset.name: preset
@@ -79,7 +84,10 @@ def preprocess(pictures: Array, preset: Preset) -> Array:
     Returns:
       float32 [n, h', w', 3].
     """
-    size = preset.sizes(*pictures.shape[1:3])
-    crop = (middle(size[0], preset.crop), middle(size[1], preset.crop))
-    values = resize(pictures, size, crop).astype(jnp.float32) / 255
+    return normalize(resize(pictures, *preset.window(*pictures.shape[1:3])), preset)
+
+
+def normalize(pictures: Array, preset: Preset) -> Array:
+    """Resized pictures, uint8 [n, h, w, 3], to float32 with the preset's mean and standard deviation of colours."""
+    values = pictures.astype(jnp.float32) / 255
     return (values - np.array(preset.mean, np.float32)) / np.array(preset.std, np.float32)

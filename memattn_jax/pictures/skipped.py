@@ -1,18 +1,18 @@
-"""Pairs that training skips, and a summary of which and why."""
+"""What is skipped of a user's images, and a summary of which and why."""
 
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
-LISTED = 3  # pairs named for each reason
+LISTED = 3  # places named for each reason
 PLACE = 50  # characters of each
 
 
 class UnusableError(InputError):
-    """A pair that cannot be trained on.
+    """An image, or an image with its caption, that cannot be used.
 
     Attributes:
-      reason: the same text for all pairs with the same problem.
-      place: the pair, such as "line 3: a.png".
+      reason: the same text for all with the same problem.
+      place: which one, such as "line 3: a.png".
     """
 
     def __init__(self, reason: str, place: str = ""):
@@ -26,10 +26,10 @@ class UnusableError(InputError):
 
 
 class Skipped:
-    """Skipped pairs by reason.
+    """What was skipped, by reason.
 
     Attributes:
-      places: {reason: the pairs}, in the order of the data.
+      places: {reason: which ones}, in the order of the data.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class Skipped:
         return sum(map(len, self.places.values()))
 
     def add(self, error: UnusableError) -> None:
-        """Adds a pair."""
+        """Adds one."""
         self.places.setdefault(error.reason, []).append(error.place)
 
     def lines(self) -> list[str]:
-        """One line per reason, the most frequent first, naming the first pairs."""
+        """One line per reason, the most frequent first, naming the first places."""
         lines = []
         for reason, places in sorted(self.places.items(), key=lambda item: -len(item[1])):
             named = "; ".join(printable(place, PLACE) for place in places[:LISTED])

@@ -10,10 +10,14 @@ import io
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from memattn_jax.training.skipped import UnusableError, first_line
+from memattn_jax.pictures.skipped import UnusableError, first_line
 
 # raster formats alone: Pillow would start Ghostscript for an EPS
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+ENDINGS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that Pillow refuses above a megabyte
 UPRIGHT = {

@@ -1,0 +1,1 @@
+"""Images in files: decoding them, and counting those that cannot be used."""

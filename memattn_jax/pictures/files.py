@@ -1,0 +1,47 @@
+"""Files of images: which there are in a folder, and their bytes."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from memattn_jax.errors import InputError
+from memattn_jax.pictures.decoding import ENDINGS
+from memattn_jax.pictures.skipped import UnusableError
+
+
+def image_files(places: Iterable[Path | str]) -> list[Path]:
+    """The files that are named, and those with an image's ending in the folders that are, at any depth; sorted.
+
+    Hidden files and folders are left out.
+
+    Raises:
+      FileNotFoundError: no such file or folder.
+      InputError: a folder without images.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_file():
+            found.append(place)
+            continue
+        if not place.is_dir():
+            raise FileNotFoundError(f"no such file or folder: {place}")
+        inside = []
+        for folder, folders, names in os.walk(place):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside += [Path(folder, name) for name in names if name.lower().endswith(ENDINGS) and name[0] != "."]
+        if not inside:
+            raise InputError(f"{place}: no images; expected files such as .png, .jpg or .webp, here or in its folders")
+        found += sorted(inside)
+    return list(dict.fromkeys(found))
+
+
+def read_image(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+      UnusableError: the file does not exist or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnusableError(f"an image that cannot be read ({error.strerror})", str(path)) from None
