@@ -31,11 +31,13 @@ MITIGATIONS = {
     "noise_optimization": "memattn_jax.mitigations.noise_optimization:NoiseOptimization",
     "noise_perturbation": "memattn_jax.mitigations.noise_perturbation:NoisePerturbation",
     "paraphrase_guidance": "memattn_jax.mitigations.paraphrase_guidance:ParaphraseGuidance",
+    "pruned_weights": "memattn_jax.mitigations.pruned_weights:PrunedWeights",
     "random_numbers": "memattn_jax.mitigations.random_words:RandomNumbers",
     "random_tokens": "memattn_jax.mitigations.random_words:RandomTokens",
     "repeated_words": "memattn_jax.mitigations.random_words:RepeatedWords",
     "spike_attenuation": "memattn_jax.mitigations.spike_attenuation:SpikeAttenuation",
     "stability_clamp": "memattn_jax.mitigations.stability_clamp:StabilityClamp",
+    "value_neurons": "memattn_jax.mitigations.value_neurons:ValueNeurons",
 }
 
 SCHEDULERS = {  # name: function that makes the schedule of a SchedulerConfig and a number of steps

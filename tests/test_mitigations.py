@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from memattn_jax.mitigations.noise_perturbation import NoisePerturbation
 from memattn_jax.mitigations.paraphrase_guidance import ParaphraseGuidance
 from memattn_jax.mitigations.random_words import RandomNumbers, RandomTokens, RepeatedWords
 from memattn_jax.mitigations.stability_clamp import StabilityClamp
-from memattn_jax.registries import MITIGATIONS
+from memattn_jax.registries import MITIGATIONS, load
 from memattn_jax.schedulers import make_schedule
 from memattn_jax.schedulers.clean import clean_prediction
 
@@ -151,7 +152,12 @@ def test_every_name_can_be_made(tmp_path):
     table, clean = tmp_path / "paraphrases.json", tmp_path / "clean.txt"
     table.write_text(json.dumps(PARAPHRASES))
     clean.write_text("a\n\nb\n")
-    options = {"paraphrase_guidance": (f"paraphrases={table}",), "stability_clamp": (f"clean={clean}",)}
+    options = {
+        "paraphrase_guidance": (f"paraphrases={table}",),
+        "pruned_weights": (f"memorized={clean}", "share=0.02"),
+        "stability_clamp": (f"clean={clean}",),
+        "value_neurons": (f"clean={clean}", "refine=layers"),
+    }
     for name in MITIGATIONS:
         made = make_mitigation(name, options.get(name, ()))
         assert json.loads(json.dumps(describe(made), default=list)).keys() == describe(made).keys()
@@ -180,6 +186,16 @@ def test_paraphrases_of_another_form(tmp_path):
             ParaphraseGuidance(path)
     with pytest.raises(FileNotFoundError):
         ParaphraseGuidance(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("name", ["pruned_weights", "value_neurons"])
+def test_what_a_mitigation_cannot_learn_is_named(sd, name):
+    kind = load(MITIGATIONS[name])
+    with pytest.raises(InputError, match="=FILE"):
+        kind().fit(sd)
+    other = dataclasses.replace(sd, unet=SimpleNamespace(config=None, sites=(), dtype="float32", __call__=None))
+    with pytest.raises(InputError, match="SimpleNamespace"):
+        kind(("a", "b")).fit(other)
 
 
 def test_alternatives_of_two_do_not_compose():

@@ -25,7 +25,8 @@ class Start(NamedTuple):
       schedule: timesteps and coefficients.
       active: bool [batch], the rows whose change counts: under a guard the memorized ones, else all.
       predict: unit noise and text embeddings to the UNet's output at the first timestep; differentiable.
-      call: latents, a row of `schedule.rows()` and text embeddings to the UNet's output there; likewise.
+      call: latents, a row of `schedule.rows()` and text embeddings, and edits if there are any, to the UNet's output
+        there; likewise.
       alternatives: embeddings of the texts that `Mitigation.alternatives` returned, [batch, texts, tokens, channels];
         None where it is not overridden.
     """
@@ -39,7 +40,7 @@ class Start(NamedTuple):
     schedule: Schedule
     active: Array
     predict: Callable[[Array, Array], Array]
-    call: Callable[[Array, Row, Array], Array]
+    call: Callable[..., Array]
     alternatives: Array | None = None
 
 
@@ -57,6 +58,7 @@ class Step(NamedTuple):
       keys: a PRNG key of each row for this step, [batch].
       active: see `Start`.
       predict: text embeddings to the UNet's output for these latents, unedited: one more forward pass.
+      memory: what `begin` returned, or `guidance` in the step before.
     """
 
     number: Array
@@ -69,6 +71,7 @@ class Step(NamedTuple):
     keys: Array
     active: Array
     predict: Callable[[Array], Array]
+    memory: Any = ()
 
 
 class Prediction(NamedTuple):
@@ -133,7 +136,7 @@ class Mitigation:
         return ()
 
     def begin(self, start: Start) -> Any:
-        """What `guidance` remembers before the first step: a tree of arrays [batch, ...]."""
+        """What to remember before the first step: a tree of arrays [batch, ...]; see `Step.memory`."""
         return ()
 
     def guidance(self, step: Step, prediction: Prediction, memory: Any) -> tuple[Prediction, Any]:

@@ -14,7 +14,7 @@ from jax import Array
 
 from memattn_jax.diffusion.mitigation import Mitigation, Prediction, Start, Step, choose_rows, overrides
 from memattn_jax.diffusion.noise import fold, step_keys
-from memattn_jax.interceptors import Interceptor, OnRows, Tap
+from memattn_jax.interceptors import Edit, Interceptor, OnRows, Tap
 from memattn_jax.models.protocols import prepare_text
 from memattn_jax.pytree import pytree, static
 from memattn_jax.schedulers import Row, Schedule
@@ -125,8 +125,8 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
     first = jax.tree.map(lambda x: x[0], plan.schedule.rows())
     sigma = plan.schedule.init_noise_sigma
 
-    def call(latents: Array, row: Row, context: Array) -> Array:
-        return call_unet(plan.unet, latents, row, context, Interceptor(lengths=plan.lengths))[0]
+    def call(latents: Array, row: Row, context: Array, edits: tuple[Edit, ...] = ()) -> Array:
+        return call_unet(plan.unet, latents, row, context, Interceptor(edits, lengths=plan.lengths))[0]
 
     def predict(noise: Array, context: Array) -> Array:
         return call(noise * sigma, first, context)
@@ -173,6 +173,7 @@ def step_once(plan: Plan, text: Any, state: State, row: Row, scale: Array) -> tu
         fold(keys, MITIGATION),
         jnp.ones(batch, bool) if plan.active is None else plan.active,
         predict,
+        state.guidance,
     )
     edits = mitigation.edits(step)
     if plan.active is not None:

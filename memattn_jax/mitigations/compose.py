@@ -74,7 +74,8 @@ class Composed(Mitigation):
 
     def edits(self, step: Step) -> tuple[Edit, ...]:
         """All of them, in order."""
-        return sum((tuple(part.edits(step)) for part in self.parts), ())
+        own = zip(self.parts, step.memory, strict=True)
+        return sum((tuple(part.edits(step._replace(memory=memory))) for part, memory in own), ())
 
     def begin(self, start: Start) -> Any:
         """The memory of each."""
@@ -84,14 +85,14 @@ class Composed(Mitigation):
         """One after the other, each with its own memory."""
         kept = []
         for part, own in zip(self.parts, memory, strict=True):
-            prediction, own = part.guidance(step, prediction, own)
+            prediction, own = part.guidance(step._replace(memory=own), prediction, own)
             kept.append(own)
         return prediction, tuple(kept)
 
     def update(self, step: Step, moved: Array) -> Array:
         """One after the other."""
-        for part in self.parts:
-            moved = part.update(step, moved)
+        for part, memory in zip(self.parts, step.memory, strict=True):
+            moved = part.update(step._replace(memory=memory), moved)
         return moved
 
     def weights(self, unet: Any) -> Any:

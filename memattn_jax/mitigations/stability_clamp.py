@@ -27,6 +27,7 @@ from memattn_jax.diffusion.sampling import Call
 from memattn_jax.diffusion.settings import Settings
 from memattn_jax.errors import InputError
 from memattn_jax.mitigations.descent import along
+from memattn_jax.mitigations.prompt_files import read_texts
 from memattn_jax.pytree import host_only, pytree
 from memattn_jax.schedulers import make_schedule
 from memattn_jax.schedulers.clean import clean_prediction
@@ -71,9 +72,7 @@ class StabilityClamp(Mitigation):
     to_clean: Array | np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.clean, str | Path):
-            lines = Path(self.clean).read_text("utf-8").splitlines()
-            object.__setattr__(self, "clean", tuple(line.strip() for line in lines if line.strip()))
+        object.__setattr__(self, "clean", read_texts(self.clean))
 
     def fit(self, model: Any, **settings: Any) -> "StabilityClamp":
         """See `Mitigation.fit`.
@@ -83,7 +82,7 @@ class StabilityClamp(Mitigation):
         """
         if self.regions is not None:
             return self
-        clean = tuple(self.clean)  # type: ignore[arg-type]  # a path was read
+        clean = read_texts(self.clean)
         if len(clean) < 2:
             raise InputError(
                 f"stability_clamp learns from clean prompts; clean=FILE has {len(clean)}, expected 50 or so"

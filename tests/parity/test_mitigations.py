@@ -6,25 +6,33 @@ import numpy as np
 import pytest
 import torch
 import torch_mitigations as theirs
+from diffusers import DDIMScheduler
 from diffusers import UNet2DConditionModel as TorchUNet
 
 from memattn_jax import StableDiffusion
+from memattn_jax.checkpoints.names import leaves
 from memattn_jax.diffusion.mitigation import Prediction, Start, Step
-from memattn_jax.diffusion.noise import row_keys
-from memattn_jax.interceptors import Interceptor
+from memattn_jax.diffusion.noise import fold, row_keys
+from memattn_jax.interceptors import Attention, Context, Interceptor
+from memattn_jax.keys import draw_rows
 from memattn_jax.mitigations.clip_embedding import ClipEmbedding
 from memattn_jax.mitigations.embedding_optimization import EmbeddingOptimization
 from memattn_jax.mitigations.guard_guidance import GuardGuidance
 from memattn_jax.mitigations.guidance_transition import FALLBACK, GuidanceTransition, first_minimum
+from memattn_jax.mitigations.neuron_search import ScaleValues
 from memattn_jax.mitigations.noise_optimization import NoiseOptimization
 from memattn_jax.mitigations.noise_perturbation import NoisePerturbation
 from memattn_jax.mitigations.paraphrase_guidance import ParaphraseGuidance
+from memattn_jax.mitigations.pruned_weights import PrunedWeights
 from memattn_jax.mitigations.spike_attenuation import attenuate
 from memattn_jax.mitigations.stability_clamp import StabilityClamp
+from memattn_jax.mitigations.value_neurons import ValueNeurons
 from memattn_jax.schedulers import make_schedule
+from memattn_jax.ssim import multiscale_ssim, rescaled
 
 PROMPTS = ("the cat", "an odd and long line on the hill", "Z")
 ROWS, CALLS, SHAPE = len(PROMPTS), 8, (4, 4, 4)
+LIMIT = 0.3  # of the agreement of noises, so that some prompts of a random model have neurons
 RNG = np.random.default_rng(0)
 
 
@@ -54,12 +62,15 @@ class Pair:
         self.negative = self.sd.encode([""] * ROWS)[0]
 
     def start(self, unet) -> Start:
+        def call(latents, row, context, edits=()):
+            return unet(latents, row.timestep, context, Interceptor(edits))[0]
+
         def predict(noise, context):
-            return unet(noise, self.schedule.timesteps[0], context, Interceptor())[0]
+            return call(noise, jax.tree.map(lambda x: x[0], self.schedule.rows()), context)
 
         text, keys = (self.context, self.negative, self.lengths), row_keys(jnp.arange(ROWS, dtype=jnp.uint32))
         active = jnp.ones(ROWS, bool)
-        return Start(self.noise, *text, jnp.full(ROWS, 7.5), keys, self.schedule, active, predict, predict)
+        return Start(self.noise, *text, jnp.full(ROWS, 7.5), keys, self.schedule, active, predict, call)
 
     def predict(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         return self.unet(x, self.time, e).sample
@@ -269,3 +280,64 @@ def test_the_stability_clamp():
         close(ours[row], wanted.numpy())
         stepped = latents + theirs.clamp(after - latents, *map(float, regions[1]), width)
         close(clamped[row], theirs.clamp(stepped, *map(float, regions[0]), width).numpy())
+
+
+@pytest.mark.parametrize(("size", "kernel", "scales"), [(64, 11, 3), (16, 11, 1), (4, 3, 1)])
+def test_structural_similarity(size, kernel, scales):
+    x = rescaled(jnp.asarray(draws(2, size, size, 4)))
+    y = rescaled(x + 0.3 * draws(2, size, size, 4))
+    wanted = [theirs.structural_similarity(first(a), first(b), kernel, scales) for a, b in zip(x, y, strict=True)]
+    close(multiscale_ssim(x, y), wanted, 1e-5)
+    assert 0.1 < min(wanted) < max(wanted) < 0.95
+
+
+@pytest.mark.slow
+def test_value_neurons(pair):
+    """The neurons that each prompt's search ends with; a prompt whose noises do not agree has none."""
+    clean = ("the sun", "an odd line", "hill of the land", "cat")
+    fitted = ValueNeurons(clean, limit=LIMIT, noises=3).fit(pair.sd)
+    ours = jax.jit(lambda unet, mitigation: mitigation.begin(pair.start(unet)))(pair.sd.unet, fitted)
+    keys = pair.start(None).keys
+    noises = [pair.noise, *(draw_rows(fold(keys, i), SHAPE) for i in (1, 2))]
+    texts = [torch.from_numpy(np.array(pair.sd.encode([text])[0])) for text in clean]
+    found = []
+    for row, (_, e, _) in enumerate(pair.rows()):
+        own = torch.stack([first(noise[row]) for noise in noises])
+        time = float(pair.schedule.timesteps[1])
+        wanted = theirs.Nemo(pair.unet, time, e, own, texts, limit=LIMIT, kernel=3).search()
+        got = {f"{site}.to_v": set(np.flatnonzero(chosen[row]).tolist()) for site, chosen in ours.items()}
+        assert got == wanted
+        found.append(sum(map(len, wanted.values())))
+    assert len(set(found)) > 1
+
+
+def test_values_are_scaled():
+    values = jnp.asarray(draws(4, 5, 2, 3))
+    neurons = {"down": jnp.asarray(RNG.random((2, 6)) < 0.5)}
+    edit = ScaleValues(neurons, 0.25)
+    ours = edit(Attention(values, values, values), Context("down")).values.reshape(4, 5, 6)
+    wanted = np.where(np.tile(neurons["down"], (2, 1))[:, None], 0.25, 1.0) * values.reshape(4, 5, 6)
+    close(ours, wanted, 1e-7)
+    assert edit(Attention(values, values, values), Context("up")).values is values
+
+
+@pytest.mark.slow
+def test_pruned_weights(pair, model):
+    """The weights that two runs name, and a UNet without them."""
+    settings = {"steps": 3, "guidance_scale": 3.0}
+    fitted = PrunedWeights(PROMPTS, share=0.05, calls=2, batch=2).fit(pair.sd, **settings)
+    scheduler = DDIMScheduler.from_pretrained(model / "scheduler")
+    rows = list(pair.rows())
+    wanted = theirs.weights_to_prune(pair.unet, scheduler, rows, share=0.05, calls=2, scale=3.0, steps=3)
+    assert fitted.pruned.keys() == wanted.keys()
+    for layer, mask in wanted.items():
+        assert np.mean(mask.numpy() != fitted.pruned[layer][0].T) < 2e-3, layer  # ties up to rounding
+        assert 0.01 < mask.float().mean() < 0.1
+    changed = jax.jit(lambda mitigation, unet: mitigation.weights(unet))(fitted, pair.sd.unet)
+    before, after = (
+        {leaf.name: np.asarray(leaf.param[...]) for leaf in leaves(unet)} for unet in (pair.sd.unet, changed)
+    )
+    for name, value in after.items():
+        layer = name.removesuffix(".weight")
+        kept = 1 - fitted.pruned[layer][0] if layer in fitted.pruned else 1
+        np.testing.assert_array_equal(value, before[name] * kept)

@@ -143,3 +143,137 @@ def clamp(x: torch.Tensor, mean: float, deviation: float, width: float) -> torch
     """A vector with its norm in the region."""
     length = torch.linalg.vector_norm(x).item()
     return x * min(max(length, mean - width * deviation), mean + width * deviation) / length
+
+
+def structural_similarity(x: torch.Tensor, y: torch.Tensor, kernel: int, scales: int) -> float:
+    """MS-SSIM of [channels, h, w], as torchmetrics has it with betas of 0.33."""
+    offsets = torch.arange(kernel) - kernel // 2
+    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    window = (window / window.sum())[:, None] * (window / window.sum())
+    factors = []
+    for scale in range(scales):
+        means = [conv(image, window) for image in (x, y, x * x, y * y, x * y)]
+        mx, my, xx, yy, xy = means
+        structure = (2 * (xy - mx * my) + 0.03**2) / (xx - mx**2 + yy - my**2 + 0.03**2)
+        luminance = (2 * mx * my + 0.01**2) / (mx**2 + my**2 + 0.01**2)
+        last_one = scale == scales - 1
+        factors.append((luminance * structure if last_one else structure).mean().clamp(min=0) ** 0.33)
+        x, y = (torch.nn.functional.avg_pool2d(image, 2) for image in (x, y))
+    return float(torch.stack(factors).prod())
+
+
+def conv(image: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.conv2d(image[:, None], window[None, None])[:, 0]
+
+
+class Nemo:
+    """Hintersdorf et al.'s search for one prompt's neurons: {layer: set of channels}, by hooks on `to_v`."""
+
+    def __init__(self, unet, time: float, e: torch.Tensor, noises: torch.Tensor, clean: Sequence, *, limit, kernel):
+        self.unet, self.time, self.e, self.noises, self.limit, self.kernel = unet, time, e, noises, limit, kernel
+        self.layers = {
+            name: module
+            for name, module in unet.named_modules()
+            if name.endswith("attn2.to_v") and not name.startswith("up_blocks")
+        }
+        seen = {name: torch.cat([self.active(layer, text) for text in clean]) for name, layer in self.layers.items()}
+        own = {name: self.active(layer, e)[0] for name, layer in self.layers.items()}
+        self.z = {name: (own[name] - s.mean(0)).abs() / s.std(0) for name, s in seen.items()}
+        self.own = own
+
+    def active(self, layer, e: torch.Tensor) -> torch.Tensor:
+        return layer(e).abs().mean(1).detach()
+
+    @torch.no_grad()
+    def differences(self, blocked: dict[str, set[int]]) -> list[torch.Tensor]:
+        def zero(channels):
+            def hook(module, inputs, output):
+                output = output.clone()
+                output[..., sorted(channels)] = 0
+                return output
+
+            return hook
+
+        hooks = [self.layers[name].register_forward_hook(zero(channels)) for name, channels in blocked.items()]
+        out = []
+        for x in self.noises:
+            difference = self.unet(x[None], self.time, self.e).sample[0] - x
+            low, high = difference.amin((1, 2), keepdim=True), difference.amax((1, 2), keepdim=True)
+            out.append((difference - low) / (high - low))
+        for hook in hooks:
+            hook.remove()
+        return out
+
+    def alike(self, x, y) -> float:
+        return structural_similarity(x, y, self.kernel, 1)
+
+    def agreement(self, blocked) -> float:
+        pairs = list(zip(self.plain, self.differences(blocked), strict=True))
+        return max(self.alike(*pairs[i]) for i in self.look)
+
+    def search(self) -> dict[str, set[int]]:
+        nobody: dict[str, set[int]] = {name: set() for name in self.layers}
+        self.plain = self.differences(nobody)
+        numbers = range(len(self.noises))
+        self.look = [
+            i for i in numbers if max(self.alike(self.plain[i], self.plain[j]) for j in numbers if j != i) > self.limit
+        ]
+        if not self.look:
+            return nobody
+        theta, k = 5.0, 0
+        while True:
+            blocked = {
+                name: set((z > theta).nonzero().flatten().tolist())
+                | set(self.own[name].topk(min(k, len(z))).indices.tolist())
+                for name, z in self.z.items()
+            }
+            agreed = self.agreement(blocked)
+            if agreed <= self.limit or theta <= 1:
+                break
+            theta, k = theta - 0.25, k + 1
+        bound = max(self.limit, agreed)
+        for name in reversed(list(self.layers)):
+            if self.agreement(blocked | {name: set()}) < bound:
+                blocked[name] = set()
+        for name in reversed(list(self.layers)):
+            for channel in sorted(blocked[name]):
+                if self.agreement(blocked | {name: blocked[name] - {channel}}) < bound:
+                    blocked[name] = blocked[name] - {channel}
+        return blocked
+
+
+@torch.no_grad()
+def run_ddim(unet, scheduler, noise, e, empty, *, scale: float, steps: int) -> None:
+    """A guided run of one row, for what hooks see of it."""
+    scheduler.set_timesteps(steps)
+    x = noise
+    for t in scheduler.timesteps:
+        u, c = unet(torch.cat([x, x]), t, torch.cat([empty, e])).sample.chunk(2)
+        x = scheduler.step(guide(c, u, scale), t, x).prev_sample
+
+
+def weights_to_prune(unet, scheduler, rows, *, share: float, calls: int, scale: float, steps: int):
+    """Chavhan et al.: {layer: bool [out, in]}, of rows (noise, embedding, empty embedding)."""
+    layers = {name: module for name, module in unet.named_modules() if name.endswith("ff.net.2")}
+    squares = [{name: [] for name in layers} for _ in range(2)]  # memorized, empty: [rows · steps] of [in]
+    for kept, texts in zip(squares, ("own", "empty"), strict=True):
+        hooks = [
+            layer.register_forward_hook(lambda m, x, y, own=kept[name]: own.append((x[0][1] ** 2).sum(0)))
+            for name, layer in layers.items()
+        ]
+        for noise, e, empty in rows:
+            run_ddim(unet, scheduler, noise, e if texts == "own" else empty, empty, scale=scale, steps=steps)
+        for hook in hooks:
+            hook.remove()
+    pruned = {}
+    for name, layer in layers.items():
+        size = layer.weight.abs().detach()
+        own, empty = (torch.stack(kept[name]).reshape(len(rows), steps, -1).sum(0).sqrt() for kept in squares)
+        most = max(1, round(share * size.shape[1]))
+        masks = []
+        for t in range(calls):
+            scores = size * own[t]
+            top = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(most, 1).indices, True)
+            masks.append(top & (scores > size * empty[t]))
+        pruned[name] = torch.stack(masks).any(0)
+    return pruned
