@@ -1,4 +1,4 @@
-"""The names of detectors, mitigations and schedulers, mapped to their code without importing JAX.
+"""The names of detectors, mitigations, schedulers and presets, mapped to their code without importing JAX.
 
 A name is a shorthand of the command line and of arguments that also take the object itself: yours needs none.
 """
@@ -48,6 +48,13 @@ SCHEDULERS = {  # name: function that makes the schedule of a SchedulerConfig an
     "dpm-solver++": "memattn_jax.schedulers.dpm_solver:dpm_solver",
     "dpm-solver++-sde": "memattn_jax.schedulers.dpm_solver_sde:dpm_solver_sde",
     "lcm": "memattn_jax.schedulers.lcm:lcm",
+}
+
+PRESETS = {  # preparation of images for SSCD: similarity from which those who use it count a copy
+    "official": 0.75,  # 90 % precision on DISC with sscd_disc_mixup, says its README
+    "nemo": 0.7,
+    "wen": 0.7,
+    "dcr": 0.5,
 }
 
 DTYPES = ("float32", "bfloat16", "float16")

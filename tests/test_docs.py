@@ -120,6 +120,10 @@ def test_copies(model, tmp_path, monkeypatch):
     assert scope["found"].index.tolist() == scope["mine"].index.tolist() == [0, 2]
     assert str(scope["found"].measure) == "sscd_disc_mixup (preset nemo)"
     assert (scope["found"].scores > 0.99).all()
+    assert scope["best"].scores.shape == (2, 3)
+    assert [path.name for path in scope["references"].equal_to(scope["best"].index[1, 0])] == ["2.png"]
+    assert scope["files"].ranked(scope["seeds"]).index.ravel().tolist() == [0, 2]
+    assert scope["agree"].measure == scope["found"].measure
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ import pytest
 from memattn_jax import InputError, demo
 from memattn_jax.checkpoints.geometry import Geometry, cross_attention_sites
 from memattn_jax.checkpoints.opening import open_checkpoint
-from memattn_jax.commands import detect, evaluate, finetune, generate
+from memattn_jax.commands import copies, detect, evaluate, finetune, generate
 from memattn_jax.errors import LIMIT, check_name
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.unet import UNet2DConditionModel
-from memattn_jax.registries import DETECTORS, MITIGATIONS, SCHEDULERS, load
+from memattn_jax.registries import DETECTORS, MITIGATIONS, PRESETS, SCHEDULERS, load
 
 
 def test_names_stand_for_what_they_say():
@@ -63,6 +63,16 @@ WRONG = {
     "detect": [["--detectors", "entropyE"], ["--fpr", "2"], ["--calibration", "gone.json"], ["--site", "attic"]],
     "evaluate": [["--detectors", "vibes"], ["--probes", "0"], ["--clean", "gone.txt"]],
     "convert": [["--platforms", "gpu"], ["--detectors", "entropy_d"], ["--steps", "5000"], ["--out", "."]],
+    "copies": [
+        ["a", "--preset", "oficial"],
+        ["a", "--sscd", "."],
+        ["a", "--preset", "nemo"],
+        ["a", "--references", "gone"],
+        ["a", "--embedding", "file.py"],
+        ["a", "--threshold", "0.5"],
+        ["a", "--same-prompt", "--references", "."],
+        ["a", "--shifts", "-1"],
+    ],
     "finetune": [[], ["--data", "gone"], ["--data", ".", "--gate", "hope"]],
 }
 
@@ -73,7 +83,7 @@ def test_wrong_options_are_refused_before_jax_is_imported(tmp_path):
 import importlib, sys
 from memattn_jax.commands import command as commands
 for verb, lines in {WRONG!r}.items():
-    module = importlib.import_module("memattn_jax." + verb)
+    module = importlib.import_module("memattn_jax.commands." + verb)
     for line in [*lines, ["--help"]]:
         sys.argv = [verb, *line]
         try:
@@ -93,7 +103,7 @@ for verb, lines in {WRONG!r}.items():
         assert any(option in error for option in options) or "no such model: gone" in error
         assert len(error) <= LIMIT + len("error: ")
     shown = " ".join(done.stdout.replace("│", " ").split())
-    for name in (*DETECTORS, *SCHEDULERS, *MITIGATIONS):
+    for name in (*DETECTORS, *SCHEDULERS, *MITIGATIONS, *PRESETS):
         assert name in shown
     assert "owner/name on the Hugging Face Hub. Default: the built-in demo model." in shown  # lines are filled
     assert list(tmp_path.iterdir()) == []
@@ -120,6 +130,7 @@ def test_each_verb_has_an_output_folder_of_its_own():
         "generate": generate.Options(prompt=("a",)).out,
         "detect": detect.Options(prompt=("a",)).out,
         "evaluate": evaluate.Options().out,
+        "copies": copies.Options().out,
         "finetune": finetune.Options(data=Path("data")).out,
     }
     for module in (generate, detect):  # the built-in model's own prompts are in nobody's way either

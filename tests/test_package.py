@@ -44,7 +44,7 @@ def test_interceptors_and_schedulers_know_no_flax():
 
 def test_help_is_quick():
     """Under a second; the best of three, since the first one reads files that no one has read before."""
-    for verb in ("generate", "detect", "evaluate", "finetune", "convert"):
+    for verb in ("generate", "detect", "evaluate", "copies", "finetune", "convert"):
         assert min(processor_seconds("-m", f"memattn_jax.{verb}", "--help") for _ in range(3)) < 1.0
     assert min(processor_seconds("-c", "import memattn_jax") for _ in range(3)) < 1.0
 

@@ -46,7 +46,9 @@ def test_every_command_has_a_verb_and_a_module():
     commands = {path.stem for path in (package / "commands").glob("*.py") if "\ndef cli(" in path.read_text("utf-8")}
     assert commands == set(VERBS)
     for verb in VERBS:
-        thin, command = (importlib.import_module(f"memattn_jax.{name}{verb}") for name in ("", "commands."))
+        of_a_package = ".__main__" if (package / verb).is_dir() else ""
+        thin = importlib.import_module(f"memattn_jax.{verb}{of_a_package}")
+        command = importlib.import_module(f"memattn_jax.commands.{verb}")
         assert (thin.Options, thin.main, thin.cli) == (command.Options, command.main, command.cli)
 
 

@@ -34,11 +34,15 @@ class Agreement:
 
     def __str__(self) -> str:
         """One line that names the measure with its numbers."""
-        size = len(self.similarities)
         return (
-            f"{size} images agree at {self.mean:.3f} in the mean, {self.highest:.3f} at most, by {self.measure}; "
-            f"{len(self.clique)} of {size} are alike (each two at {self.threshold:g} or more)"
+            f"{len(self.similarities)} images agree at {self.mean:.3f} in the mean, {self.highest:.3f} at most, by "
+            f"{self.measure}; {self.alike} at {self.threshold:g} or more"
         )
+
+    @property
+    def alike(self) -> str:
+        """How many images are alike, each two of them, in words."""
+        return f"{len(self.clique)} of {len(self.similarities)} alike" if len(self.clique) > 1 else "no two alike"
 
 
 def agreement(similarities: np.ndarray, threshold: float, measure: Measure) -> Agreement:

@@ -74,7 +74,7 @@ def embed_files(
     index: Path | str,
     batch: int = 32,
     measure: Measure | None = None,
-    seen: Callable[[int], None] = lambda _: None,
+    seen: Callable[[int], object] = lambda _: None,
 ) -> Collection:
     """Embeds image files that are not in the index yet, or have changed since, and adds them to it.
 

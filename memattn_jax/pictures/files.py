@@ -1,8 +1,11 @@
 """Files of images: which there are in a folder, and their bytes."""
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
+
+from PIL import Image
 
 from memattn_jax.errors import InputError
 from memattn_jax.pictures.decoding import ENDINGS
@@ -45,3 +48,13 @@ def read_image(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UnusableError(f"an image that cannot be read ({error.strerror})", str(path)) from None
+
+
+def texts_of(path: Path) -> dict[str, str]:
+    """What an image's file says of it besides pixels, such as the prompt that `generate` writes; none if unreadable."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+    except Exception:  # as for pixels, decoders raise nearly anything at damaged bytes
+        return {}

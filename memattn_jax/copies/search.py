@@ -1,0 +1,137 @@
+"""Which reference each image is most like, and how far images of one prompt agree, by every measure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from memattn_jax.copies.agreement import Agreement, agreement
+from memattn_jax.copies.correlation import REPRODUCED, SHIFTS
+from memattn_jax.copies.embedding import Embedding, Measure
+from memattn_jax.copies.pixels import CANDIDATES, Thumbnails, comparable, pixel_similarities
+from memattn_jax.copies.references import Collection, embed_files
+from memattn_jax.errors import InputError
+from memattn_jax.pictures.decoding import decode, resize_and_crop
+from memattn_jax.pictures.files import read_image
+from memattn_jax.pictures.skipped import Skipped
+
+DECODED = 64  # references in memory; images of one prompt share candidates
+PIXELS = {
+    "correlation": REPRODUCED,
+    "1 - tiled l2": 0.9,
+}  # thresholds: Carlini et al. connect images at a distance of 0.1
+
+
+@dataclass(frozen=True)
+class Match:
+    """An image's most similar reference by one measure.
+
+    Attributes:
+      picture: the image.
+      similarity: to the reference.
+      reference: the file; of equal files the first.
+      equal: number of references with the same bytes, itself counted.
+      measure: what the similarity was measured with.
+      threshold: similarity from which it counts as a copy.
+    """
+
+    picture: Path
+    similarity: float
+    reference: Path
+    equal: int
+    measure: Measure
+    threshold: float
+
+
+@dataclass
+class Search:
+    """How images are compared.
+
+    Attributes:
+      index: folder for vectors, see `embed_files`.
+      embeddings: SSCD or your own, each with the similarity from which two images are alike.
+      shifts: of the correlation, see `normalized_correlation`.
+      batch: images a call of an embedding.
+      seen: called now and then with the number of files that were read since, for each embedding and the thumbnails.
+      skipped: what was skipped, by kind of file ("images" or "references") and embedding.
+    """
+
+    index: Path
+    embeddings: Sequence[tuple[Embedding, float]] = ()
+    shifts: int = SHIFTS
+    batch: int = 32
+    seen: Callable[[int], object] = lambda _: None
+    skipped: dict[tuple[str, Measure], Skipped] = field(default_factory=dict)
+
+    def _embed(self, files: Sequence[Path], embedding: Embedding, kind: str) -> Collection:
+        found = embed_files(files, embedding, self.index, self.batch, seen=self.seen)
+        self.skipped[kind, found.measure] = found.skipped
+        return found
+
+    def copies(self, pictures: Sequence[Path], references: Sequence[Path]) -> list[Match]:
+        """The most similar reference of every image by every measure, embeddings first.
+
+        Those of embeddings are exact. Pixels are compared with the `CANDIDATES` references whose thumbnails correlate
+        most with the image's.
+
+        Raises:
+          InputError: see `embed_files`; or no reference can be used.
+        """
+        matches = []
+        for embedding, threshold in self.embeddings:
+            own, others = self._embed(pictures, embedding, "images"), self._embed(references, embedding, "references")
+            found = others.ranked(own.embeddings())
+            for path, score, index in zip(own.files, found.scores[:, 0], found.index[:, 0], strict=True):
+                matches.append(match(path, float(score), others, int(index), found.measure, threshold))
+        thumbnails = Thumbnails()
+        own, others = self._embed(pictures, thumbnails, "images"), self._embed(references, thumbnails, "references")
+        candidates = others.ranked(own.embeddings(), CANDIDATES).index
+        fit = lru_cache(DECODED)(fitted)
+        by_pixels: dict[str, list[Match]] = {name: [] for name in PIXELS}
+        for path, indices in zip(own.files, candidates, strict=True):
+            image = comparable(decoded(path))[None]
+            resized = np.stack([fit(others.files[index], *image.shape[1:3]) for index in indices])
+            for measure, (scores,) in pixel_similarities(image, resized, self.shifts).items():
+                best = int(scores.argmax())
+                threshold = PIXELS[measure.model]
+                one = match(path, float(scores[best]), others, int(indices[best]), measure, threshold)
+                by_pixels[measure.model].append(one)
+        return matches + [one for group in by_pixels.values() for one in group]
+
+    def agreement(self, pictures: Sequence[Path]) -> list[tuple[list[Path], Agreement]]:
+        """How far images of one prompt agree, by every measure, embeddings first; with the images, two or more.
+
+        Raises:
+          InputError: see `embed_files`; or fewer than two images can be used.
+        """
+        found = []
+        for embedding, threshold in self.embeddings:
+            own = self._embed(pictures, embedding, "images")
+            vectors = own.embeddings()
+            found.append((own.files, agreement(vectors.similarities(), threshold, vectors.measure)))
+        usable = self._embed(pictures, Thumbnails(), "images").files
+        if len(usable) < 2:
+            raise InputError(f"{len(usable)} images of a prompt that can be used; expected 2 or more")
+        first = comparable(decoded(usable[0]))
+        images = np.stack([fitted(path, *first.shape[:2]) for path in usable])
+        for measure, similarities in pixel_similarities(images, images, self.shifts).items():
+            found.append((usable, agreement(similarities, PIXELS[measure.model], measure)))
+        return found
+
+
+def match(path: Path, score: float, references: Collection, index: int, measure: Measure, threshold: float) -> Match:
+    """A picture and the reference with this index."""
+    return Match(path, score, references.files[index], len(references.equal_to(index)), measure, threshold)
+
+
+def decoded(path: Path) -> Image.Image:
+    """The image in a file; raises UnusableError."""
+    return decode(read_image(path))
+
+
+def fitted(path: Path, height: int, width: int) -> np.ndarray:
+    """The image in a file, cropped and resized as those of training are, uint8 [height, width, 3]."""
+    return resize_and_crop(decoded(path), height, width)
