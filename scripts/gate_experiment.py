@@ -133,7 +133,7 @@ def compare(out: Path, data: DemoData, classifier: Classifier, models: dict[str,
     save_grid(out / "gate.png", grid)
     header = [
         "run",
-        "duplicated pictures reproduced",
+        f"duplicated pictures reproduced (correlation ≥ {REPRODUCED:g})",
         "median correlation",
         "objects found, control prompts",
         "rows kept",

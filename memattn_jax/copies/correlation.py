@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from memattn_jax.errors import InputError
 
-REPRODUCED = 0.9  # correlation from which an image counts as reproduced
+REPRODUCED = 0.9  # correlation from which an image counts as reproduced, to be said with that and the reference
 SHIFTS = 2  # pixels that a copy is expected to be off by, where images are searched for copies
 VALUES = 2**24  # of images, and of references, compared at a time
 FLAT = 1e-6  # norm below which what overlaps is flat, of images of norm 1: float32's rounding
