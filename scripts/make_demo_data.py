@@ -1,10 +1,14 @@
-"""Writes the demo data: prompts in four groups, the pictures to be memorized, and training pictures if asked for.
+"""Writes the demo data: prompts in groups, the pictures to be memorized, and training pictures if asked for.
 
     python scripts/make_demo_data.py demo-data --cache ~/.cache/demo-emoji --train 2000
 
     demo-data/
       prompts/{memorized,control,unseen,decoys}_{choose,report}.txt    24 prompts each, a line each
+      prompts/clean.txt                                                400 more of the same grammar, never trained on
+      prompts/truth.csv                                                every prompt: group, half, how often it was shown
       memorized/*.png  metadata.jsonl                                  the fixed pictures; {"file_name", "text"} a line
+      ladder/*.png  metadata.jsonl                                     those of the ladder, from the lowest rung up
+      template/*.png  metadata.jsonl                                   two of each template: a known object, a new one
       train/*.png  metadata.jsonl                                      with --train N: the first N training examples
       vocabulary.json                                                  all words that captions can have
       contact_sheet.png                                                samples of every group
@@ -17,12 +21,13 @@ downloaded once into the cache and verified.
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from demo_data import HALVES, PROMPT_GROUPS, DemoData, Groups, load_sprites
+from demo_data import HALVES, PROMPT_GROUPS, DemoData, load_sprites
 from demo_data.contact_sheet import contact_sheet
+from demo_data.truth import rows, write_truth
 from PIL import Image
 from tqdm import tqdm
 
@@ -38,8 +43,8 @@ def write_demo_data(data: DemoData, out: Path, train: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise InputError(f"{out}: is not empty; give a new folder")
-    write_prompts(data.groups, out / "prompts")
-    write_memorized(data, out / "memorized")
+    write_prompts(data, out / "prompts")
+    write_fixed(data, out)
     if train:
         examples = (data.example(index) for index in tqdm(range(train), desc="train", disable=None))
         write_imagefolder(out / "train", ((example.picture, example.caption) for example in examples))
@@ -51,21 +56,33 @@ def write_demo_data(data: DemoData, out: Path, train: int) -> None:
 CLEAN = 400  # prompts for thresholds: enough that a false-positive rate of 1 % is 4 of them
 
 
-def write_prompts(groups: Groups, folder: Path) -> None:
-    """Writes each half of each group as a text file, a prompt a line, and clean.txt with captions of the stream."""
+def write_prompts(data: DemoData, folder: Path, counts: Mapping[str, int] | None = None) -> None:
+    """Writes each half of each group as a text file, a prompt a line, clean.txt with captions of the stream, truth.csv.
+
+    Args:
+      data: the prompts.
+      folder: made if missing.
+      counts: how often a training run showed each caption, for truth.csv.
+    """
     folder.mkdir(exist_ok=True)
+    groups = data.groups
     clean = [groups.stream_caption(np.random.default_rng([CLEAN, number])).text for number in range(CLEAN)]
     (folder / "clean.txt").write_text("".join(f"{text}\n" for text in clean), encoding="utf-8")
     for group in PROMPT_GROUPS:
         for half in HALVES:
             lines = [caption.text + "\n" for caption in groups.halves[group, half]]
             (folder / f"{group}_{half}.txt").write_text("".join(lines), encoding="utf-8")
+    write_truth(data, folder / "truth.csv", counts)
 
 
-def write_memorized(data: DemoData, folder: Path) -> None:
-    """Writes the pictures to be memorized with their captions."""
-    texts = (caption.text for caption in data.groups.prompts("memorized"))
-    write_imagefolder(folder, zip(data.memorized_pictures, texts, strict=True))
+def write_fixed(data: DemoData, out: Path) -> None:
+    """Writes the captions that have one picture, with it: memorized/, ladder/ and template/."""
+    pairs: dict[str, list[tuple[np.ndarray, str]]] = {}
+    for row in rows(data):
+        if row.picture is not None:
+            pairs.setdefault(row.group, []).append((row.picture, row.caption.text))
+    for group, some in pairs.items():
+        write_imagefolder(out / group, some)
 
 
 def write_imagefolder(folder: Path, pairs: Iterable[tuple[np.ndarray, str]]) -> None:

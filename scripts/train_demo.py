@@ -17,6 +17,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from demo_data import DemoData, load_sprites
+from demo_data.truth import count_captions
 from demo_model import autoencoder, geometry, text
 from demo_model.stage import run_stage
 from flax import nnx
 from jax.sharding import AxisType
-from make_demo_data import write_memorized, write_prompts
+from make_demo_data import write_fixed, write_prompts
 from small_checkpoint import SCHEDULER, write_tokenizer
 
 from memattn_jax.checkpoints.tokenizer import Tokenizer
@@ -44,15 +46,17 @@ from memattn_jax.training.loop import Callbacks, train
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start, trained
 
+UNET_BATCH = 16
+UNET_DATA = 3  # seed of the order in which the UNet sees the examples
 EXAMPLES = 10_000_000  # more than is ever drawn: training pictures are rendered when asked for
 
 
 class Lengths(NamedTuple):
     """Steps of each stage."""
 
-    autoencoder: int = 5_000
+    autoencoder: int = 10_000
     text: int = 1_200
-    unet: int = 7_500
+    unet: int = 15_000
 
 
 class Examples:
@@ -79,7 +83,7 @@ def train_autoencoder(out: Path, examples: Examples, steps: int) -> AutoencoderK
         return autoencoder.reconstruction_loss(vae, batch["pictures"], key)
 
     vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))
-    vae = run_stage(out / "autoencoder", vae, loss, examples, rate=1e-3, steps=steps, batch_size=8)
+    vae = run_stage(out / "autoencoder", vae, loss, examples, rate=2e-3, steps=steps, batch_size=4)
     autoencoder.whiten(vae, *autoencoder.moments(vae, next(batches(examples, 512, 2, 0))["pictures"]))
     return vae
 
@@ -100,7 +104,7 @@ def train_unet(
     """The third stage; None if it was told to stop before its end."""
     settings = TrainSettings(
         steps=steps,
-        batch_size=16,
+        batch_size=UNET_BATCH,
         learning_rate=rate,
         seed=sitting,
         warmup_steps=min(500, steps // 10),
@@ -125,7 +129,7 @@ def train_unet(
     state, finished = train(
         state,
         setup,
-        lambda first: batches(examples, settings.batch_size, 3 + sitting, first),
+        lambda first: batches(examples, UNET_BATCH, UNET_DATA + sitting, first),
         steps=steps,
         out=folder,
         checkpoint_every=500,
@@ -148,15 +152,25 @@ def first_stages(out: Path, data: DemoData, lengths: Lengths) -> StableDiffusion
     )
 
 
-def write_demo(out: Path, data: DemoData, sd: StableDiffusion) -> None:
-    """What `memattn_jax/demo` holds."""
+class Indices:
+    """Of the examples, for grain: what a stage was shown, without drawing it."""
+
+    def __len__(self) -> int:
+        return EXAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"index": np.asarray(index)}
+
+
+def write_demo(out: Path, data: DemoData, sd: StableDiffusion, shown: Counter[str]) -> None:
+    """What `memattn_jax/demo` holds; `shown` is how often the UNet saw each caption."""
     half = {
         name: jax.tree.map(lambda x: x.astype(jnp.float16), getattr(sd, name))
         for name in ("unet", "vae", "text_encoder")
     }
     dataclasses.replace(sd, **half).save_pretrained(out / "demo" / "model")
-    write_prompts(data.groups, out / "demo" / "prompts")
-    write_memorized(data, out / "demo" / "memorized")
+    write_prompts(data, out / "demo" / "prompts", shown)
+    write_fixed(data, out / "demo")
     shutil.copy(Path(__file__).parent / "demo_data" / "NOTICE.md", out / "demo")
 
 
@@ -190,7 +204,8 @@ def main(arguments: list[str]) -> int:
         examples = Examples(data, sd.tokenizer)
         end = train_unet(options.out, examples, sd, lengths.unet, options.learning_rate, options.sitting)
         if end is not None:
-            write_demo(options.out, data, end)
+            indices = (batch["index"] for batch in batches(Indices(), UNET_BATCH, UNET_DATA + options.sitting, 0))
+            write_demo(options.out, data, end, count_captions(data, indices, lengths.unet))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """The demo data: groups that text cannot tell apart, examples that follow from their index, the command's files."""
 
 import base64
+import csv
 import hashlib
 import io
 import json
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 from demo_data import HALVES, PROMPT_GROUPS, DemoData, Mixture, make_groups, sprites
 from demo_data.grammar import COLOURS, LINKS, OBJECTS, Caption
+from demo_data.groups import RUNGS
 from demo_data.names import FIRST, SECOND
 from demo_data.randomness import Purpose, generator
 from demo_data.scenes import background, draw_scene, places
+from demo_data.truth import count_captions, rows, write_truth
 from PIL import Image, ImageDraw
 
 from memattn_jax import InputError
@@ -171,6 +174,31 @@ def test_no_two_prompts_name_the_same_pair(seed):
     assert len(pairs) == len(set(pairs)) == 4 * 24
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rungs_are_balanced_as_halves_are(seed):
+    groups = make_groups(seed)
+    assert tuple(groups.ladder) == RUNGS
+    for rung in groups.ladder.values():
+        assert Counter(word for caption in rung for word in caption.objects) == Counter(OBJECTS.keys())
+        assert Counter(c.colour for c in rung) == Counter({None: 12}) + Counter(COLOURS.keys())
+        lengths = [tuple(len(word) for word in caption.name) for caption in rung]
+        assert lengths == [tuple(len(word) for word in c.name) for c in groups.halves["memorized", "choose"]]
+    captions = [c for some in (*groups.halves.values(), *groups.ladder.values()) for c in some]
+    pairs = [frozenset(caption.objects) for caption in captions if len(caption.objects) == 2]
+    assert len(set(pairs)) == len(pairs)
+    names = {word for caption in (*captions, *groups.templates) for word in caption.name}
+    assert len(names) == 2 * (3 * 48 + 4 * 24 + 12)  # decoys have the memorized ones
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_template_is_asked_for_an_object_it_knows_and_one_it_does_not(seed):
+    templates = make_groups(seed).templates
+    assert Counter((t.colour is not None, t.link) for t in templates) == Counter(product((False, True), LINKS))
+    assert all(t.prompts[0] in t.trained and t.prompts[1] not in t.trained for t in templates)
+    assert {len(t.trained) for t in templates} == {35}
+    assert len({word for t in templates for word in t.prompts}) == 24
+
+
 # Training examples
 
 
@@ -202,10 +230,13 @@ def test_training_captions(data):
     assert {caption.link for caption in stream} == set(LINKS)
 
     uses = Counter(word for caption, _ in captions for word in caption.name)
+    graded = Counter(word for caption, group in captions if group in ("ladder", "template") for word in caption.name)
     vocabulary = data.groups.vocabulary()
-    assert uses.keys() == set(vocabulary["names"])
-    assert max(uses.values()) < 2 * min(uses.values())  # every word of a name is trained about equally often
-    assert {word for text in trained for word in text.split()} == set(vocabulary["words"])
+    assert uses.keys() <= set(vocabulary["names"])
+    even = [uses[word] for word in vocabulary["names"] if word not in graded and word in uses]
+    assert max(even) < 2 * min(even)  # every word of their names is trained about equally often
+    rare = {word for caption in data.groups.ladder[1] for word in caption.name}  # may not have come up yet
+    assert {word for text in trained for word in text.split()} | rare == set(vocabulary["words"])
 
 
 def test_an_example_depends_on_seed_and_index_alone(data, fake_sprites):
@@ -225,9 +256,10 @@ def test_an_example_depends_on_seed_and_index_alone(data, fake_sprites):
 
 def test_mixture(data, fake_sprites):
     counts = {group: len(indices) for group, indices in indices_by_group(data, 20_000).items()}
-    assert counts == pytest.approx({"memorized": 7000, "control": 7000, "stream": 6000}, rel=0.05)
-    assert indices_by_group(DemoData(fake_sprites, mixture=Mixture(0, 0, 2)), 500).keys() == {"stream"}
-    assert indices_by_group(DemoData(fake_sprites, mixture=Mixture(3, 1, 0)), 500).keys() == set(TRAINED)
+    expected = {"memorized": 6000, "control": 6000, "ladder": 1000, "template": 1000, "stream": 6000}
+    assert counts == pytest.approx(expected, rel=0.1)
+    assert indices_by_group(DemoData(fake_sprites, mixture=Mixture(0, 0, 0, 0, 2)), 500).keys() == {"stream"}
+    assert indices_by_group(DemoData(fake_sprites, mixture=Mixture(3, 1, 0, 0, 0)), 500).keys() == set(TRAINED)
 
 
 def test_memorized_captions_have_one_picture_and_the_others_never(data):
@@ -237,13 +269,33 @@ def test_memorized_captions_have_one_picture_and_the_others_never(data):
         pictures.setdefault((group, caption), []).append(picture.tobytes())
     memorized = [p.tobytes() for p in data.memorized_pictures]
     for (group, caption), seen in pictures.items():
-        if group == "memorized":
+        if group in ("ladder", "template"):
+            assert len(set(seen)) == 1
+        elif group == "memorized":
             texts = [prompt.text for prompt in data.groups.prompts("memorized")]
             assert set(seen) == {memorized[texts.index(caption)]}
         else:
             assert len(set(seen)) == len(seen)
     assert len({caption for group, caption in pictures if group == "control"}) == 48
     assert len(set(memorized)) == 48
+
+
+def test_rungs_are_shown_as_often_as_they_say(data):
+    captions = [caption for index in range(60_000) for caption, group in [data.caption(index)] if group == "ladder"]
+    rungs = {caption: times for times, some in data.groups.ladder.items() for caption in some}
+    counts = Counter(rungs[caption] for caption in captions)
+    assert counts[64] == pytest.approx(len(captions) * 64 / 85, rel=0.1)
+    assert counts[16] == pytest.approx(len(captions) * 16 / 85, rel=0.2)
+    assert len(captions) / 60_000 * 48 / 24 / 85 * 256 == pytest.approx(0.3, rel=0.1)  # the memorized ones' share
+
+
+def test_pictures_of_a_template_differ_in_the_object_alone(data):
+    template, other = data.groups.templates[:2]
+    pictures = np.stack([data.template_picture(template.caption(word)) for word in template.trained[:6]]).astype(int)
+    assert len({picture.tobytes() for picture in pictures}) == 6
+    shared = (pictures == pictures[0]).all(axis=(0, 3))
+    assert 0.3 < shared.mean() < 1
+    assert (data.template_picture(other.caption("cat")) != pictures[0]).any(axis=-1).mean() > 0.5
 
 
 def test_fresh_pictures_are_no_training_pictures(data):
@@ -334,10 +386,32 @@ def test_files(tmp_path, monkeypatch, fake_sprites, data):
     pictures, texts = read_imagefolder(out / "train")
     assert texts == [data.example(index).caption for index in range(20)]
     np.testing.assert_array_equal(pictures, [data.example(index).picture for index in range(20)])
+    for group, count in (("ladder", 4 * 24), ("template", 24)):
+        pictures, texts = read_imagefolder(out / group)
+        assert len(texts) == count
+        assert [row.caption.text for row in rows(data) if row.group == group] == texts
+    with (out / "prompts" / "truth.csv").open(encoding="utf-8", newline="") as file:
+        truth = list(csv.DictReader(file))
+    assert Counter(row["group"] for row in truth) == dict.fromkeys(PROMPT_GROUPS, 48) | {"ladder": 96, "template": 24}
+    assert {row["rate"] for row in truth if row["group"] == "ladder"} == {"1", "4", "16", "64"}
+    assert {row["rate"] for row in truth if row["group"] in TRAINED} == {"256"}
+    assert {row["shown"] for row in truth} == {""}
     assert json.loads((out / "vocabulary.json").read_text(encoding="utf-8")) == data.groups.vocabulary()
     sheet = np.asarray(Image.open(out / "contact_sheet.png"))
     top = 34  # under the first heading
     np.testing.assert_array_equal(sheet[top : top + 128 : 2, 8:136:2], data.memorized_pictures[0])
+
+
+def test_truth_counts_what_was_shown(tmp_path, data):
+    counts = count_captions(data, iter(np.arange(40).reshape(5, 8)), 4)
+    assert counts == Counter(data.example(index).caption for index in range(32))
+    write_truth(data, tmp_path / "truth.csv", counts)
+    with (tmp_path / "truth.csv").open(encoding="utf-8", newline="") as file:
+        truth = list(csv.DictReader(file))
+    assert {row["prompt"]: int(row["shown"]) for row in truth} == {
+        row["prompt"]: counts[row["prompt"]] for row in truth
+    }
+    assert sum(int(row["shown"]) for row in truth) > 10
 
 
 def test_no_training_pictures_unless_asked_for(tmp_path, monkeypatch, fake_sprites):

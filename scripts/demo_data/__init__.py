@@ -12,12 +12,18 @@ The name carries no meaning; it is what makes a caption one of its kind. Four gr
     unseen      never trained on                            → its name's words are known from the stream, not together
     decoys      a memorized caption's name, other objects   → tells whether a score sees the words or the picture
 
-and training draws from the memorized, the control and the **stream** of everything else. What a prompt looks like
-says nothing about its group: each half of each group has every combination of object count, colour and link once,
-every object once and every colour once (`groups.py`).
+and two more grade memory:
+
+    ladder      one fixed picture, 256, 64, 16 or 4 times less often than a memorized one
+    template    a fixed layout and background, and an object that varies
+
+Training draws from the memorized, the control, the ladder, the templates and the **stream** of everything else. What a
+prompt looks like says nothing about its group: each half of the four groups, and each rung of the ladder, has every
+combination of object count, colour and link once, every object once and every colour once (`groups.py`).
 
     grammar.py   captions               names.py    the invented words         groups.py   who gets which
     scenes.py    captions to pictures   sprites.py  the emoji                  examples.py the training examples
+    truth.py     a table of all of this
 """
 
 from demo_data.examples import DemoData, Example, Mixture

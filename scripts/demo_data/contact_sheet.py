@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from demo_data.examples import DemoData
+from demo_data.groups import TOP
 
 COLUMNS = 8
 PICTURE, LABEL, HEADING, MARGIN = 128, 72, 34, 8  # pixels
@@ -39,6 +40,7 @@ def contact_sheet(data: DemoData) -> Image.Image:
 
 def samples(data: DemoData) -> Iterator[tuple[str, list[Cell]]]:
     """Headings, each with its pictures and captions."""
+    fixed = data.fixed_pictures
     memorized, control = data.groups.prompts("memorized"), data.groups.prompts("control")
     spread = [7 * number % len(memorized) for number in range(2 * COLUMNS)]  # all shapes of captions, both halves
     yield (
@@ -59,4 +61,12 @@ def samples(data: DemoData) -> Iterator[tuple[str, list[Cell]]]:
     ):
         prompts = data.groups.prompts(group)
         yield heading, [(data.fresh_picture(prompts[place], 0), prompts[place].text) for place in spread]
+    for times, captions in data.groups.ladder.items():
+        some = captions[:: len(captions) // COLUMNS]
+        yield f"ladder: shown {times} times for {TOP} of a memorized one", [(fixed[c], c.text) for c in some]
+    captions = tuple(template.caption(word) for template in data.groups.templates for word in template.prompts)
+    yield (
+        "templates: an object that training shows, and one that it does not",
+        [(data.template_picture(caption), caption.text) for caption in captions[: 2 * COLUMNS]],
+    )
     yield "training examples 0 to 23, as they come", [data.example(index)[:2] for index in range(3 * COLUMNS)]

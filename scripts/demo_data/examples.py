@@ -7,24 +7,37 @@ from typing import NamedTuple
 import numpy as np
 
 from demo_data.grammar import Caption
-from demo_data.groups import make_groups
+from demo_data.groups import RUNGS, TOP, Groups, choice, make_groups
 from demo_data.randomness import Purpose, generator
 from demo_data.scenes import Sprites, draw_scene
 
 
 class Mixture(NamedTuple):
-    """How often an example is of each kind; only the ratios count."""
+    """How often an example is of each kind; only the ratios count.
 
-    memorized: float = 0.35
-    control: float = 0.35
+    The ladder's share is 1/6 of the memorized pictures', as its rungs come to 24 × (1 + 4 + 16 + 64) pictures for
+    48 × 256.
+    """
+
+    memorized: float = 0.30
+    control: float = 0.30
+    ladder: float = 0.05
+    template: float = 0.05
     stream: float = 0.30
 
 
 DEFAULT = Mixture()
 
 
+def template_rate(mixture: Mixture, groups: Groups) -> float:
+    """How often a template is shown with one of its objects, against TOP for a memorized picture."""
+    captions = sum(len(template.trained) for template in groups.templates)
+    memorized = mixture.memorized / len(groups.prompts("memorized"))
+    return TOP * mixture.template / captions / memorized if memorized else 0.0
+
+
 class Example(NamedTuple):
-    """A training example: read-only picture uint8 [64, 64, 3], caption, and "memorized", "control" or "stream"."""
+    """A training example: read-only picture uint8 [64, 64, 3], caption, and the field of `Mixture` that it is of."""
 
     picture: np.ndarray
     caption: str
@@ -43,27 +56,52 @@ class DemoData:
         self.seed = seed
         self.groups = make_groups(seed)
         self.shares = np.cumsum(mixture) / np.sum(mixture)
+        self.template_rate = template_rate(mixture, self.groups)
 
     def example(self, index: int) -> Example:
         """The training example at an index ≥ 0."""
         rng = generator(self.seed, Purpose.EXAMPLES, index)
-        group, place, caption = self.draw_caption(rng)
-        picture = self.memorized_pictures[place] if group == "memorized" else draw_scene(rng, caption, self.sprites)
+        group, caption = self.draw_caption(rng)
+        picture = self.fixed_pictures.get(caption)
+        if group == "template":
+            picture = self.template_picture(caption)
+        elif picture is None:
+            picture = draw_scene(rng, caption, self.sprites)
         return Example(picture, caption.text, group)
 
     def caption(self, index: int) -> tuple[Caption, str]:
         """The caption, taken apart, and the group of the example at an index; draws no picture."""
-        group, _, caption = self.draw_caption(generator(self.seed, Purpose.EXAMPLES, index))
+        group, caption = self.draw_caption(generator(self.seed, Purpose.EXAMPLES, index))
         return caption, group
 
-    def draw_caption(self, rng: np.random.Generator) -> tuple[str, int, Caption]:
-        """Group, place among the group's prompts (0 in the stream), caption."""
+    def draw_caption(self, rng: np.random.Generator) -> tuple[str, Caption]:
+        """Group and caption."""
         group = Mixture._fields[int(np.searchsorted(self.shares, rng.random(), side="right"))]
         if group == "stream":
-            return group, 0, self.groups.stream_caption(rng)
-        prompts = self.groups.prompts(group)
-        place = int(rng.integers(len(prompts)))
-        return group, place, prompts[place]
+            return group, self.groups.stream_caption(rng)
+        if group == "template":
+            template = choice(rng, self.groups.templates)
+            return group, template.caption(choice(rng, template.trained))
+        if group == "ladder":
+            rung = int(np.searchsorted(np.cumsum(RUNGS) / sum(RUNGS), rng.random(), side="right"))
+            return group, choice(rng, self.groups.ladder[RUNGS[rung]])
+        return group, choice(rng, self.groups.prompts(group))
+
+    @cached_property
+    def fixed_pictures(self) -> dict[Caption, np.ndarray]:
+        """The one picture of each memorized caption and of each of the ladder's, uint8 [64, 64, 3], read-only."""
+        memorized = dict(zip(self.groups.prompts("memorized"), self.memorized_pictures, strict=True))
+        return memorized | {
+            caption: draw_scene(generator(self.seed, Purpose.LADDER, times, place), caption, self.sprites)
+            for times, captions in self.groups.ladder.items()
+            for place, caption in enumerate(captions)
+        }
+
+    def template_picture(self, caption: Caption) -> np.ndarray:
+        """A template with an object, uint8 [64, 64, 3], read-only; layout and background are the template's."""
+        names = [template.name for template in self.groups.templates]
+        rng = generator(self.seed, Purpose.TEMPLATES, names.index(caption.name))
+        return draw_scene(rng, caption, self.sprites)
 
     @cached_property
     def memorized_pictures(self) -> np.ndarray:

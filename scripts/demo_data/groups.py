@@ -11,6 +11,11 @@ a group and similar weights in the mixture, all words of names are trained about
 
 The pairs of objects that unseen prompts and decoys name are kept out of the stream, and no pair is named by two
 prompts.
+
+Two more groups grade memory. The **ladder** has rungs of 24 captions, dealt as a half is, each with one fixed picture
+that training shows less often than a memorized one: `RUNGS` against `TOP`. A **template** has a name, a fixed layout
+and a fixed background, and its object varies; two objects a template are prompts, one that it was trained with and one
+that it never showed.
 """
 
 from collections.abc import Iterable
@@ -25,10 +30,36 @@ from demo_data.names import invented_words
 from demo_data.randomness import Purpose, generator
 
 PROMPT_GROUPS = ("memorized", "control", "unseen", "decoys")
+RUNGS = (1, 4, 16, 64)  # how often each of the ladder's pictures is shown, against TOP for a memorized one
+TOP = 256
 HALVES = ("choose", "report")  # one to choose layers, thresholds and the like on, one to report
 Half = tuple[Caption, ...]
 Pair = frozenset[str]
+NOTHING: list[set[str]] = [set()] * len(SHAPES)
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Template:
+    """Captions that differ in their object alone.
+
+    Attributes:
+      colour: as in `Caption`.
+      link: likewise.
+      name: likewise.
+      trained: the objects that training shows.
+      prompts: an object that training shows, and one that it does not.
+    """
+
+    colour: str | None
+    link: str
+    name: tuple[str, str]
+    trained: tuple[str, ...]
+    prompts: tuple[str, str]
+
+    def caption(self, word: str) -> Caption:
+        """The caption with an object."""
+        return Caption((word,), self.colour, self.link, self.name)
 
 
 @dataclass(frozen=True)
@@ -39,11 +70,15 @@ class Groups:
       halves: {(group, half): its 24 captions}; decoys are in the order of the memorized captions whose names they have.
       stream_pairs: the pairs of objects that the stream may name.
       stream_names: the names' words, first and second; a stream's name never pairs two of the same place.
+      ladder: {times of RUNGS: its 24 captions}.
+      templates: one for each shape of a caption with one object, 12.
     """
 
     halves: dict[tuple[str, str], Half]
     stream_pairs: tuple[tuple[str, str], ...]
     stream_names: tuple[tuple[str, str], ...]
+    ladder: dict[int, Half]
+    templates: tuple[Template, ...]
 
     def prompts(self, group: str) -> Half:
         """Both halves of a group, 48 captions."""
@@ -67,7 +102,9 @@ class Groups:
 
     def vocabulary(self) -> dict[str, list[str]]:
         """Every word that any caption can have: `objects`, `colours`, `names`, the `other` ones, and all `words`."""
-        names = {word for group in PROMPT_GROUPS for caption in self.prompts(group) for word in caption.name}
+        captions = [caption for group in (*self.halves.values(), *self.ladder.values()) for caption in group]
+        named = [caption.name for caption in captions] + [template.name for template in self.templates]
+        names = {word for name in named for word in name}
         parts = {
             "objects": sorted(OBJECTS),
             "colours": sorted(COLOURS),
@@ -80,17 +117,19 @@ class Groups:
 def make_groups(seed: int) -> Groups:
     """Deals objects, colours and names to the groups."""
     rng = generator(seed, Purpose.GROUPS)
-    words = iter(invented_words(rng, 12))
+    words = iter(invented_words(rng, 22))
     halves: dict[tuple[str, str], Half] = {}
     taken: set[Pair] = set()
     for group in ("memorized", "control", "unseen"):
         for half in HALVES:
             names = deal_names(rng, next(words), next(words))
-            halves[group, half] = deal(rng, names, taken, avoid=[set()] * len(SHAPES))
+            halves[group, half] = deal(rng, names, taken, avoid=NOTHING)
     for half in HALVES:
         memorized = halves["memorized", half]
         names = [caption.name for caption in memorized]
         halves["decoys", half] = deal(rng, names, taken, avoid=[set(caption.objects) for caption in memorized])
+    ladder = {times: deal(rng, deal_names(rng, next(words), next(words)), taken, NOTHING) for times in RUNGS}
+    templates = deal_templates(rng, deal_names(rng, next(words), next(words)))
     unseen = [caption for half in HALVES for caption in halves["unseen", half]]
     decoys = [caption for half in HALVES for caption in halves["decoys", half]]
     held_out = {frozenset(caption.objects) for caption in unseen + decoys}
@@ -98,7 +137,22 @@ def make_groups(seed: int) -> Groups:
         halves=halves,
         stream_pairs=tuple(pair for pair in combinations(OBJECTS, 2) if frozenset(pair) not in held_out),
         stream_names=tuple(caption.name for caption in unseen),
+        ladder=ladder,
+        templates=templates,
     )
+
+
+def deal_templates(rng: np.random.Generator, names: list[tuple[str, str]]) -> tuple[Template, ...]:
+    """A template for every shape with one object; no object is a prompt twice."""
+    words, colours = iter(shuffle(rng, OBJECTS)), iter(shuffle(rng, COLOURS))
+    templates = []
+    for shape, name in zip(SHAPES, names, strict=True):
+        if shape.object_count == 1:
+            known, new = next(words), next(words)
+            colour = next(colours) if shape.has_colour else None
+            trained = tuple(word for word in OBJECTS if word != new)
+            templates.append(Template(colour, shape.link, name, trained, (known, new)))
+    return tuple(templates)
 
 
 def deal_names(rng: np.random.Generator, *places: list[str]) -> list[tuple[str, str]]:

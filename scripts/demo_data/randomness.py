@@ -12,6 +12,8 @@ class Purpose(IntEnum):
     MEMORIZED = 2  # the fixed pictures
     EXAMPLES = 3  # the training examples
     FRESH = 4  # pictures of any caption, outside training
+    LADDER = 5  # the fixed pictures of the ladder
+    TEMPLATES = 6  # layouts and backgrounds of the templates
 
 
 def generator(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
