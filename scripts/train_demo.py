@@ -7,9 +7,7 @@ devices of two cores and takes four fifths of the time. demo-model/ receives che
 and sample grids, and in the end demo/, which is what `memattn_jax/demo` holds: a diffusers folder in half precision,
 prompts and pictures. `demo_data` and `demo_model` tell what is trained on what.
 
-With `--start memattn_jax/demo/model --sitting 1` a new folder goes on with the model that is there. The one shipped was
-trained further twice, with `--sitting 1 --learning-rate 6e-4` and `--sitting 2 --learning-rate 4e-4`, each with
-`--steps 0 0 9500`.
+With `--start memattn_jax/demo/model --sitting 1` a new folder goes on with the model that is there.
 """
 
 import argparse
