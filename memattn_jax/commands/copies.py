@@ -175,15 +175,15 @@ def groups_of(options: Options, images: list[Path]) -> dict[str, list[Path]]:
 
 
 @contextmanager
-def searching(options: Options, files: int) -> "Iterator[Search]":
-    """A search with a progress bar for this number of files; prints what was skipped at its end."""
+def searching(options: Options, files: int, compared: int = 0) -> "Iterator[Search]":
+    """A search of this number of files, and pixels of some, with a progress bar; prints what was skipped at its end."""
     from tqdm import tqdm
 
     from memattn_jax.copies.search import Search
 
     embeddings = embeddings_of(options)
     index = options.index or options.out / "index"
-    with tqdm(total=files * (len(embeddings) + 1), unit="image", disable=None) as bar:
+    with tqdm(total=files * (len(embeddings) + 1) + compared, unit="image", disable=None) as bar:
         search = Search(
             index, embeddings, options.shifts, options.batch_size, lambda number: bar.update(number) and None
         )
@@ -209,7 +209,7 @@ def compare(options: Options, images: list[Path]) -> tuple[str, dict[str, Any]]:
     from memattn_jax.report.copies import draw_pairs, match_row, statistics, summary, write_csv
 
     references = image_files([options.references])  # type: ignore[list-item]
-    with searching(options, len(images) + len(references)) as search:
+    with searching(options, len(images) + len(references), len(images)) as search:
         matches = search.copies(images, references)
     texts = {path: texts_of(path) for path in {one.picture for one in matches}}
     write_csv(options.out / "copies.csv", (match_row(one, texts[one.picture]) for one in matches))

@@ -163,7 +163,9 @@ class Work:
       moved: files that are new under their names, and whose bytes have a vector.
       skipped: files that cannot be used.
       unusable: their paths.
+      compiled: shapes of which a whole batch has been embedded.
       added: number of vectors made.
+      size: bytes that wait.
     """
 
     kept: KeptVectors
@@ -174,6 +176,7 @@ class Work:
     moved: list[Entry] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
     unusable: set[str] = field(default_factory=set)
+    compiled: set[tuple[int, ...]] = field(default_factory=set)
     added: int = 0
     size: int = 0
 
@@ -222,7 +225,11 @@ class Work:
         if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or 0 in shape:
             raise InputError(f"{self.kept.measure}: prepared {pictures.dtype} {list(shape)}; expected uint8 [h, w, 3]")
         describe = getattr(self.embedding, "describe", self.embedding)
-        vectors = batched(describe, pictures, self.batch, self.kept.measure)
+        # a size that comes once needs no program for a whole batch, and one that came before has it already
+        size = self.batch if shape in self.compiled else min(self.batch, 1 << (len(group) - 1).bit_length())
+        if size == self.batch:
+            self.compiled.add(shape)
+        vectors = batched(describe, pictures, size, self.kept.measure)
         finite = np.isfinite(vectors).all(axis=1)
         entries, row = [], self.kept.count
         for (digest, _), usable in zip(group, finite, strict=True):

@@ -1,6 +1,7 @@
 """Which reference each image is most like, and how far images of one prompt agree, by every measure."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from memattn_jax.copies.agreement import Agreement, agreement
 from memattn_jax.copies.correlation import REPRODUCED, SHIFTS
 from memattn_jax.copies.embedding import Embedding, Measure
 from memattn_jax.copies.pixels import CANDIDATES, Thumbnails, comparable, pixel_similarities
-from memattn_jax.copies.references import Collection, embed_files
+from memattn_jax.copies.references import THREADS, Collection, embed_files
 from memattn_jax.errors import InputError
 from memattn_jax.pictures.decoding import decode, resize_and_crop
 from memattn_jax.pictures.files import read_image
@@ -55,7 +56,8 @@ class Search:
       embeddings: SSCD or your own, each with the similarity from which two images are alike.
       shifts: of the correlation, see `normalized_correlation`.
       batch: images a call of an embedding.
-      seen: called now and then with the number of files that were read since, for each embedding and the thumbnails.
+      seen: called now and then with the number of files that were read since, for each embedding and the thumbnails,
+        and with 1 for each image whose pixels were compared.
       skipped: what was skipped, by kind of file ("images" or "references") and embedding.
     """
 
@@ -91,14 +93,17 @@ class Search:
         candidates = others.ranked(own.embeddings(), CANDIDATES).index
         fit = lru_cache(DECODED)(fitted)
         by_pixels: dict[str, list[Match]] = {name: [] for name in PIXELS}
-        for path, indices in zip(own.files, candidates, strict=True):
-            image = comparable(decoded(path))[None]
-            resized = np.stack([fit(others.files[index], *image.shape[1:3]) for index in indices])
-            for measure, (scores,) in pixel_similarities(image, resized, self.shifts).items():
-                best = int(scores.argmax())
-                threshold = PIXELS[measure.model]
-                one = match(path, float(scores[best]), others, int(indices[best]), measure, threshold)
-                by_pixels[measure.model].append(one)
+        with ThreadPoolExecutor(THREADS) as threads:
+            for path, indices in zip(own.files, candidates, strict=True):
+                image = comparable(decoded(path))[None]
+                size = image.shape[1:3]
+                resized = np.stack(list(threads.map(lambda index, size=size: fit(others.files[index], *size), indices)))
+                for measure, (scores,) in pixel_similarities(image, resized, self.shifts).items():
+                    best = int(scores.argmax())
+                    threshold = PIXELS[measure.model]
+                    one = match(path, float(scores[best]), others, int(indices[best]), measure, threshold)
+                    by_pixels[measure.model].append(one)
+                self.seen(1)
         return matches + [one for group in by_pixels.values() for one in group]
 
     def agreement(self, pictures: Sequence[Path]) -> list[tuple[list[Path], Agreement]]:
