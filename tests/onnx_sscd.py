@@ -43,7 +43,7 @@ def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Writer:
-    """Nodes and constants; `kind` is "floats", "norms", "weights" (QDQ), "activations" (QDQ) or "operators"."""
+    """Nodes and constants; `kind` is "floats", "norms", "weights", "activations" (both QDQ), "operators" or "dynamic"."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], kind: str, power: float = 3.0, early: bool = False):
         self.tensors, self.kind, self.power, self.early = tensors, kind, power, early
@@ -84,6 +84,9 @@ class Writer:
         whole = np.round(bias / scales).astype(np.int32)
         self.kept[f"{name}.weight"] = stored * scale[:, None, None, None]
         self.kept[f"{name}.bias"] = whole * scales
+        if self.kind == "dynamic":
+            self.kept[f"{name}.bias"] = bias
+            return self.add("Add", self.integers("Conv", x, stored, scale, **window), bias.reshape(1, -1, 1, 1))
         if self.kind == "operators":
             zeros = np.zeros(len(scale), np.int8)
             given = (x, STEP, np.uint8(128), stored, scale, zeros, STEP, np.uint8(128), whole)
@@ -92,6 +95,15 @@ class Writer:
         return self.activation(
             self.add("Conv", x, kernel, self.add("DequantizeLinear", whole, scales, axis=0), **window)
         )
+
+    def integers(self, operator: str, x: str, stored: np.ndarray, scale: np.ndarray, **window) -> str:
+        """A product of whole numbers, with scales that depend on the input."""
+        self.add("DynamicQuantizeLinear", x)
+        names = [f"{self.nodes[-1].output[0]}.{part}" for part in ("x", "scale", "zero")]
+        self.nodes[-1].output[:] = names
+        scales = self.add("Mul", names[1], scale.reshape(-1, 1, 1) if window else scale)
+        found = self.add(f"{operator}Integer", names[0], stored, names[2], np.zeros((), np.int8), **window)
+        return self.add("Mul", self.add("Cast", found, to=TensorProto.FLOAT), scales)
 
     def block(self, x: str, block: str, stride: int) -> str:
         first, second = (stride, 1) if self.early else (1, stride)
@@ -118,6 +130,10 @@ class Writer:
         weight, bias = self.tensors["fc.weight"], self.tensors["fc.bias"]
         if self.kind == "norms":  # as others write it
             x = self.add("Add", self.add("MatMul", x, weight.T.copy()), bias)
+        elif self.kind == "dynamic":
+            stored, scale = quantized(weight)
+            weight = stored * scale[:, None]
+            x = self.add("Add", self.integers("MatMul", x, stored.T.copy(), scale), bias)
         else:
             x = self.add("Gemm", x, weight, bias, transB=1)
         self.kept |= {"fc.weight": weight, "fc.bias": bias}

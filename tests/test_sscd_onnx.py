@@ -53,7 +53,7 @@ def test_batch_norms_are_read_with_their_epsilon(tmp_path):
     assert found.keys() == TENSORS.keys()
 
 
-@pytest.mark.parametrize("kind", ["weights", "activations", "operators"])
+@pytest.mark.parametrize("kind", ["weights", "activations", "operators", "dynamic"])
 def test_quantized_weights_are_dequantized(folded, tmp_path, kind):
     writer = Writer(folded, kind)
     found = read_named(Path(saved(tmp_path / "x.onnx", writer)))

@@ -3,7 +3,7 @@
 presets.py                      how papers prepare pictures
 network.py                      the network
 names.py  frozen.py             names of its tensors in each kind of file
-onnx_graph.py  onnx_file.py     the same in ONNX
+onnx_*.py                       the same in ONNX
 loading.py                      a file's network
 descriptor.py                   a network and a preset, which `copies.embedding.embed` takes
 """

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from memattn_jax.copies.sscd.network import EPSILON
+from memattn_jax.copies.sscd.onnx_dynamic import without_dynamic
 from memattn_jax.copies.sscd.onnx_graph import Graph, attribute, dequantized, read_graph
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
@@ -42,6 +43,7 @@ def read_onnx(path: Path) -> dict[str, np.ndarray]:
     """
     graph = read_graph(path)
     try:
+        without_dynamic(graph)
         return tensors_of(graph)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         what = printable(str(error), 60)

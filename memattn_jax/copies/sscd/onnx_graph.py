@@ -49,6 +49,7 @@ class Graph:
       nodes: in an order in which they can be run.
       producers: {value: the node that computes it}.
       readers: {value: the nodes that read it}.
+      arrays: constants that were computed, by name.
     """
 
     def __init__(self, graph: Any):
@@ -59,7 +60,13 @@ class Graph:
         for node in self.nodes:
             for value in node.input:
                 self.readers.setdefault(value, []).append(node)
+        self.arrays: dict[str, np.ndarray] = {}
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
+
+    def replace(self, number: int, node: Any) -> None:
+        """Puts another node in the place of the one with this number, and of those between it and the new output."""
+        self.nodes[number] = node
+        self.producers[node.output[0]] = node
 
     def constant(self, value: str) -> np.ndarray | None:
         """The array of a value that does not depend on the graph's input, such as a kernel; None for others.
@@ -69,6 +76,8 @@ class Graph:
         """
         from onnx import numpy_helper
 
+        if value in self.arrays:
+            return self.arrays[value]
         if value in self._stored:
             return numpy_helper.to_array(self._stored[value])
         node = self.producers.get(value)
@@ -77,17 +86,19 @@ class Graph:
         if node.op_type == "Constant":
             found = attribute(node, "value", attribute(node, "value_float", attribute(node, "value_floats")))
             return np.asarray(found if isinstance(found, float | list) else numpy_helper.to_array(found))
-        if node.op_type not in ("Identity", "Cast", "Transpose", "DequantizeLinear"):
+        if node.op_type not in ("Identity", "Cast", "Transpose", "Reshape", "DequantizeLinear"):
             return None
-        stored, *scales = (self.constant(name) for name in node.input)
+        stored, *others = (self.constant(name) for name in node.input)
         if stored is None:
             return None
         if node.op_type == "Transpose":
             return stored.transpose(attribute(node, "perm"))
+        if node.op_type == "Reshape":
+            return None if others[0] is None else stored.reshape(others[0])
         if node.op_type == "DequantizeLinear":
             if attribute(node, "block_size", 0):
                 raise ValueError("quantized in blocks")
-            return dequantized(stored, *scales, axis=attribute(node, "axis", 1))
+            return dequantized(stored, *others, axis=attribute(node, "axis", 1))
         return stored
 
 
