@@ -43,7 +43,7 @@ def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Writer:
-    """Nodes and constants; `kind` is "floats", "norms", "weights", "activations" (both QDQ), "operators" or "dynamic"."""
+    """Nodes and constants; `kind` is "floats", "norms", "weights" or "activations" (QDQ), "operators", "dynamic"."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], kind: str, power: float = 3.0, early: bool = False):
         self.tensors, self.kind, self.power, self.early = tensors, kind, power, early

@@ -21,9 +21,7 @@ def without_dynamic(graph: Graph) -> None:
             continue
         quantizer = graph.producers[node.input[0]]
         product = reader(graph, reader(graph, node))
-        (scales,) = (
-            graph.producers[name] for name in product.input if name in graph.producers and is_scale(graph, name)
-        )
+        (scales,) = (found for name in product.input if (found := graph.producers[name]).op_type == "Mul")
         (scale,) = (graph.constant(name) for name in scales.input if name not in quantizer.output)
         zero = graph.constant(node.input[3]) if len(node.input) > 3 else None
         stored = graph.constant(node.input[1])
