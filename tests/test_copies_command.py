@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from memattn_jax.commands import copies
+from memattn_jax.copies.search import PIXELS
 from memattn_jax.copies.sscd.presets import PRESETS
 from memattn_jax.registries import PRESETS as NAMES
 
@@ -99,6 +100,16 @@ def test_the_nearest_training_images(here, capsys):
     assert "1.png and 1 equal" in out
     with Image.open(here / "out/copies/copies.png") as sheet:
         assert min(sheet.size) > 200
+
+
+def test_images_of_several_sizes_are_one_group_that_says_so(here, capsys):
+    code, out, _ = run(capsys, "training", "--references", "gen/0.png", "--shifts", "0")
+    assert code == 0
+    headings = [line for line in out.splitlines() if "nearest of 1 image in gen/0.png" in line]
+    assert [line.partition(",")[0] for line in headings] == [f"{name} (preset 32 × 32" for name in PIXELS]
+    assert all("and 1 more, by image size" in line for line in headings)
+    presets = {row["preset"] for row in table(here / "out/copies/copies.csv")}
+    assert {"32 × 32, shifts up to 0", "32 × 48, shifts up to 0"} < presets
 
 
 def test_how_far_seeds_agree(here, capsys):

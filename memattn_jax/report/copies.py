@@ -4,7 +4,6 @@ import csv
 import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,10 +116,19 @@ def summary(matches: Sequence[Match], references: str, listed: int) -> list[str]
 
 
 def by_measure(matches: Sequence[Match]) -> list[tuple[Measure, list[Match]]]:
-    """Matches grouped by measure, in the order in which measures first occur."""
-    order = {measure: place for place, measure in enumerate(dict.fromkeys(one.measure for one in matches))}
-    ordered = sorted(matches, key=lambda one: order[one.measure])
-    return [(measure, list(group)) for measure, group in groupby(ordered, key=lambda one: one.measure)]
+    """Matches grouped by measure, in the order in which measures first occur.
+
+    Presets of pixels name the image's size. Where images have several, these are one group, which says so.
+    """
+    groups: dict[str, list[Match]] = {}
+    for one in matches:
+        groups.setdefault(one.measure.model, []).append(one)
+    found = []
+    for model, group in groups.items():
+        presets = list(dict.fromkeys(one.measure.preset for one in group))
+        preset = presets[0] if len(presets) == 1 else f"{presets[0]} and {len(presets) - 1} more, by image size"
+        found.append((Measure(model, preset), group))
+    return found
 
 
 def draw_pairs(path: Path, matches: Sequence[Match], references: str) -> None:
