@@ -113,6 +113,11 @@ def test_images_of_several_sizes_are_one_group_that_says_so(here, capsys):
 
 
 def test_how_far_seeds_agree(here, capsys):
+    saved(here / "gen/third.png", np.zeros((8, 8, 3), np.uint8), prompt="broken")
+    cut = PngInfo()
+    cut.add_text("prompt", "broken")
+    Image.new("RGB", (64, 64)).save(here / "gen/cut.png", pnginfo=cut)
+    (here / "gen/cut.png").write_bytes((here / "gen/cut.png").read_bytes()[:-40])
     code, out, _ = run(capsys, "gen", "--embedding", "own.py:Embedding", "--threshold", "0.5", "--out", "agree")
     assert code == 0
     assert "1 prompt left out" in out

@@ -224,15 +224,19 @@ def agree(options: Options, images: list[Path]) -> tuple[str, dict[str, Any]]:
     from memattn_jax.report.copies import Agreeing, agreement_row, draw_agreement, write_csv
 
     groups = groups_of(options, images)
-    with searching(options, sum(map(len, groups.values()))) as search:
-        found = [Agreeing(prompt, *one) for prompt, paths in groups.items() for one in search.agreement(paths)]
+    count = sum(map(len, groups.values()))
+    with searching(options, count, count) as search:
+        agreed = search.agreements(list(groups.values()))
+    found = [Agreeing(prompt, *one) for prompt, ones in zip(groups, agreed, strict=True) for one in ones]
+    if not found:
+        raise InputError(f"no prompt has two images that can be used, of {counted(count, 'image')}")
     write_csv(options.out / "agreement.csv", map(agreement_row, found))
     draw_agreement(options.out / "agreement.png", found)
     leading = found[0].found.measure.model
     first = sorted((one for one in found if one.found.measure.model == leading), key=lambda one: -one.found.mean)
     for one in first[:PROMPTS]:
         print(f"{printable(one.prompt, 60)}: {one.found}".removeprefix(": "))
-    return "agreement.csv, agreement.png", {"prompts": len(groups), "images": sum(map(len, groups.values()))}
+    return "agreement.csv, agreement.png", {"prompts": len(groups), "images": count}
 
 
 def cli(*, alone: bool = False) -> NoReturn:

@@ -11,10 +11,9 @@ from PIL import Image
 
 from memattn_jax.copies.agreement import Agreement, agreement
 from memattn_jax.copies.correlation import REPRODUCED, SHIFTS
-from memattn_jax.copies.embedding import Embedding, Measure
+from memattn_jax.copies.embedding import Embedding, Embeddings, Measure
 from memattn_jax.copies.pixels import CANDIDATES, Thumbnails, comparable, pixel_similarities
 from memattn_jax.copies.references import THREADS, Collection, embed_files
-from memattn_jax.errors import InputError
 from memattn_jax.pictures.decoding import decode, resize_and_crop
 from memattn_jax.pictures.files import read_image
 from memattn_jax.pictures.skipped import Skipped
@@ -57,7 +56,7 @@ class Search:
       shifts: of the correlation, see `normalized_correlation`.
       batch: images a call of an embedding.
       seen: called now and then with the number of files that were read since, for each embedding and the thumbnails,
-        and with 1 for each image whose pixels were compared.
+        and with the number of images whose pixels were compared.
       skipped: what was skipped, by kind of file ("images" or "references") and embedding.
     """
 
@@ -106,24 +105,38 @@ class Search:
                 self.seen(1)
         return matches + [one for group in by_pixels.values() for one in group]
 
-    def agreement(self, pictures: Sequence[Path]) -> list[tuple[list[Path], Agreement]]:
-        """How far images of one prompt agree, by every measure, embeddings first; with the images, two or more.
+    def agreements(self, groups: Sequence[Sequence[Path]]) -> list[list[tuple[list[Path], Agreement]]]:
+        """How far the images of each prompt agree, by every measure, embeddings first.
+
+        Args:
+          groups: the images of each prompt.
+
+        Returns:
+          Of each prompt, for each measure the images that can be used and their agreement; none of fewer than two.
 
         Raises:
-          InputError: see `embed_files`; or fewer than two images can be used.
+          InputError: see `embed_files`.
         """
-        found = []
+        groups = [[path.absolute() for path in group] for group in groups]
+        every = [path for group in groups for path in group]
+        found: list[list[tuple[list[Path], Agreement]]] = [[] for _ in groups]
         for embedding, threshold in self.embeddings:
-            own = self._embed(pictures, embedding, "images")
-            vectors = own.embeddings()
-            found.append((own.files, agreement(vectors.similarities(), threshold, vectors.measure)))
-        usable = self._embed(pictures, Thumbnails(), "images").files
-        if len(usable) < 2:
-            raise InputError(f"{len(usable)} images of a prompt that can be used; expected 2 or more")
-        first = comparable(decoded(usable[0]))
-        images = np.stack([fitted(path, *first.shape[:2]) for path in usable])
-        for measure, similarities in pixel_similarities(images, images, self.shifts).items():
-            found.append((usable, agreement(similarities, PIXELS[measure.model], measure)))
+            own = self._embed(every, embedding, "images")
+            rows = dict(zip(own.files, own.rows, strict=True))
+            for agreed, group in zip(found, groups, strict=True):
+                usable = [path for path in group if path in rows]
+                if len(usable) > 1:
+                    vectors = Embeddings(own.vectors[[rows[path] for path in usable]], own.measure)
+                    agreed.append((usable, agreement(vectors.similarities(), threshold, own.measure)))
+        readable = set(self._embed(every, Thumbnails(), "images").files)
+        for agreed, group in zip(found, groups, strict=True):
+            usable = [path for path in group if path in readable]
+            if len(usable) > 1:
+                first = comparable(decoded(usable[0]))
+                images = np.stack([fitted(path, *first.shape[:2]) for path in usable])
+                for measure, similarities in pixel_similarities(images, images, self.shifts).items():
+                    agreed.append((usable, agreement(similarities, PIXELS[measure.model], measure)))
+            self.seen(len(group))
         return found
 
 
