@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import save_file
 
+from memattn_jax.checkpoints.names import leaves
 from memattn_jax.commands import copies
 from memattn_jax.copies.search import PIXELS
+from memattn_jax.copies.sscd.network import SSCD, Geometry, Stage
 from memattn_jax.copies.sscd.presets import PRESETS
 from memattn_jax.registries import PRESETS as NAMES
 
@@ -75,17 +79,23 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_nearest_training_images(here, capsys):
-    code, out, err = run(capsys, "gen", "--references", "training", "--embedding", "own.py:Embedding")
+    network = SSCD(Geometry(4, (Stage(1, 4, 8),), groups=1, dimensions=6), rngs=nnx.Rngs(0))
+    save_file({leaf.name: leaf.to_torch(np.asarray(leaf.param[...])) for leaf in leaves(network)}, "tiny.safetensors")
+    sscd = ("--sscd", "tiny.safetensors", "--preset", "dcr", "--batch-size", "2")
+    code, out, err = run(capsys, "gen", "--references", "training", *sscd, "--embedding", "own.py:Embedding")
     assert (code, [line for line in err.splitlines() if "error" in line]) == (0, [])
     rows = table(here / "out/copies/copies.csv")
     measures = {row["measure"]: row["preset"] for row in rows}
     size = "32 × 32"
     assert measures == {
+        "tiny": "dcr",
         "mean colour": "none",
         "correlation": f"{size}, shifts up to 2",
         "1 - tiled l2": f"{size}, 4 × 4 tiles",
     }
-    assert len(rows) == 9
+    assert list(measures) == ["tiny", "mean colour", "correlation", "1 - tiled l2"]
+    assert len(rows) == 12
+    assert [(row["threshold"], Path(row["reference"]).name) for row in rows[1:2]] == [("0.5", "2.png")]
     by_correlation = [row for row in rows if row["measure"] == "correlation"]
     assert [Path(row["reference"]).name for row in by_correlation[:2]] == ["1.png", "2.png"]
     assert [row["equal_references"] for row in by_correlation[:2]] == ["2", "1"]

@@ -27,7 +27,7 @@ from memattn_jax.runs.versions import versions
 from memattn_jax.text import counted, printable
 
 if TYPE_CHECKING:
-    from memattn_jax.copies.embedding import Embedding
+    from memattn_jax.copies.embedding import Embedding, Preparing
     from memattn_jax.copies.search import Search
 
 LISTED = 5  # pairs of each measure on the terminal
@@ -106,7 +106,7 @@ def without_plots(images: list[Path]) -> list[Path]:
     return kept
 
 
-def load_embedding(place: str) -> "Embedding":
+def load_embedding(place: str) -> "Embedding | Preparing":
     """The object that FILE.py:NAME or MODULE:NAME names, or an instance of the class.
 
     Raises:
@@ -133,9 +133,9 @@ def load_embedding(place: str) -> "Embedding":
     return found
 
 
-def embeddings_of(options: Options) -> "list[tuple[Embedding, float]]":
+def embeddings_of(options: Options) -> "list[tuple[Embedding | Preparing, float]]":
     """The embeddings that the options name, each with the similarity from which images are alike."""
-    found: list[tuple[Embedding, float]] = []
+    found: list[tuple[Embedding | Preparing, float]] = []
     if options.sscd is not None and options.preset is not None:
         from memattn_jax.copies.sscd import load_sscd
 

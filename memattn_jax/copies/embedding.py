@@ -2,13 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from PIL import Image
 
 from memattn_jax.errors import InputError
 
 Embedding = Callable[[np.ndarray], Any]  # uint8 [n, h, w, 3] to [n, d], each row from its picture alone
+
+
+class Preparing(Protocol):
+    """An embedding that brings images of any size to one, for `references.embed_files`; SSCD is one.
+
+    Where it has an attribute `fingerprint`, another one means other vectors, and those that were kept are not used.
+    """
+
+    def prepare(self, picture: Image.Image) -> np.ndarray:
+        """An RGB image to uint8 [h, w, 3]; called on the host, in threads."""
+
+    def describe(self, prepared: np.ndarray) -> Any:
+        """Prepared images of one size, uint8 [n, h, w, 3], to vectors, [n, d], each row from its image alone."""
 
 
 class Measure(NamedTuple):
@@ -77,7 +91,7 @@ def embed(embedding: Embedding, pictures: np.ndarray, batch: int = 32, measure: 
     return Embeddings(vectors, measure)
 
 
-def measure_of(embedding: Embedding, measure: Measure | None) -> Measure:
+def measure_of(embedding: Embedding | Preparing, measure: Measure | None) -> Measure:
     """The name that is given, or the embedding's own; raises InputError where there is none."""
     own = getattr(embedding, "measure", None) if measure is None else measure
     if own is None:

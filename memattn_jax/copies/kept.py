@@ -23,7 +23,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from memattn_jax.copies.embedding import Embedding, Measure
+from memattn_jax.copies.embedding import Embedding, Measure, Preparing
 from memattn_jax.errors import InputError
 
 FORMAT = 1
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
     row: int = -1
 
 
-def folder_name(embedding: Embedding, measure: Measure) -> str:
+def folder_name(embedding: Embedding | Preparing, measure: Measure) -> str:
     """A folder's name for an embedding, by its attribute `fingerprint`, if it has one, and its measure."""
     identity = json.dumps([FORMAT, *measure, getattr(embedding, "fingerprint", "")])
     readable = re.sub(r"[^\w.-]+", "-", f"{measure.model}-{measure.preset}")[:60].strip("-")

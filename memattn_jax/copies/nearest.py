@@ -66,8 +66,9 @@ def ranked(
     block = min(block, total)
     scores, indices = [], []
     for first in range(0, len(pictures.vectors), QUERIES):
-        queries = jnp.asarray(pictures.vectors[first : first + QUERIES])
-        best, index = jnp.full((len(queries), count), -jnp.inf), jnp.zeros((len(queries), count), jnp.int32)
+        queries = jnp.asarray(pictures.vectors[first : first + QUERIES], jnp.float32)
+        best = jnp.full((len(queries), count), -jnp.inf, jnp.float32)
+        index = jnp.zeros((len(queries), count), jnp.int32)
         for start in range(0, total, block):
             part = slice(start, start + block)
             some = np.asarray(references.vectors[part if rows is None else rows[part]], np.float32)

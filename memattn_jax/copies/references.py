@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from memattn_jax.copies.embedding import Embedding, Embeddings, Measure, Similarities, batched, measure_of
+from memattn_jax.copies.embedding import Embedding, Embeddings, Measure, Preparing, Similarities, batched, measure_of
 from memattn_jax.copies.kept import Entry, KeptVectors, folder_name
 from memattn_jax.copies.nearest import BLOCK, ranked
 from memattn_jax.errors import InputError
@@ -70,7 +70,7 @@ class Collection:
 
 def embed_files(
     files: Sequence[Path],
-    embedding: Embedding,
+    embedding: Embedding | Preparing,
     index: Path | str,
     batch: int = 32,
     measure: Measure | None = None,
@@ -78,10 +78,8 @@ def embed_files(
 ) -> Collection:
     """Embeds image files that are not in the index yet, or have changed since, and adds them to it.
 
-    An embedding may have a method `prepare`, from a PIL image of any size to uint8 [h, w, 3], which is called in
-    threads on the host, and then also `describe`, from prepared pictures, uint8 [n, h, w, 3], to vectors, as SSCD has.
-    Others are called with pictures of each size there is, for which a compiled function is compiled. An embedding is
-    known by its measure, and by its attribute `fingerprint` if it has one.
+    An embedding that is not `Preparing` is called with pictures of each size there is, for which a compiled function is
+    compiled. An embedding is known by its measure, and by its attribute `fingerprint` if it has one.
 
     Args:
       files: of any format in `pictures.decoding`; see `pictures.files.image_files` for those of a folder.
@@ -124,7 +122,7 @@ class Fresh:
     picture: np.ndarray
 
 
-def examine(kept: KeptVectors, embedding: Embedding, path: Path) -> Entry | Fresh | UnusableError:
+def examine(kept: KeptVectors, embedding: Embedding | Preparing, path: Path) -> Entry | Fresh | UnusableError:
     """What is known of a file; of one that has not been embedded as it is, its prepared picture."""
     try:
         try:
@@ -169,7 +167,7 @@ class Work:
     """
 
     kept: KeptVectors
-    embedding: Embedding
+    embedding: Embedding | Preparing
     batch: int
     waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = field(default_factory=dict)
     entries: dict[str, list[Entry]] = field(default_factory=dict)
@@ -224,7 +222,7 @@ class Work:
         self.size -= pictures.nbytes
         if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or 0 in shape:
             raise InputError(f"{self.kept.measure}: prepared {pictures.dtype} {list(shape)}; expected uint8 [h, w, 3]")
-        describe = getattr(self.embedding, "describe", self.embedding)
+        describe: Embedding = getattr(self.embedding, "describe", self.embedding)
         # a size that comes once needs no program for a whole batch, and one that came before has it already
         size = self.batch if shape in self.compiled else min(self.batch, 1 << (len(group) - 1).bit_length())
         if size == self.batch:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from memattn_jax.copies.agreement import Agreement, agreement
 from memattn_jax.copies.correlation import REPRODUCED, SHIFTS
-from memattn_jax.copies.embedding import Embedding, Embeddings, Measure
+from memattn_jax.copies.embedding import Embedding, Embeddings, Measure, Preparing
 from memattn_jax.copies.pixels import CANDIDATES, Thumbnails, comparable, pixel_similarities
 from memattn_jax.copies.references import THREADS, Collection, embed_files
 from memattn_jax.pictures.decoding import decode, resize_and_crop
@@ -61,13 +61,13 @@ class Search:
     """
 
     index: Path
-    embeddings: Sequence[tuple[Embedding, float]] = ()
+    embeddings: Sequence[tuple[Embedding | Preparing, float]] = ()
     shifts: int = SHIFTS
     batch: int = 32
     seen: Callable[[int], object] = lambda _: None
     skipped: dict[tuple[str, Measure], Skipped] = field(default_factory=dict)
 
-    def _embed(self, files: Sequence[Path], embedding: Embedding, kind: str) -> Collection:
+    def _embed(self, files: Sequence[Path], embedding: Embedding | Preparing, kind: str) -> Collection:
         found = embed_files(files, embedding, self.index, self.batch, seen=self.seen)
         self.skipped[kind, found.measure] = found.skipped
         return found
