@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -222,7 +223,7 @@ class Work:
         self.size -= pictures.nbytes
         if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or 0 in shape:
             raise InputError(f"{self.kept.measure}: prepared {pictures.dtype} {list(shape)}; expected uint8 [h, w, 3]")
-        describe: Embedding = getattr(self.embedding, "describe", self.embedding)
+        describe: Any = getattr(self.embedding, "describe", self.embedding)
         # a size that comes once needs no program for a whole batch, and one that came before has it already
         size = self.batch if shape in self.compiled else min(self.batch, 1 << (len(group) - 1).bit_length())
         if size == self.batch:
