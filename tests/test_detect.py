@@ -427,6 +427,7 @@ def test_false_discovery_rate_of_a_log(command, calibrated, model, files, tmp_pa
     assert "--calibration FILE" in errors[0]
 
 
+@pytest.mark.slow
 def test_a_guard_mitigates_whom_its_detector_finds(tiny):
     """Rows below the threshold are as without a guard, rows above as with the mitigation."""
     plain = tiny.sample(NEW, steps=4, seeds=[1, 2, 3])
@@ -472,6 +473,7 @@ def test_rows_below_a_guards_threshold_stay_as_they_are(model):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_guard_mitigates_what_it_cannot_score(tiny):
     """A row whose score is NaN, since its latents are, beside two that are clean; the table says so."""
     noise = np.array(tiny.noise((1, 2, 3)))

@@ -115,6 +115,7 @@ def test_latents_instead_of_seeds(tiny, five):
             np.testing.assert_array_equal(given[name], scores, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_empty_prompts_gradients_are_nothing(tiny):
     """Of its difference from itself, which is rounding; those of other prompts are not."""
     gradients = tiny.detect(PROMPTS, attribute=True, batch_size=5).gradients

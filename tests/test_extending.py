@@ -314,6 +314,7 @@ def test_taps_of_ones_own(sd, base):
     np.testing.assert_allclose(run.latents, base.latents, atol=1e-5 * np.abs(base.latents).max())
 
 
+@pytest.mark.slow
 def test_an_edit_under_jit_vmap_and_grad(sd):
     """The end token's attention as a function of the edit's number: monotone, batched and differentiable."""
     (latents, context), lengths = (sd.noise([0]), sd.encode(PROMPTS[:1])[0]), jnp.asarray([5])
@@ -344,10 +345,7 @@ MITIGATIONS = {
 }
 
 
-QUICK = ("edits", "guidance", "update")  # the others take longer to compile
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MITIGATIONS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "edits" else pytest.mark.slow) for n in MITIGATIONS])
 def test_mitigations_of_ones_own(sd, base, name):
     """Each changes the run; under a guard, the memorized row alone; a row does not depend on its batch."""
     settings = {"steps": STEPS, "seeds": [0, 1], "taps": None}
@@ -375,6 +373,7 @@ def test_a_mitigations_numbers_compile_nothing(sd):
         assert denoise._cache_size() == before
 
 
+@pytest.mark.slow
 def test_detectors_of_ones_own(sd):
     """Beside named ones in the same programs; alone they score the same."""
     mine = {"largest": LargestDifference(), "drift": PeakDrift(2.0)}
@@ -389,6 +388,7 @@ def test_detectors_of_ones_own(sd):
     np.testing.assert_allclose(found["PeakDrift"], 2 * np.abs(peaks[-1] - peaks[0]), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_scheduler_of_ones_own(sd):
     """A row's noise follows from its seed alone, whichever rows are beside it."""
     run = sd.sample(PROMPTS, steps=STEPS, seeds=[3, 4], scheduler=noisy_ddim, taps=None)
@@ -406,7 +406,11 @@ def sd_config(sd: StableDiffusion):
     return SchedulerConfig.from_json(sd.scheduler_config, "ddim")
 
 
-@pytest.mark.parametrize("make", [plain_unet, equinox_unet, linen_unet], ids=["jax", "equinox", "linen"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(plain_unet, marks=pytest.mark.slow), equinox_unet, linen_unet],
+    ids=["jax", "equinox", "linen"],
+)
 def test_models_of_ones_own(sd, make):
     """Sampled, tapped, mitigated and scored, also by a detector that differentiates it."""
     mine = dataclasses.replace(sd, unet=make(jax.random.key(0), sd.encode(["a"])[0].shape[-1]))
@@ -494,6 +498,7 @@ def test_two_detectors_of_one_class_need_names(sd):
         sd.detect(PROMPTS, [PeakDrift(1.0), PeakDrift(2.0)], steps=STEPS)
 
 
+@pytest.mark.slow
 def test_without_guidance_a_mitigation_still_sees_the_negative_prompts(sd):
     """Noise that follows from them is another for other ones, though no step computes their half."""
 

@@ -42,6 +42,7 @@ def test_noise_is_what_the_docstring_says():
     np.testing.assert_array_equal(unit_noise(jnp.asarray(SEEDS), (3, 5)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "=".join(map(str, *setting.items())))
 def test_settings_of_the_host_do_not_change_draws(setting):
     expected = draws()

@@ -1,5 +1,6 @@
 """Forms of attention and convolution: equal to each other, small, and chosen as they are meant to be."""
 
+import functools
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from memattn_jax.models.kernels.convolution import (
 from memattn_jax.models.unet import UNet2DConditionModel
 
 
-@pytest.mark.parametrize("pixels", [1024, 1300], ids=["whole-blocks", "a-rest"])
+@pytest.mark.parametrize("pixels", [pytest.param(1024, marks=pytest.mark.slow), 1300], ids=["whole-blocks", "a-rest"])
 def test_blocked_equals_plain(pixels):
     query, keys, values = (jax.random.normal(jax.random.key(i), (2, pixels, 4, 16)) for i in range(3))
     expected = plain_attention(query, keys, values)
@@ -86,16 +87,19 @@ def test_self_attention_over_4096_pixels_stays_under_300_megabytes_a_row():
     assert whole > 537
 
 
+@pytest.mark.slow
 def test_it_has_derivatives():
     """Detectors differentiate through it."""
     x = jax.random.normal(jax.random.key(0), (1, 1024, 2, 8))
     tangent = jax.random.normal(jax.random.key(1), x.shape)
-    _, blocked = jax.jvp(lambda x: self_attention(x, x, x), (x,), (tangent,))
-    _, plain = jax.jvp(lambda x: plain_attention(x, x, x), (x,), (tangent,))
-    np.testing.assert_allclose(blocked, plain, atol=1e-5)
-    gradient = jax.grad(lambda x: jnp.sum(self_attention(x, x, x) ** 2))(x)
-    expected = jax.grad(lambda x: jnp.sum(plain_attention(x, x, x) ** 2))(x)
-    np.testing.assert_allclose(gradient, expected, atol=1e-4)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(attention):
+        _, forward = jax.jvp(lambda x: attention(x, x, x), (x,), (tangent,))
+        return forward, jax.grad(lambda x: jnp.sum(attention(x, x, x) ** 2))(x)
+
+    for blocked, plain, atol in zip(*map(derivatives, (self_attention, plain_attention)), (1e-5, 1e-4), strict=True):
+        np.testing.assert_allclose(blocked, plain, atol=atol)
 
 
 def convolution_inputs(*shape: int, out: int = 24) -> tuple[jax.Array, jax.Array]:
@@ -125,6 +129,7 @@ def test_upsampling_with_a_quarter_of_the_products_is_the_same():
     np.testing.assert_allclose(summed_convolution(x, kernel), repeated_convolution(x, kernel), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_summing_in_half_precision_rounds_once():
     x, kernel = (array.astype(jnp.bfloat16) for array in convolution_inputs(1, 6, 6, 64))
     exact = repeated_convolution(x.astype(jnp.float32), kernel.astype(jnp.float32))

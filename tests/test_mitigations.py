@@ -82,6 +82,7 @@ def test_rows_numbers_and_guards(sd, everything):
     assert guarded.mitigated.sum() == 1
 
 
+@pytest.mark.slow
 def test_regions_of_clean_runs(sd, fitted):
     """Means and deviations of the norms that the runs' latents have; one calibration a number of steps."""
     run = {"steps": 3, "scheduler": "euler", "taps": None}

@@ -43,10 +43,10 @@ def test_interceptors_and_schedulers_know_no_flax():
 
 
 def test_help_is_quick():
-    """Under a second; the best of three, since the first one reads files that no one has read before."""
-    for verb in ("generate", "detect", "evaluate", "copies", "finetune", "convert"):
-        assert min(processor_seconds("-m", f"memattn_jax.{verb}", "--help") for _ in range(3)) < 1.0
-    assert min(processor_seconds("-c", "import memattn_jax") for _ in range(3)) < 1.0
+    """Under a second; three may try, since the first one reads files that no one has read before."""
+    verbs = ("generate", "detect", "evaluate", "copies", "finetune", "convert")
+    for command in (*(("-m", f"memattn_jax.{verb}", "--help") for verb in verbs), ("-c", "import memattn_jax")):
+        assert any(processor_seconds(*command) < 1.0 for _ in range(3)), command
 
 
 def test_public_names():

@@ -80,6 +80,7 @@ def test_guidance_of_one_or_less_runs_the_conditional_half_alone(sd):
     assert half < 0.6 * pair
 
 
+@pytest.mark.slow
 def test_maps_only_where_asked_for(sd, eight):
     run = sd.sample(PROMPTS[:1], steps=STEPS, taps="maps")
     assert eight.maps == {}
@@ -147,6 +148,7 @@ def test_bad_input(sd, options, message):
         sd.sample(**{"prompts": ["a", "b"]} | options)
 
 
+@pytest.mark.slow
 def test_types_of_numbers_compile_nothing_either(sd):
     prompts = ["a", "b"]
     sd.sample(prompts, steps=2, mitigation=AttentionMask(begin_scale=1.5))
@@ -156,6 +158,7 @@ def test_types_of_numbers_compile_nothing_either(sd):
     assert denoise._cache_size() == before
 
 
+@pytest.mark.slow
 def test_a_begin_scale_for_each_prompt(sd):
     prompts, scales = ["the cat", "zebra"], np.asarray([1.5, 0.5])
     both = sd.sample(prompts, seeds=[0, 1], steps=2, mitigation=AttentionMask(begin_scale=scales))

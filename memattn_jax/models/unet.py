@@ -182,13 +182,11 @@ class UNet2DConditionModel(nnx.Module):
         return (jax.checkpoint(call) if self.remat else call)(block, *inputs)
 
     def _cross_attentions(self) -> list[CrossAttention]:
-        modules = (
-            module
-            for part in (self.down_blocks, self.mid_block, self.up_blocks)
-            if part is not None
-            for _, module in nnx.iter_modules(part)
-        )
-        return [module for module in modules if isinstance(module, CrossAttention)]
+        parts = (*self.down_blocks, self.mid_block, *self.up_blocks)
+        stacks = (stack for part in parts if part is not None for stack in part.attentions or ())
+        blocks = (block for stack in stacks for block in stack.transformer_blocks)
+        layers = (layer for block in blocks for layer in (block.attn1, block.attn2))
+        return [layer for layer in layers if isinstance(layer, CrossAttention)]
 
     @property
     def sites(self) -> tuple[str, ...]:
