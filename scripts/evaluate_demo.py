@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from demo_data import DemoData, load_sprites
-from demo_evaluation.classifier import recognised, train_classifier
+from demo_evaluation.classifier import objects_found, train_classifier
 from demo_evaluation.sampling import Observed, observe
 from demo_evaluation.separation import Auroc, auroc_interval, choose, text_scores
 from demo_evaluation.tables import percent, table
@@ -86,7 +86,7 @@ class Evaluation:
         """Share of the named objects that the classifier finds in samples of the reported half."""
         captions = self.data.groups.halves[group, "report"]
         named = [caption.objects for caption in captions for _ in range(images.shape[1])]
-        return recognised(self.classifier, images.reshape(-1, *images.shape[2:]), named)
+        return objects_found(self.classifier, images.reshape(-1, *images.shape[2:]), named)
 
     def fresh(self, group: str) -> np.ndarray:
         """Renderings of the reported prompts that no training example shows, as many as there are samples."""

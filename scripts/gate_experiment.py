@@ -22,7 +22,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from demo_data import DemoData, load_sprites
-from demo_evaluation.classifier import Classifier, recognised, train_classifier
+from demo_evaluation.classifier import objects_found, train_classifier
 from demo_evaluation.duplicates import Pairs, diagnose
 from demo_evaluation.tables import percent, table
 from make_demo_data import write_imagefolder
@@ -30,6 +30,7 @@ from make_demo_data import write_imagefolder
 from memattn_jax import demo
 from memattn_jax.commands.finetune import Data
 from memattn_jax.copies.correlation import REPRODUCED, normalized_correlation
+from memattn_jax.demo.objects import Classifier
 from memattn_jax.errors import InputError
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.plots import save_grid
@@ -124,7 +125,7 @@ def compare(out: Path, data: DemoData, classifier: Classifier, models: dict[str,
         samples = [sd.sample(list(prompts), seeds=seed, taps=None).images for seed in range(4)]
         clean = [sd.sample([c.text for c in control], seeds=seed, taps=None).images for seed in range(4)]
         own = np.stack([np.diag(normalized_correlation(images, pictures)) for images in samples])
-        found = recognised(classifier, np.concatenate(clean), named * 4)
+        found = objects_found(classifier, np.concatenate(clean), named * 4)
         kept = "" if folder is None else percent(shares_kept(folder.parent / "metrics.jsonl"))
         stopped = map(percent, shares_stopped(out, name)) if RUNS.get(name) else ("", "")
         reproduced = percent(float((own >= REPRODUCED).mean()))

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from demo_evaluation.classifier import WORDS, recognised
+from demo_evaluation.classifier import WORDS
 from demo_evaluation.duplicates import Diagnosis, diagnose, score_pairs
 from demo_evaluation.separation import Auroc, auroc, auroc_interval, choose, text_scores
 from demo_evaluation.tables import percent, table
 from flax import nnx
 
 from memattn_jax import demo
+from memattn_jax.demo.objects import recognised
 from memattn_jax.pipeline import StableDiffusion
 
 pytestmark = pytest.mark.slow
@@ -55,8 +56,8 @@ def test_recognised_counts_as_many_as_are_named():
     pictures = np.zeros((2, 64, 64, 3), np.uint8)
     pictures[0, 0, [3, 5], 0] = 9, 8  # shows words 3 and 5
     pictures[1, 0, 7, 0] = 9
-    assert recognised(Centre(), pictures, [(WORDS[3], WORDS[5]), (WORDS[7],)]) == 1
-    assert recognised(Centre(), pictures, [(WORDS[3], WORDS[7]), (WORDS[7],)]) == pytest.approx(2 / 3)
+    assert recognised(Centre(), WORDS, pictures, [(WORDS[3], WORDS[5]), (WORDS[7],)]).tolist() == [1, 1]
+    assert recognised(Centre(), WORDS, pictures, [(WORDS[3], WORDS[7]), (WORDS[7],)]).tolist() == [0.5, 1]
 
 
 def test_table():

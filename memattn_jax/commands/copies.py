@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import tyro
 
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.options import BY_DEFAULT, at_least, files, finite, one_of
-from memattn_jax.errors import InputError, check_name
+from memattn_jax.commands.options import BY_DEFAULT, at_least, check_sscd, files, finite, one_of
+from memattn_jax.errors import InputError
 from memattn_jax.pictures.files import image_files, texts_of
 from memattn_jax.registries import PRESETS
 from memattn_jax.runs.versions import versions
@@ -74,11 +74,7 @@ class Options:
         if not self.images:
             raise InputError("no images: name files or folders of images")
         files(self, "references", "sscd")
-        if self.preset is not None:
-            check_name("preset", self.preset, PRESETS, "--preset")
-        if (self.sscd is None) != (self.preset is None):
-            missing = "--preset, one of " + ", ".join(PRESETS) if self.preset is None else "--sscd FILE"
-            raise InputError(f"{'--sscd' if self.preset is None else '--preset'} needs {missing}")
+        check_sscd(self)
         if self.embedding is not None and not all(self.embedding.partition(":")):
             raise InputError(f"--embedding {printable(self.embedding, 60)}: expected FILE.py:NAME or MODULE:NAME")
         finite(self, "threshold")

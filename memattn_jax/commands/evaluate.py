@@ -1,5 +1,7 @@
 """Measure how well detectors separate memorized from clean prompts, and at what cost: `memattn evaluate`.
 
+With --mitigations, measure instead what mitigations do; see `evaluating_mitigations.py`.
+
 Writes to --out: evaluation.json; evaluation.md with the same table; roc.png; and scores.csv with each prompt's scores.
 Without --memorized and --clean, it evaluates the built-in model on its own reported prompts: memorized ones
 against control and unseen ones, which have the same grammar, length and kind of words. `text_baseline`, which looks at
@@ -11,15 +13,15 @@ import csv
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from memattn_jax import demo
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.model_options import ModelOptions
-from memattn_jax.commands.options import BY_DEFAULT, at_least, files, finite, names_of, seeds, some_of
+from memattn_jax.commands.evaluate_options import Options
+from memattn_jax.commands.options import names_of
 from memattn_jax.errors import InputError
 from memattn_jax.prompts import read_prompts
 from memattn_jax.registries import DETECTORS
@@ -32,50 +34,6 @@ if TYPE_CHECKING:
     from memattn_jax.pipeline import StableDiffusion
 
 BASELINE = "text_baseline"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(ModelOptions):
-    """Measure how well detectors separate memorized from clean prompts."""
-
-    memorized: Annotated[str | None, BY_DEFAULT] = None
-    """File of memorized prompts, in any format that detect reads. Default: those of the built-in model."""
-    clean: Annotated[str | None, BY_DEFAULT] = None
-    """File of prompts that are not memorized, in the same formats. Default: those of the built-in model."""
-    detectors: Annotated[str, some_of("Detectors to evaluate, separated by commas", tuple(DETECTORS))] = "all"
-    seed: int = 0
-    """Random seed for the probe noise."""
-    probes: int = 1
-    """Number of noise samples to average scores over."""
-    steps: int = 50
-    """Number of sampling steps; first-step detectors compute the first one."""
-    guidance_scale: float = 7.5
-    """Guidance scale for trajectory detectors."""
-    site: Annotated[str | None, BY_DEFAULT] = None
-    """Cross-attention layer that entropy_e reads. Default: the one that the checkpoint names, else the fourth, as in
-    the paper."""
-    calibration: Annotated[Path | None, BY_DEFAULT] = None
-    """Calibration file with the clean sampling runs that latent_step_deviation compares to; it should come from other
-    prompts than --clean. Default: the built-in model's own."""
-    batch_size: int = 16
-    """Number of prompts scored at once, rounded up to a multiple of the number of devices."""
-    out: Path = Path("out/evaluate")
-    """Output folder."""
-
-    def check(self) -> None:
-        """Raises InputError or OSError for invalid options, without importing JAX."""
-        names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
-        at_least(self, 1, "batch_size", "probes", "steps")
-        finite(self, "guidance_scale")
-        seeds(self.seed, self.probes)
-        files(self, "memorized", "clean", "calibration")
-        if self.model is not None and self.memorized is None and self.clean is None:
-            raise InputError("no prompts: give --memorized FILE and --clean FILE")
-        if (self.memorized is None) != (self.clean is None):
-            raise InputError(f"--{'memorized' if self.memorized is None else 'clean'} FILE is required too")
-        if (self.out / "evaluation.json").exists() and not self.overwrite:
-            raise InputError(f"{self.out}: already holds an evaluation; choose another --out or add --overwrite")
-        self.check_model(self.steps, self.site)
 
 
 def prompt_sets(options: Options) -> tuple[list[str], list[str]]:
@@ -147,9 +105,19 @@ def write_scores(path: Path, detection: "Detection", labels: "np.ndarray") -> No
 
 
 def main(options: Options) -> None:
-    """Scores both sets with all detectors together, then times each detector alone."""
+    """Evaluates detectors, or with --mitigations these."""
     memorized, clean = prompt_sets(options)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.mitigations is None:
+        evaluate_detectors(options, memorized, clean)
+    else:
+        from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations
+
+        evaluate_mitigations(options, memorized, clean)
+
+
+def evaluate_detectors(options: Options, memorized: list[str], clean: list[str]) -> None:
+    """Scores both sets with all detectors together, then times each detector alone."""
     import numpy as np
     from tqdm import tqdm
 

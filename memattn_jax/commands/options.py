@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from memattn_jax.errors import InputError, check_name
+from memattn_jax.registries import PRESETS
 from memattn_jax.runs.store import is_local
 from memattn_jax.text import printable
 
@@ -74,6 +75,16 @@ def files(options: "DataclassInstance", *names: str) -> None:
         path = getattr(options, name)
         if path is not None and str(path) != "-" and is_local(str(path)) and not Path(path).exists():
             raise InputError(f"{flag(name)} {printable(str(path), 80)}: no such file or folder")
+
+
+def check_sscd(options: "DataclassInstance") -> None:
+    """Raises InputError unless --sscd and --preset are given together, and the preset is known."""
+    sscd, preset = options.sscd, options.preset  # type: ignore[attr-defined]
+    if preset is not None:
+        check_name("preset", preset, PRESETS, "--preset")
+    if (sscd is None) != (preset is None):
+        missing = "--preset, one of " + ", ".join(PRESETS) if preset is None else "--sscd FILE"
+        raise InputError(f"{'--sscd' if preset is None else '--preset'} needs {missing}")
 
 
 def names_of(text: str, known: tuple[str, ...], option: str, kind: str) -> tuple[str, ...]:

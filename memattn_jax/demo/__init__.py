@@ -54,6 +54,11 @@ def prompts(group: str, half: str) -> list[str]:
     return (FOLDER / "prompts" / f"{group}_{half}.txt").read_text(encoding="utf-8").splitlines()
 
 
+def clean_prompts() -> list[str]:
+    """The 400 clean prompts that thresholds were fitted on; of none of the groups."""
+    return (FOLDER / "prompts" / "clean.txt").read_text(encoding="utf-8").splitlines()
+
+
 def clean_entropy(settings: Mapping[str, Any]) -> np.ndarray | None:
     """The range of attention entropy of 90 % of clean prompts at each step, float [2, steps].
 

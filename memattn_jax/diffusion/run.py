@@ -81,6 +81,16 @@ def sample(model: Model, prompts: Sequence[str] | None, settings: Settings) -> S
     return samples.fetch() if settings.wait else samples
 
 
+def memory_of(model: Model, prompts: Sequence[str], settings: Settings) -> int | None:
+    """Bytes that the compiled loop of such a run needs beside arguments and results; None where it is not known."""
+    schedule = make_schedule(model.scheduler_config, settings.scheduler, settings.steps)
+    rows = read_rows(model, prompts, settings, len(schedule.timesteps))
+    mitigation = as_arrays(as_pytree(settings.mitigation or Mitigation()))
+    plan = plan_run(model, rows, schedule, settings, mitigation)[0]
+    analysis = denoise.lower(plan).compile().memory_analysis()
+    return None if analysis is None else analysis.temp_size_in_bytes
+
+
 def observe_run(model: Model, prompts: Sequence[str], settings: Settings, observer: Observer) -> Any:
     """What an observer keeps of every call of a run, with a leading axis [calls], on the host; without taps."""
     schedule = make_schedule(model.scheduler_config, settings.scheduler, settings.steps)

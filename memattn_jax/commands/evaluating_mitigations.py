@@ -1,0 +1,171 @@
+"""`memattn evaluate --mitigations`: what each mitigation does to memorized and to clean prompts, on equal seeds."""
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memattn_jax import demo
+from memattn_jax.commands.mitigating import make_mitigation
+from memattn_jax.commands.naming import Named, named_mitigations
+from memattn_jax.errors import InputError
+from memattn_jax.prompts import stream_prompts
+from memattn_jax.registries import PRESETS
+from memattn_jax.runs.versions import versions
+from memattn_jax.text import printable
+
+if TYPE_CHECKING:
+    from memattn_jax.commands.evaluate_options import Options
+    from memattn_jax.copies.embedding import Embedding
+    from memattn_jax.evaluation.mitigated import Fidelity, Prompts
+    from memattn_jax.mitigations import Mitigation
+    from memattn_jax.pipeline import StableDiffusion
+
+PLAIN = "none"
+LEARNED_FROM = 50  # clean prompts that a mitigation is fitted to
+
+
+def learning(named: Named, memorized: list[str], clean: list[str]) -> dict[str, Any]:
+    """The prompts that a method learns from where its options name none."""
+    given = {option.partition("=")[0] for option in named.options}
+    sources: dict[str, tuple[str, list[str]]] = {
+        "stability_clamp": ("clean", clean[:LEARNED_FROM]),
+        "value_neurons": ("clean", clean),
+        "pruned_weights": ("memorized", memorized),
+    }
+    field, prompts = sources.get(named.name, ("", []))
+    return {} if not field or field in given else {field: tuple(prompts)}
+
+
+def make_all(options: "Options", memorized: list[str], clean: list[str]) -> "dict[str, Mitigation]":
+    """The mitigations, not fitted yet; with `all`, those without a file that they need are left out with a warning."""
+    from dataclasses import replace
+
+    made: dict[str, Mitigation] = {}
+    for named in named_mitigations(options.mitigations or "", options.built_in_prompts):
+        try:
+            made[named.text] = replace(make_mitigation(named.name, named.options), **learning(named, memorized, clean))
+        except InputError as error:
+            if options.mitigations != "all":
+                raise
+            warnings.warn(f"left out {named.text}: {error}", stacklevel=1)
+    return made
+
+
+def read_kinds(options: "Options", memorized: list[str]) -> list[str]:
+    """The kind of each memorized prompt, of the column --kind; empty without one."""
+    if options.kind is None or options.memorized is None:
+        return []
+    read = stream_prompts(options.memorized, options.column, (options.kind,))
+    return [str(prompt.kept[0]) for prompt in read if prompt.error is None]
+
+
+def training_images(options: "Options", memorized: list[str], size: tuple[int, int]) -> np.ndarray | None:
+    """The training image of each memorized prompt, uint8 [prompts, height, width, 3]; None where none are given.
+
+    Raises:
+      InputError: a prompt that no training image has for a caption.
+    """
+    from memattn_jax.pictures.decoding import resize_and_crop, to_rgb
+    from memattn_jax.pictures.skipped import UnusableError
+    from memattn_jax.training.sources import open_pairs
+
+    if options.pictures is None:
+        return (
+            np.stack([demo.memorized_pictures()[prompt] for prompt in memorized]) if options.built_in_prompts else None
+        )
+    found: dict[str, np.ndarray] = {}
+    pairs = open_pairs(options.pictures)
+    for number in range(len(pairs)):
+        try:
+            image, caption = pairs[number]
+        except UnusableError:
+            continue
+        if caption in set(memorized):
+            found.setdefault(caption, resize_and_crop(to_rgb(image), *size))
+    if missing := [prompt for prompt in memorized if prompt not in found]:
+        raise InputError(
+            f"--pictures: no image has the caption '{printable(missing[0], 60)}' ({len(missing)} prompts lack theirs)"
+        )
+    return np.stack([found[prompt] for prompt in memorized])
+
+
+def embeddings_of(options: "Options") -> "list[tuple[Embedding, float]]":
+    """SSCD, where its weights are given, with the similarity from which an image is a copy."""
+    if options.sscd is None or options.preset is None:
+        return []
+    from memattn_jax.copies.sscd import load_sscd
+
+    return [(load_sscd(options.sscd, options.preset), PRESETS[options.preset])]
+
+
+def fidelity_of(options: "Options") -> "Fidelity | None":
+    """How well images follow their prompts: CLIP where given, the classifier of the built-in model on its prompts."""
+    if options.clip is not None:
+        from memattn_jax.evaluation.clip_score import ClipScore
+
+        return ClipScore(options.clip)
+    if not options.built_in_prompts:
+        return None
+    from memattn_jax.demo.objects import ObjectsFound
+
+    return ObjectsFound()
+
+
+def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[str]) -> None:
+    """Samples both sets with every mitigation, and writes tables and a picture."""
+    clean_for_fits = demo.clean_prompts() if options.built_in_prompts else clean
+    made = make_all(options, memorized, clean_for_fits)
+    kinds, fidelity, embeddings = read_kinds(options, memorized), fidelity_of(options), embeddings_of(options)
+    from tqdm import tqdm
+
+    from memattn_jax.evaluation.mitigated import Prompts, describe, sample_prompts
+    from memattn_jax.mitigations import Mitigation
+    from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.mitigations import write_mitigations
+    from memattn_jax.sharding.placement import make_mesh
+
+    mesh = make_mesh(options.mesh)
+    sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
+    run = {name: getattr(options, name) for name in ("steps", "guidance_scale", "scheduler")}
+    seeds = range(options.seed, options.seed + options.images_per_prompt)
+    entries: dict[str, Any] = {}
+    shown: dict[str, np.ndarray] = {}
+    with tqdm(total=1 + len(made), unit="mitigation", disable=None) as bar:
+        for name, mitigation in {PLAIN: Mitigation(), **made}.items():
+            fitted = mitigation.fit(sd, **run)
+            sets = [sample_prompts(sd, texts, seeds, fitted, options.batch_size, run) for texts in (memorized, clean)]
+            if name == PLAIN:
+                plain = (sets[0], sets[1])
+                references = training_images(options, memorized, plain[0].images.shape[2:4])
+                prompts = Prompts(memorized, clean, references, kinds)
+                shown = {} if references is None else {"training image": references}
+            entries[name] = describe(prompts, (sets[0], sets[1]), plain, fidelity, embeddings)
+            shown[name] = sets[0].images[:, 0]
+            bar.update()
+            about = about_run(options, sd, prompts, run)
+            text = write_mitigations(options.out, entries, shown, memorized, about)  # what is done is kept
+    print(text, end="")
+    print(f"mitigations.json, .md, .parquet and .png in {options.out}")
+
+
+def about_run(options: "Options", sd: "StableDiffusion", prompts: "Prompts", run: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers were measured with, and on what."""
+    reference = "the prompt's training image"
+    if prompts.references is None:
+        reference = "the model's own image on the same seed, without a mitigation"
+    fidelity = "CLIP" if options.clip is not None else "objects found by the built-in classifier"
+    return {
+        "model": options.model_name,
+        "fingerprint": sd.fingerprint(pictures=True),
+        "measure": "correlation, each channel less its mean, without shifts",
+        "reference": reference,
+        "fidelity_by": fidelity if options.clip is not None or options.built_in_prompts else None,
+        "memorized": len(prompts.memorized),
+        "clean": len(prompts.clean),
+        "seeds": options.images_per_prompt,
+        "first_seed": options.seed,
+        "settings": {**run, "dtype": sd.dtype, "batch_size": options.batch_size},
+        "versions": versions(),
+    }

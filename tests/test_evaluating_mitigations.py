@@ -1,0 +1,178 @@
+"""What is measured of mitigations, and `memattn evaluate --mitigations`."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import scipy.linalg
+import scipy.stats
+from flax import nnx
+from PIL import Image
+
+from memattn_jax import InputError
+from memattn_jax.commands import evaluate
+from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations
+from memattn_jax.commands.naming import named_mitigations
+from memattn_jax.demo.objects import Classifier, ObjectsFound, save_classifier
+from memattn_jax.evaluation.mitigated import Prompts, Sampled, describe
+from memattn_jax.evaluation.shares import bootstrap_interval, frechet_distance, share_interval
+
+MEMORIZED, CLEAN = ["the cat", "a hill"], ["the land", "Z"]
+STEPS = 3
+
+
+def test_shares_have_the_interval_of_clopper_and_pearson():
+    for hits, trials in ((0, 24), (3, 24), (24, 24)):
+        wanted = scipy.stats.binomtest(hits, trials).proportion_ci(method="exact")
+        np.testing.assert_allclose(share_interval(hits / trials, trials), (wanted.low, wanted.high), rtol=1e-9)
+    low, high = share_interval(0.53, 10)  # of several seeds a prompt: between those of 5 and of 6 prompts
+    assert share_interval(0.5, 10)[0] < low < 0.53 < high < share_interval(0.6, 10)[1]
+    with pytest.raises(InputError, match="trials"):
+        share_interval(0.5, 0)
+
+
+def test_frechet_distance():
+    x, y = np.random.default_rng(0).normal(size=(2, 60, 5)) * [[[1.0]], [[2.0]]] + [[[0.0]], [[1.0]]]
+    a, b = np.cov(x.T), np.cov(y.T)
+    root = scipy.linalg.sqrtm(a @ b).real
+    wanted = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * root)
+    assert frechet_distance(x, y) == pytest.approx(wanted, rel=1e-6)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    low, high = bootstrap_interval(frechet_distance, x, y)
+    assert low < high
+    assert bootstrap_interval(lambda values: float(values.mean()), np.full(9, 2.0)) == (2.0, 2.0)
+
+
+def sampled(images: np.ndarray, finite=None) -> Sampled:
+    finite = np.ones(images.shape[:2], bool) if finite is None else finite
+    return Sampled(images, finite, 6.0, 0.1, 1000)
+
+
+def test_what_is_measured():
+    """Copies of own images, by prompt and kind; agreement, fidelity; rows that are not finite are in no share."""
+    rng = np.random.default_rng(0)
+    references = rng.integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)
+    copies = np.repeat(references[:, None], 2, axis=1)
+    copies[0, 1] = 255 - copies[0, 1]
+    clean = rng.integers(0, 255, (2, 2, 16, 16, 3)).astype(np.uint8)
+    finite = np.ones((3, 2), bool)
+    finite[2] = False
+    prompts = Prompts(["a", "b", "c"], ["d", "e"], references, ["template", "verbatim", "verbatim"])
+
+    class Red:
+        """An embedding that tells how alike two images are by their first pixel."""
+
+        measure = ("red", "none")
+
+        def __call__(self, images):
+            return np.stack([images[:, 0, 0, 0] > 127, images[:, 0, 0, 0] <= 127], axis=1).astype(np.float32)
+
+    both = (sampled(copies, finite), sampled(clean))
+    entry = describe(
+        prompts, both, both, lambda images, texts: np.array([text == "a" for text in texts]), [(Red(), 0.5)]
+    )
+    assert entry["reproduced"] == pytest.approx(3 / 4)
+    assert (entry["samples"], entry["prompts"], entry["not_finite"]) == (6, 3, 2)
+    assert entry["kinds"]["template"]["reproduced"] == 0.5
+    assert entry["kinds"]["verbatim"] == {"prompts": 2, "reproduced": 1.0} | {
+        name: entry["kinds"]["verbatim"][name] for name in ("reproduced_low", "reproduced_high")
+    }
+    assert entry["agreement"] == pytest.approx((-1 + 1 + 1) / 3, abs=1e-6)
+    assert entry["change_clean"] == pytest.approx(0, abs=1e-6)
+    assert entry["frechet_clean"] == pytest.approx(0, abs=1e-9)
+    assert (entry["fidelity"], entry["fidelity_clean"]) == (pytest.approx(1 / 3), 0)
+    (alike,) = entry["similarity"].values()
+    assert alike["reproduced"] == pytest.approx(3 / 4)
+    without = describe(Prompts(["a", "b", "c"], ["d", "e"]), both, both)
+    assert without["reproduced"] == 1
+    assert without["fidelity"] is None
+
+
+def test_the_classifier_is_kept_in_a_file(tmp_path):
+    model = Classifier(3, rngs=nnx.Rngs(0))
+    save_classifier(tmp_path / "objects.safetensors", model, ["cat", "dog", "fox"])
+    found = ObjectsFound(tmp_path / "objects.safetensors")
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3)).astype(np.uint8)
+    ours, theirs = (np.asarray(each(images)) for each in (found.model, model))
+    np.testing.assert_allclose(ours, theirs, atol=2e-2 * np.abs(theirs).max())
+    assert found(images, ["a cat and a dog", "a fox, a cat and a dog in the"]).tolist() in ([0.5, 1], [1, 1])
+
+
+def test_names_and_fields():
+    assert [named.name for named in named_mitigations("attention_mask:mask=summary,clip_embedding")] == [
+        "attention_mask",
+        "clip_embedding",
+    ]
+    assert named_mitigations("attention_mask:mask=summary:begin_scale=1")[0].options == (
+        "mask=summary",
+        "begin_scale=1",
+    )
+    for text, named in (("hope", "hope"), ("attention_mask,attention_mask", "twice")):
+        with pytest.raises(InputError, match=named):
+            named_mitigations(text)
+
+
+@pytest.mark.slow
+def test_the_command(model, tmp_path):
+    """Tables, Parquet and a picture, with counted forward passes: a third one a step, and those of a fit not."""
+    texts, folder, rng = tmp_path / "memorized.csv", tmp_path / "pictures", np.random.default_rng(0)
+    texts.write_text(
+        "prompt,sort\n" + "".join(f"{prompt},{sort}\n" for prompt, sort in zip(MEMORIZED, "vt", strict=True))
+    )
+    (tmp_path / "clean.txt").write_text("\n".join(CLEAN))
+    folder.mkdir()
+    for i, prompt in enumerate(MEMORIZED):
+        Image.fromarray(rng.integers(0, 255, (9, 12, 3)).astype(np.uint8)).save(folder / f"{i}.png")
+        with (folder / "metadata.jsonl").open("a") as file:
+            file.write(json.dumps({"file_name": f"{i}.png", "text": prompt}) + "\n")
+    options = evaluate.Options(
+        model=str(model),
+        memorized=str(texts),
+        clean=str(tmp_path / "clean.txt"),
+        mitigations="attention_mask:mask=summary,guard_guidance,pruned_weights",
+        pictures=folder,
+        kind="sort",
+        steps=STEPS,
+        batch_size=4,
+        out=tmp_path / "out",
+    )
+    options.check()
+    evaluate.main(options)
+    content = json.loads((tmp_path / "out" / "mitigations.json").read_text())
+    found = content["mitigations"]
+    assert list(found) == ["none", "attention_mask:mask=summary", "guard_guidance", "pruned_weights"]
+    assert [entry["forwards"] for entry in found.values()] == [2 * STEPS, 2 * STEPS, 3 * STEPS, 2 * STEPS]
+    for entry in found.values():
+        assert entry["samples"] == 4
+        assert 0 <= entry["reproduced_low"] <= entry["reproduced"] <= entry["reproduced_high"] <= 1
+        assert entry["kinds"].keys() == {"v", "t"}
+        assert entry["seconds"] > 0
+    assert found["none"]["change_clean"] == pytest.approx(0, abs=1e-6)
+    assert found["guard_guidance"]["change_clean"] > 1e-3
+    assert "training image" in content["reference"]
+    table = pq.read_table(tmp_path / "out" / "mitigations.parquet").to_pylist()
+    assert [row["mitigation"] for row in table] == list(found)
+    assert "| `guard_guidance` |" in (tmp_path / "out" / "mitigations.md").read_text()
+    with Image.open(tmp_path / "out" / "mitigations.png") as picture:
+        assert picture.width > 300
+    with pytest.raises(InputError, match="overwrite"):
+        options.check()
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": MEMORIZED[0]}) + "\n")
+    with pytest.raises(InputError, match=MEMORIZED[1]):
+        evaluate_mitigations(options, MEMORIZED, CLEAN)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"mitigations": "hope"}, "hope"),
+        ({"mitigations": "attention_mask", "kind": "sort"}, "--kind"),
+        ({"clip": "folder"}, "--clip has no effect"),
+        ({"mitigations": "attention_mask", "sscd": "none.pt"}, "--sscd"),
+        ({"mitigations": "attention_mask", "images_per_prompt": 0}, "--images-per-prompt"),
+    ],
+)
+def test_wrong_options_are_named(options, named, tmp_path):
+    with pytest.raises(InputError, match=named):
+        evaluate.Options(out=tmp_path, **options).check()
