@@ -71,8 +71,8 @@ class Options(CheckpointOptions):
         self.check_checkpoint(height=self.settings.height, width=self.settings.width)
         if self.sample_every and not self.sample_prompts:
             raise InputError("--sample-every needs prompts: add --sample-prompts")
-        if self.gate_reference is not None and self.settings.gate == "none":
-            raise InputError("--gate-reference needs a gate: add --gate entropy or --gate noise_norm")
+        if self.gate_reference is not None and self.settings.gate in ("none", "random"):
+            raise InputError("--gate-reference needs a gate: add --gate entropy, noise_norm or loss")
 
 
 class Data:
@@ -171,6 +171,8 @@ def plan(options: Options, pairs: int, mesh: "Mesh | None") -> str:
     """One line about the training run."""
     settings = options.settings
     gate = "no gate" if settings.gate == "none" else f"the {settings.gate} gate at quantile {settings.gate_quantile:g}"
+    if settings.gate == "loss" and options.gate_reference is None:
+        gate = f"the loss gate at a margin of {settings.gate_margin:g}"
     devices = "" if mesh is None else f" on {mesh.size} devices"
     return (
         f"{counted(settings.steps, 'step')} of batch size {settings.batch_size}{devices}, each pair seen about "

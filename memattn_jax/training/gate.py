@@ -9,7 +9,9 @@ compiles once and costs no forward pass.
 
     loss = Σ wᵢ mseᵢ / max(1, Σ wᵢ),      wᵢ = 1[scoreᵢ < γ(tᵢ)]
 
-Wen et al.'s gate (ICLR 2024, arXiv 2407.21720) uses ‖ε_c − ε_u‖₂ as the score, which costs one more forward pass.
+Wen et al.'s gate (ICLR 2024, arXiv 2407.21720) uses ‖ε_c − ε_u‖₂ as the score, which costs one more forward pass. The
+gate of IET-AGC (Liu et al., ECCV 2024, arXiv 2407.15328) uses the row's own loss: what is learnt already is dropped.
+Its score here is −mse, and γ(t) = −m(t) / margin, with m(t) a moving average of losses.
 """
 
 import jax
@@ -86,7 +88,45 @@ class Window:
         return Window(ring, seen, self.quantile, self.minimum)
 
 
-Gate = Thresholds | Window
+@pytree
+class LossAverage:
+    """γ(t) of IET-AGC: rows are dropped whose loss is less than the bin's moving average by a factor.
+
+    The authors' code has an average of each timestep; here it is of each bin.
+
+    Attributes:
+      averages: of losses, float32 [bins]; NaN before the first one.
+      decay: of the averages.
+      margin: the factor; a row is kept where margin · loss ≥ average.
+    """
+
+    averages: Array
+    decay: Array | float = 0.8
+    margin: Array | float = 1.25
+
+    @classmethod
+    def empty(cls, bins: int, margin: float = 1.25) -> "LossAverage":
+        """Averages of nothing, which gate nothing yet."""
+        return cls(jnp.full(bins, jnp.nan, jnp.float32), jnp.float32(0.8), jnp.float32(margin))
+
+    def thresholds(self) -> Array:
+        """γ of each bin for the score −mse, float32 [bins]; infinite before the first loss."""
+        return jnp.where(jnp.isnan(self.averages), jnp.inf, -self.averages / self.margin)
+
+    def update(self, bins: Array, scores: Array, counts: Array) -> "LossAverage":
+        """Adds a batch's losses in order; see `Window.update`."""
+
+        def add(averages: Array, row: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            b, score, counts = row
+            old = averages[b]
+            new = jnp.where(jnp.isnan(old), -score, self.decay * old - (1 - self.decay) * score)
+            return averages.at[b].set(jnp.where(counts, new, old)), None
+
+        averages = jax.lax.scan(add, self.averages, (bins, scores, counts))[0]
+        return LossAverage(averages, self.decay, self.margin)
+
+
+Gate = Thresholds | Window | LossAverage
 
 
 def timestep_bins(timesteps: Array, train_timesteps: int, bins: int) -> Array:

@@ -20,7 +20,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
         ((lambda value: value >= 1), "must be at least 1"),
     ),
     **dict.fromkeys(("gate_quantile", "dropout", "high_noise"), SHARE),
-    **dict.fromkeys(("learning_rate", "gradient_clip"), POSITIVE),
+    **dict.fromkeys(("learning_rate", "gradient_clip", "gate_margin"), POSITIVE),
     "warmup_steps": ((lambda value: value >= 0), "must be at least 0"),
     "weight_decay": ((lambda value: 0 <= value < math.inf), "must be at least 0 and finite"),
     "ema_decay": ((lambda value: 0 <= value < 1), "must be at least 0 and below 1"),
@@ -47,10 +47,12 @@ class TrainSettings:
       dropout: Probability of replacing a caption by the empty prompt, for classifier-free guidance.
       high_noise: Probability of drawing a timestep from the noisiest two fifths instead of from all.
       train_text_encoder: Train the text encoder as well.
-      gate: Memorization gate: none, entropy (of the training forward pass) or noise_norm (Wen et al.; costs one more
-        forward pass).
+      gate: Memorization gate: none; entropy (of the training forward pass); noise_norm (Wen et al.; costs one more
+        forward pass); loss (IET-AGC; of the row itself); or random, which drops rows without looking, as a control.
       gate_sites: Prefix of the cross-attention layers that the entropy gate reads, such as up_blocks.2; all if empty.
-      gate_quantile: Quantile of clean scores above which a pair gets weight 0.
+      gate_quantile: Quantile of clean scores above which a pair gets weight 0. The loss gate reads it where thresholds
+        are fitted.
+      gate_margin: The loss gate drops a row whose loss is less than the moving average by this factor.
       gate_bins: Number of timestep bins, each with its own threshold.
       gate_window: Number of recent scores per bin for running thresholds; unused with fitted thresholds.
       dtype: Data type of the computation: float32 or bfloat16. Parameters, gradients, the optimizer's state, the moving
@@ -76,6 +78,7 @@ class TrainSettings:
     gate: str = "none"
     gate_sites: str = ""
     gate_quantile: float = 0.95
+    gate_margin: float = 1.25
     gate_bins: int = 10
     gate_window: int = 256
     dtype: str = "float32"
@@ -88,7 +91,7 @@ class TrainSettings:
         """Raises InputError where a value is out of range; the message names the command line's option."""
         for name, choices in (
             ("schedule", ("cosine", "constant")),
-            ("gate", ("none", "entropy", "noise_norm")),
+            ("gate", ("none", "entropy", "noise_norm", "loss", "random")),
             ("dtype", ("float32", "bfloat16")),
         ):
             check_name(name, getattr(self, name), choices, f"--{name}")

@@ -14,7 +14,7 @@ from memattn_jax.errors import InputError
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
 from memattn_jax.sharding.placement import spread
-from memattn_jax.training.gate import Gate, Thresholds, Window, fit_thresholds, timestep_bins
+from memattn_jax.training.gate import Gate, LossAverage, Thresholds, Window, fit_thresholds, timestep_bins
 from memattn_jax.training.objective import row_keys
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import Batch, Setup, TrainState, draw, forward, is_empty
@@ -39,10 +39,19 @@ def start(sd: StableDiffusion, settings: TrainSettings, gate: Gate | None = None
     setup, params = prepare(sd, settings)
     params = jax.tree.map(jnp.copy, params)
     if settings.gate != "none" and gate is None:
-        gate = Window.empty(settings.gate_bins, settings.gate_window, settings.gate_quantile)
+        gate = running_gate(settings)
     gate = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), gate)
     ema = jax.tree.map(jnp.copy, params) if settings.ema_decay else None
     return TrainState(jnp.int32(0), params, ema, setup.optimizer.init(params), gate), setup
+
+
+def running_gate(settings: TrainSettings) -> Gate:
+    """The gate of a run without fitted thresholds, before its first step."""
+    if settings.gate == "loss":
+        return LossAverage.empty(settings.gate_bins, settings.gate_margin)
+    if settings.gate == "random":  # of uniform scores, the quantile is known
+        return Thresholds(jnp.full(settings.gate_bins, settings.gate_quantile, jnp.float32))
+    return Window.empty(settings.gate_bins, settings.gate_window, settings.gate_quantile)
 
 
 def prepare(sd: StableDiffusion, settings: TrainSettings) -> tuple[Setup, dict[str, nnx.State]]:
@@ -79,7 +88,7 @@ def prepare(sd: StableDiffusion, settings: TrainSettings) -> tuple[Setup, dict[s
         optimizer=settings.optimizer(),
         prediction_type=scheduler.prediction_type,
         accumulation=settings.accumulation,
-        score="noise_norm" if settings.gate == "noise_norm" else "entropy",
+        score="entropy" if settings.gate == "none" else settings.gate,  # type: ignore[arg-type]
         sites=sites,
         dtype=settings.dtype,
     )

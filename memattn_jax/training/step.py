@@ -20,7 +20,7 @@ from memattn_jax.pytree import pytree, static
 from memattn_jax.training.gate import Gate, timestep_bins, weights
 from memattn_jax.training.objective import add_noise, row_keys, squared_error, training_target
 
-Score = Literal["entropy", "noise_norm"]
+Score = Literal["entropy", "noise_norm", "loss", "random"]
 
 
 class Batch(NamedTuple):
@@ -110,6 +110,7 @@ class Draws(NamedTuple):
     noise: Array  # float32 [batch, h, w, channels]
     posterior: Array  # the same shape
     dropped: Array  # bool [batch]
+    uniform: Array  # float32 [batch], in [0, 1)
 
 
 def draw(
@@ -126,6 +127,7 @@ def draw(
             jax.random.normal(noise, shape, jnp.float32),
             jax.random.normal(posterior, shape, jnp.float32),
             jax.random.bernoulli(dropped, dropout),
+            jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32),
         )
 
     with fixed_draws():
@@ -157,6 +159,10 @@ def forward(setup: Setup, params: Any, batch: Batch, draws: Draws, gated: bool) 
     error = squared_error(prediction, training_target(setup.prediction_type, latents, draws.noise, signal))
     if by_entropy:
         scores = token_entropy(mean_over_sites(taps["tokens"]))
+    elif gated and setup.score == "loss":
+        scores = -error  # what is learnt already scores high
+    elif gated and setup.score == "random":
+        scores = draws.uniform
     elif gated:
         nothing = text_encoder(setup.empty_ids[None])  # one text for all rows
         unconditional = jax.lax.stop_gradient(unet(noisy, draws.timesteps, nothing)[0])

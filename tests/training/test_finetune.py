@@ -238,7 +238,7 @@ def test_bad_input_is_one_line_and_exit_2(inputs, tmp_path, monkeypatch, case):
 
 
 WRONG = {
-    "gate": ({"gate": "hope"}, "--gate: unknown gate 'hope'; expected one of none, entropy, noise_norm"),
+    "gate": ({"gate": "hope"}, "--gate: unknown gate 'hope'; expected one of none, entropy, noise_norm, loss, random"),
     "schedule": ({"schedule": "cosin"}, "--schedule: unknown schedule 'cosin'; did you mean 'cosine'?"),
     "dtype": ({"dtype": "float16"}, "--dtype: unknown dtype 'float16'; did you mean 'bfloat16'?"),
     "accumulation": ({"accumulation": 3}, "--batch-size 8 is not a multiple of --accumulation 3"),

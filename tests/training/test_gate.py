@@ -7,6 +7,7 @@ import pytest
 from memattn_jax.detectors.noise_norm import norm
 from memattn_jax.entropy import mean_over_sites, token_entropy
 from memattn_jax.training.gate import (
+    LossAverage,
     Thresholds,
     Window,
     fit_thresholds,
@@ -69,3 +70,21 @@ def test_a_window_remembers_the_last_scores():
         window = window.update(jnp.zeros(1, jnp.int32), jnp.asarray([score]), jnp.asarray([True]))
     assert window.thresholds() == pytest.approx([3.0])
     assert window.seen == pytest.approx([4])
+
+
+def test_the_loss_gate_is_that_of_iet_agc():
+    """Against its rule, row by row: keep where 1.25 · loss ≥ average; every row's loss enters its average."""
+    rng = np.random.default_rng(0)
+    gate, averages, seen = LossAverage.empty(bins=3), [None] * 3, []
+    for _ in range(20):
+        bins, losses, counts = rng.integers(0, 3, 8), rng.uniform(0.1, 1, 8), rng.random(8) < 0.8
+        kept = [averages[b] is None or 1.25 * loss >= averages[b] for b, loss in zip(bins, losses, strict=True)]
+        ours = weights(gate, jnp.asarray(bins), -jnp.asarray(losses, jnp.float32), jnp.zeros(8, bool))
+        np.testing.assert_array_equal(ours, kept)
+        seen += kept
+        gate = gate.update(jnp.asarray(bins), -jnp.asarray(losses, jnp.float32), jnp.asarray(counts))
+        for b, loss, counted in zip(bins, losses, counts, strict=True):
+            if counted:
+                averages[b] = loss if averages[b] is None else 0.8 * averages[b] + 0.2 * loss
+    np.testing.assert_allclose(gate.averages, averages, rtol=1e-5)
+    assert 0.2 < np.mean(seen) < 0.9

@@ -10,7 +10,7 @@ from flax import nnx
 from one_step import ROWS, SETTINGS, batch, gradients, step
 
 from memattn_jax import InputError
-from memattn_jax.training.gate import Thresholds
+from memattn_jax.training.gate import LossAverage, Thresholds
 from memattn_jax.training.objective import add_noise, row_keys
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start, trained
@@ -91,6 +91,22 @@ def test_the_score_is_read_from_the_training_forward_pass(sd):
 
 
 @pytest.mark.slow
+def test_the_gates_by_loss_and_by_chance_read_no_attention(sd):
+    """The score is the row's loss; or a draw that depends on seed, step and row alone."""
+    data, (state, setup) = batch(sd), start(sd, dataclasses.replace(GATED, gate="loss"))
+    assert isinstance(state.gate, LossAverage)
+    draws = draw(row_keys(setup.seed, jnp.int32(0), ROWS), (4, 4, 4), 1000, 0.0, 0.0)
+    run = jax.jit(forward, static_argnames="gated")
+    error, losses = run(setup, state.params, data, draws, gated=True)
+    np.testing.assert_array_equal(losses, -error)
+    state, setup = start(sd, dataclasses.replace(GATED, gate="random", gate_quantile=0.75))
+    np.testing.assert_array_equal(state.gate.thresholds(), [0.75])
+    np.testing.assert_array_equal(run(setup, state.params, data, draws, gated=True)[1], draws.uniform)
+    many = draw(row_keys(setup.seed, jnp.int32(0), 400), (1, 1, 1), 1000, 0.0, 0.0).uniform
+    assert 0.68 < float((many < 0.75).mean()) < 0.82
+
+
+@pytest.mark.slow
 def test_noise_norm_gate_scores_what_wen_scores(sd):
     settings = dataclasses.replace(SETTINGS, gate="noise_norm", dropout=0.5, seed=3)
     state, setup = start(sd, settings)
@@ -141,7 +157,7 @@ def test_the_gate_costs_no_forward_pass():
             score=score,
         )
         latents = shape(1, 64, 64, 4)
-        draws = Draws(shape(1, dtype=jnp.int32), latents, latents, shape(1, dtype=jnp.bool_))
+        draws = Draws(shape(1, dtype=jnp.int32), latents, latents, shape(1, dtype=jnp.bool_), shape(1))
         data = Batch(shape(1, 512, 512, 3, dtype=jnp.uint8), shape(1, 77, dtype=jnp.int32))
 
         def loss(params, setup, data, draws):
