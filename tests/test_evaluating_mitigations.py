@@ -135,6 +135,7 @@ def test_the_command(model, tmp_path):
         kind="sort",
         steps=STEPS,
         batch_size=4,
+        adversarial=1,
         out=tmp_path / "out",
     )
     options.check()
@@ -148,6 +149,8 @@ def test_the_command(model, tmp_path):
         assert 0 <= entry["reproduced_low"] <= entry["reproduced"] <= entry["reproduced_high"] <= 1
         assert entry["kinds"].keys() == {"v", "t"}
         assert entry["seconds"] > 0
+        assert 0 <= entry["adversarial"]["retriggered"] <= 1
+        assert entry["adversarial"]["prompts"] == 1
     assert found["none"]["change_clean"] == pytest.approx(0, abs=1e-6)
     assert found["guard_guidance"]["change_clean"] > 1e-3
     assert "training image" in content["reference"]
@@ -171,6 +174,7 @@ def test_the_command(model, tmp_path):
         ({"clip": "folder"}, "--clip has no effect"),
         ({"mitigations": "attention_mask", "sscd": "none.pt"}, "--sscd"),
         ({"mitigations": "attention_mask", "images_per_prompt": 0}, "--images-per-prompt"),
+        ({"mitigations": "attention_mask", "memorized": __file__, "clean": __file__, "adversarial": 2}, "--pictures"),
     ],
 )
 def test_wrong_options_are_named(options, named, tmp_path):

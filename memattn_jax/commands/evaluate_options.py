@@ -62,6 +62,9 @@ class Options(ModelOptions):
     kind: Annotated[str | None, BY_DEFAULT] = None
     """With --mitigations: column of --memorized with the kind of each prompt, such as verbatim or template; results are
     also given for each kind."""
+    adversarial: int = 0
+    """With --mitigations: number of memorized prompts whose embeddings are optimised to return their training image,
+    under each mitigation (DoRI)."""
     clip: Annotated[Path | None, BY_DEFAULT] = None
     """With --mitigations: folder of a CLIP model of transformers, which scores how well images follow their prompts."""
     sscd: Annotated[Path | None, BY_DEFAULT] = None
@@ -97,6 +100,9 @@ class Options(ModelOptions):
             return
         named_mitigations(self.mitigations)
         at_least(self, 1, "images_per_prompt")
+        at_least(self, 0, "adversarial")
+        if self.adversarial and self.pictures is None and not self.built_in_prompts:
+            raise InputError("--adversarial needs training images: --pictures FOLDER")
         seeds(self.seed, self.images_per_prompt)
         check_name("scheduler", self.scheduler, SCHEDULERS, "--scheduler")
         files(self, "pictures", "clip", "sscd")

@@ -120,6 +120,7 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
     kinds, fidelity, embeddings = read_kinds(options, memorized), fidelity_of(options), embeddings_of(options)
     from tqdm import tqdm
 
+    from memattn_jax.evaluation.adversarial import Attack, retriggered
     from memattn_jax.evaluation.mitigated import Prompts, describe, sample_prompts
     from memattn_jax.mitigations import Mitigation
     from memattn_jax.pipeline import StableDiffusion
@@ -142,6 +143,11 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
                 prompts = Prompts(memorized, clean, references, kinds)
                 shown = {} if references is None else {"training image": references}
             entries[name] = describe(prompts, (sets[0], sets[1]), plain, fidelity, embeddings)
+            if options.adversarial and references is not None:
+                count = options.adversarial
+                attack = Attack(seed=options.seed)
+                attacked = retriggered(sd, memorized[:count], references[:count], fitted, attack, run)
+                entries[name]["adversarial"] = attacked
             shown[name] = sets[0].images[:, 0]
             bar.update()
             about = about_run(options, sd, prompts, run)

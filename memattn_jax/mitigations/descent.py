@@ -20,6 +20,15 @@ class Descent(NamedTuple):
     number: Array
 
 
+def adam(state: Descent, slope: Array, rate: Array | float, decay: Array | float) -> tuple[Array, Array, Array]:
+    """Values after one update, and Adam's moments; see `descend`."""
+    number = state.number + 1
+    mean = FIRST * state.mean + (1 - FIRST) * slope
+    square = SECOND * state.square + (1 - SECOND) * slope**2
+    step = (mean / (1 - FIRST**number)) / (jnp.sqrt(square / (1 - SECOND**number)) + TINY)
+    return state.values * (1 - rate * decay) - rate * step, mean, square
+
+
 def along(rows: Array, like: Array) -> Array:
     """Numbers of rows [batch], with as many axes as `like`."""
     return rows.reshape(-1, *[1] * (like.ndim - 1))
@@ -60,12 +69,8 @@ def descend(
     def update(state: Descent) -> Descent:
         (_, each), slope = jax.value_and_grad(total, has_aux=True)(state.values)
         done = state.done | (each <= target)
-        number = state.number + 1
-        mean = FIRST * state.mean + (1 - FIRST) * slope
-        square = SECOND * state.square + (1 - SECOND) * slope**2
-        step = (mean / (1 - FIRST**number)) / (jnp.sqrt(square / (1 - SECOND**number)) + TINY)
-        moved = state.values * (1 - rate * decay) - rate * step
-        return Descent(jnp.where(along(done, moved), state.values, moved), mean, square, done, number)
+        moved, mean, square = adam(state, slope, rate, decay)
+        return Descent(jnp.where(along(done, moved), state.values, moved), mean, square, done, state.number + 1)
 
     def unfinished(state: Descent) -> Array:
         return ~state.done.all() & (state.number < iterations)

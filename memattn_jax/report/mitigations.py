@@ -74,17 +74,23 @@ def markdown(entries: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any])
         return f"{value:.{1 if key == 'forwards' else 3}f}"
 
     similarities = dict.fromkeys(name for entry in entries.values() for name in entry.get("similarity", {}))
+    attacked = any("adversarial" in entry for entry in entries.values())
     header = ["mitigation", *COLUMNS, *(f"reproduced by {name}" for name in similarities)]
+    header += ["adversarial", "control"] * attacked
     lines = [header, ["---"] * len(header)]
     for name, entry in entries.items():
         by = [cell(entry["similarity"][each], "reproduced") for each in similarities]
-        lines.append([f"`{name}`", *(cell(entry, key) for key in COLUMNS.values()), *by])
+        found = entry.get("adversarial", {})
+        again = [f"{100 * found[key]:.0f} %" for key in ("retriggered", "control")] if attacked else []
+        lines.append([f"`{name}`", *(cell(entry, key) for key in COLUMNS.values()), *by, *again])
     text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     notes = [
         f"Reproduced: {about['measure']}, 0.9 or more, with {about['reference']}.",
         f"{about['memorized']} memorized and {about['clean']} clean prompts, {about['seeds']} seeds each.",
         "Intervals of 95 % over prompts (Clopper and Pearson).",
     ]
+    if attacked:
+        notes.append("Adversarial: share returned by optimised embeddings; control: of the same images mirrored.")
     if about["fidelity_by"]:
         notes.append(f"Fidelity: {about['fidelity_by']}.")
     return f"{text}\n{' '.join(notes)}\n"

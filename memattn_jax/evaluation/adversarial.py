@@ -1,0 +1,178 @@
+"""Whether a mitigated model still returns a training image when its text embedding is optimised for that.
+
+DoRI (Kowalczuk et al., ICML 2026, arXiv 2507.16880): from the prompt's embedding y, at each step
+
+    y ← Adam's step on E ‖ε − f(√ᾱ x₀ + √(1 − ᾱ) ε, t, y)‖²        t uniform, ε ~ N(0, I), some draws of both
+
+through the mitigated model, x₀ the training image's latents. Then the model is sampled with y, mitigated. An image that
+was never trained on is the control: if it can be returned as well, the test says nothing. Read in notes on the paper.
+
+Where a mitigation changes neither weights nor attention, y is found on the plain model, and where it changes texts, y
+passes it by: whoever has the weights need not run it at all.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from memattn_jax.copies.correlation import REPRODUCED, normalized_correlation
+from memattn_jax.diffusion.mitigation import Mitigation, Step, overrides
+from memattn_jax.diffusion.model import Model
+from memattn_jax.diffusion.noise import fold, row_keys
+from memattn_jax.diffusion.run import change_weights, plan_run, read_rows, sample
+from memattn_jax.diffusion.sampling import start_run
+from memattn_jax.diffusion.settings import Settings
+from memattn_jax.evaluation.shares import share_interval
+from memattn_jax.interceptors import Interceptor
+from memattn_jax.keys import draw_rows, fixed_draws
+from memattn_jax.mitigations.descent import Descent, adam
+from memattn_jax.pytree import as_arrays, as_pytree
+from memattn_jax.schedulers import Row, SchedulerConfig, alphas_cumprod, make_schedule
+
+TEXT_HOOKS = ("prompts", "tokens", "alternatives")
+
+
+class Attack(NamedTuple):
+    """How embeddings are optimised; the paper's numbers.
+
+    Attributes:
+      steps: updates.
+      rate: step size.
+      draws: timesteps and noises an update.
+      seed: of the draws.
+    """
+
+    steps: int = 50
+    rate: float = 0.1
+    draws: int = 8
+    seed: int = 0
+
+
+class Target(NamedTuple):
+    """What embeddings are optimised on.
+
+    Attributes:
+      unet: with the mitigation's weights.
+      mitigation: whose edits of the attention apply.
+      memory: of the mitigation, for the prompts.
+      latents: of the images, float32 [batch, h, w, channels].
+      context: embeddings to start from, [batch, tokens, channels].
+      lengths: int32 [batch].
+      signal: ᾱ of each training timestep, float32 [timesteps].
+    """
+
+    unet: Any
+    mitigation: Any
+    memory: Any
+    latents: Array
+    context: Array
+    lengths: Array
+    signal: Array
+
+
+def can_apply(mitigation: Mitigation) -> bool:
+    """Whether a mitigation applies where embeddings are given in place of prompts."""
+    return not any(overrides(mitigation, hook) for hook in TEXT_HOOKS)
+
+
+def optimise_embeddings(
+    model: Model, prompts: list[str], images: np.ndarray, mitigation: Mitigation, attack: Attack, run: dict[str, Any]
+) -> Array:
+    """Embeddings that return images, as far as they can, [batch, tokens, channels].
+
+    Args:
+      model: the networks.
+      prompts: texts to start from.
+      images: uint8 [batch, height, width, 3], one for each.
+      mitigation: fitted; one that `can_apply`.
+      attack: how.
+      run: settings of the runs to come, such as steps.
+    """
+    settings = Settings(mitigation=mitigation, taps=None, seeds=attack.seed, **run)
+    schedule = make_schedule(model.scheduler_config, settings.scheduler, settings.steps)
+    rows = read_rows(model, prompts, settings, len(schedule.timesteps))
+    traced = as_arrays(as_pytree(mitigation))
+    plan = plan_run(model, rows, schedule, settings, traced)[0]
+    state = start_run(plan)[2]
+    config = SchedulerConfig.from_json(model.scheduler_config, "ddim")
+    target = Target(
+        change_weights(traced, model.unet) if overrides(mitigation, "weights") else model.unet,
+        traced,
+        state.guidance,
+        encode(model.vae, jnp.asarray(images)),
+        plan.context,
+        plan.lengths,
+        jnp.asarray(alphas_cumprod(config), jnp.float32),
+    )
+    velocity = jnp.float32(config.prediction_type == "v_prediction")
+    return descend(target, velocity, jnp.float32(attack.rate), jnp.uint32(attack.seed), attack.steps, attack.draws)
+
+
+@jax.jit
+def encode(vae: Any, images: Array) -> Array:
+    """Images uint8 [batch, height, width, 3] to the means of their latents, float32."""
+    return vae.encode(images.astype(jnp.float32) / 127.5 - 1).mean.astype(jnp.float32) * vae.config.scaling_factor
+
+
+@partial(jax.jit, static_argnames=("steps", "draws"))
+def descend(target: Target, velocity: Array, rate: Array, seed: Array, steps: int, draws: int) -> Array:
+    """The loop; see the module."""
+    rows, timesteps = len(target.latents), len(target.signal)
+    keys = row_keys(seed + jnp.arange(rows * draws, dtype=jnp.uint32))
+    latents, lengths = (jnp.tile(x, (draws, *[1] * (x.ndim - 1))) for x in (target.latents, target.lengths))
+
+    def losses(context: Array, number: Array) -> Array:
+        own = fold(keys, number)
+        with fixed_draws():
+            times = jax.vmap(lambda key: jax.random.randint(key, (), 0, timesteps, jnp.int32))(fold(own, 0))
+        noise = draw_rows(own, target.latents.shape[1:])
+        signal = target.signal[times].reshape(-1, 1, 1, 1)
+        noisy = jnp.sqrt(signal) * latents + jnp.sqrt(1 - signal) * noise
+        wanted = jnp.where(velocity > 0, jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * latents, noise)
+        interceptor = Interceptor(edits(), lengths=lengths)
+        output, _ = target.unet(noisy, times.astype(jnp.float32), jnp.tile(context, (draws, 1, 1)), interceptor)
+        error = (output.astype(jnp.float32) - wanted) ** 2
+        return error.reshape(draws, rows, -1).mean(axis=(0, 2))
+
+    def edits() -> tuple:
+        row = Row(jnp.float32(0), jnp.float32(1), {})
+        nobody = (target.latents, lengths, target.context, target.context, keys[:rows], jnp.ones(rows, bool))
+        step = Step(jnp.int32(0), 1, row, *nobody, lambda context: target.latents, target.memory)
+        return tuple(target.mitigation.edits(step))
+
+    def update(state: Descent, number: Array) -> tuple[Descent, None]:
+        slope = jax.grad(lambda values: losses(values, number).sum())(state.values)
+        moved, mean, square = adam(state, slope, rate, 0.0)
+        return Descent(moved, mean, square, state.done, state.number + 1), None
+
+    context = target.context.astype(jnp.float32)
+    zeros = jnp.zeros_like(context)
+    start = Descent(context, zeros, zeros, jnp.zeros(rows, bool), jnp.int32(0))
+    return jax.lax.scan(update, start, jnp.arange(steps))[0].values
+
+
+def retriggered(
+    model: Model, prompts: list[str], images: np.ndarray, mitigation: Mitigation, attack: Attack, run: dict[str, Any]
+) -> dict[str, Any]:
+    """The share of training images that optimised embeddings return, and of the same images mirrored, the control.
+
+    Arguments as in `optimise_embeddings`; each prompt is sampled once, with the attack's seed.
+    """
+    applies = can_apply(mitigation)
+    used = mitigation if applies else Mitigation()
+    entry: dict[str, Any] = {"prompts": len(prompts), "steps": attack.steps, "bypassed": not applies}
+    for name, targets in (("retriggered", images), ("control", images[:, :, ::-1])):
+        embeddings = optimise_embeddings(model, prompts, targets, used, attack, run)
+        settings = Settings(embeddings=embeddings, seeds=attack.seed, mitigation=used, taps=None, **run)
+        made = sample(model, prompts, settings).images
+        near = [
+            normalized_correlation(own[None], target[None])[0, 0] for own, target in zip(made, targets, strict=True)
+        ]
+        share = float((np.array(near) >= REPRODUCED).mean())
+        low, high = share_interval(share, len(prompts))
+        entry |= {name: share, f"{name}_low": low, f"{name}_high": high}
+    return entry
