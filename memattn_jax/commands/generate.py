@@ -24,6 +24,7 @@ from memattn_jax.commands.options import (
     files,
     fill_out,
     finite,
+    one_name,
     one_of,
     seeds,
 )
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
     from memattn_jax.report.gallery import ImageJob, Recipe
 
 RUN = ("steps", "guidance_scale", "scheduler", "height", "width")  # options that are a run's settings
+
+MITIGATION = (
+    "Mitigation, applied to every image, or with --guard only to those that the guard flags; see docs/mitigations. "
+    "attention_mask removes tokens from the attention and strengthens the begin token (Ren et al., ECCV 2024)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +74,7 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     """Image height in pixels. Default: the size that the model was trained on."""
     width: Annotated[int | None, BY_DEFAULT] = None
     """Image width in pixels. Default: the size that the model was trained on."""
-    mitigation: Annotated[str, one_of("none", *MITIGATIONS)] = "none"
-    """Mitigation, applied to every image, or with --guard only to those that the guard flags; see docs/mitigations.
-    attention_mask removes tokens from the attention and strengthens the begin token (Ren et al., ECCV 2024)."""
+    mitigation: Annotated[str, one_name(MITIGATION, "none", *MITIGATIONS)] = "none"
     mitigation_options: Annotated[tuple[str, ...], BY_DEFAULT] = ()
     """Options of the mitigation, its fields, as KEY=VALUE. attention_mask has begin_scale, a factor for the begin
     token's attention logit (default 1.25), and mask, the tokens to remove: padding (default), summary (padding and end

@@ -23,6 +23,11 @@ def one_of(*names: str) -> Any:
     return tyro.conf.arg(metavar="{" + "|".join(names) + "}")
 
 
+def one_name(help: str, *names: str) -> Any:
+    """The same for names too many for one line of `--help`, which then follow the help text."""
+    return tyro.conf.arg(metavar="NAME", help=f"{help} One of {', '.join(names)}.")
+
+
 def some_of(help: str, names: tuple[str, ...]) -> Any:
     """For an option that takes several of these names, separated by commas: `--help` lists them."""
     return tyro.conf.arg(metavar="NAME,…", help=f"{help}: {', '.join(names)}; or all.")

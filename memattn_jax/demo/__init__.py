@@ -11,6 +11,7 @@ Made by `scripts/train_demo.py`. The files in this folder are
                         run, trajectory detectors in another
     clean_entropy.json  the attention entropy that clean.txt has at each sampling step, from
                         scripts/measure_clean_entropy.py
+    objects.safetensors a classifier of the objects that its images show, from scripts/train_objects.py; see objects.py
     NOTICE.md     the authors of the art in the images, and its licence
 
 Control prompts occurred as often in training, with a new image each time; unseen prompts and decoys (the distinctive
