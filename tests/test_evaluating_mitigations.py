@@ -114,8 +114,15 @@ def test_names_and_fields():
 
 
 @pytest.mark.slow
-def test_the_command(model, tmp_path):
-    """Tables, Parquet and a picture, with counted forward passes: a third one a step, and those of a fit not."""
+def test_the_command(model, tmp_path, monkeypatch):
+    """Tables, Parquet and a picture, with counted forward passes: a third one a step. The attack has a test beside."""
+    attacked = []
+
+    def attack(sd, prompts, images, mitigation, *arguments):
+        attacked.append((list(prompts), images.shape, type(mitigation).__name__))
+        return {"retriggered": 0.5, "control": 0.0}
+
+    monkeypatch.setattr("memattn_jax.evaluation.adversarial.retriggered", attack)
     texts, folder, rng = tmp_path / "memorized.csv", tmp_path / "pictures", np.random.default_rng(0)
     texts.write_text(
         "prompt,sort\n" + "".join(f"{prompt},{sort}\n" for prompt, sort in zip(MEMORIZED, "vt", strict=True))
@@ -130,7 +137,7 @@ def test_the_command(model, tmp_path):
         model=str(model),
         memorized=str(texts),
         clean=str(tmp_path / "clean.txt"),
-        mitigations="attention_mask:mask=summary,guard_guidance,pruned_weights",
+        mitigations="guard_guidance:repulsion=1",
         pictures=folder,
         kind="sort",
         steps=STEPS,
@@ -142,21 +149,21 @@ def test_the_command(model, tmp_path):
     evaluate.main(options)
     content = json.loads((tmp_path / "out" / "mitigations.json").read_text())
     found = content["mitigations"]
-    assert list(found) == ["none", "attention_mask:mask=summary", "guard_guidance", "pruned_weights"]
-    assert [entry["forwards"] for entry in found.values()] == [2 * STEPS, 2 * STEPS, 3 * STEPS, 2 * STEPS]
+    assert list(found) == ["none", "guard_guidance:repulsion=1"]
+    assert [entry["forwards"] for entry in found.values()] == [2 * STEPS, 3 * STEPS]
     for entry in found.values():
         assert entry["samples"] == 4
         assert 0 <= entry["reproduced_low"] <= entry["reproduced"] <= entry["reproduced_high"] <= 1
         assert entry["kinds"].keys() == {"v", "t"}
         assert entry["seconds"] > 0
-        assert 0 <= entry["adversarial"]["retriggered"] <= 1
-        assert entry["adversarial"]["prompts"] == 1
+        assert entry["adversarial"] == {"retriggered": 0.5, "control": 0.0}
+    assert attacked == [(MEMORIZED[:1], (1, 8, 8, 3), name) for name in ("Mitigation", "GuardGuidance")]
     assert found["none"]["change_clean"] == pytest.approx(0, abs=1e-6)
-    assert found["guard_guidance"]["change_clean"] > 1e-3
+    assert found["guard_guidance:repulsion=1"]["change_clean"] > 1e-3
     assert "training image" in content["reference"]
     table = pq.read_table(tmp_path / "out" / "mitigations.parquet").to_pylist()
     assert [row["mitigation"] for row in table] == list(found)
-    assert "| `guard_guidance` |" in (tmp_path / "out" / "mitigations.md").read_text()
+    assert "| `guard_guidance:repulsion=1` |" in (tmp_path / "out" / "mitigations.md").read_text()
     with Image.open(tmp_path / "out" / "mitigations.png") as picture:
         assert picture.width > 300
     with pytest.raises(InputError, match="overwrite"):

@@ -17,11 +17,10 @@ from memattn_jax.mitigations.clip_embedding import ClipEmbedding
 from memattn_jax.mitigations.embedding_noise import EmbeddingNoise
 from memattn_jax.mitigations.embedding_optimization import EmbeddingOptimization
 from memattn_jax.mitigations.guard import Guard
-from memattn_jax.mitigations.guard_guidance import GuardGuidance
 from memattn_jax.mitigations.guidance_transition import GuidanceTransition
-from memattn_jax.mitigations.noise_perturbation import NoisePerturbation
 from memattn_jax.mitigations.paraphrase_guidance import ParaphraseGuidance
 from memattn_jax.mitigations.random_words import RandomNumbers, RandomTokens, RepeatedWords
+from memattn_jax.mitigations.spike_attenuation import SpikeAttenuation
 from memattn_jax.mitigations.stability_clamp import StabilityClamp
 from memattn_jax.registries import MITIGATIONS, load
 from memattn_jax.schedulers import make_schedule
@@ -53,9 +52,8 @@ def everything(fitted):
             ClipEmbedding("b"),
             EmbeddingNoise(number),
             EmbeddingOptimization(number, iterations=2),
-            NoisePerturbation(radius=number, unguided_until=100.0),
-            GuidanceTransition("opposite"),
-            GuardGuidance(number),
+            SpikeAttenuation(number),
+            GuidanceTransition("dynamic", number),
             ParaphraseGuidance(PARAPHRASES, search=number),
             dataclasses.replace(fitted, width=10 * number),
         )

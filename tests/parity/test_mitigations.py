@@ -14,7 +14,7 @@ from memattn_jax import StableDiffusion
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.diffusion.mitigation import Mitigation, Start
 from memattn_jax.diffusion.noise import fold, row_keys
-from memattn_jax.evaluation.adversarial import Attack, encode, optimise_embeddings
+from memattn_jax.evaluation.adversarial import Attack, encode, optimise_embeddings, retriggered
 from memattn_jax.interceptors import Interceptor
 from memattn_jax.keys import draw_rows
 from memattn_jax.mitigations.clip_embedding import ClipEmbedding
@@ -214,3 +214,6 @@ def test_adversarial_embeddings(pair):
             loss.backward()
             optimizer.step()
         close(ours[row], y.detach()[0].numpy())
+    found = retriggered(pair.sd, list(PROMPTS), images, Mitigation(), attack, {"steps": CALLS})
+    assert (found["prompts"], found["bypassed"], found["retriggered"], found["control"]) == (ROWS, False, 0, 0)
+    assert 0.5 < found["retriggered_high"] < 1
