@@ -1,5 +1,6 @@
 """What all tests share: settings of JAX, and one small random checkpoint written by our own script."""
 
+import dataclasses
 import gc
 import os
 import tempfile
@@ -62,6 +63,15 @@ def sd(model: Path):
     from memattn_jax import StableDiffusion
 
     return StableDiffusion.from_pretrained(model)
+
+
+@pytest.fixture(scope="session")
+def matrices(sd):
+    """With a UNet of three matrices, for what is a matter of the run: its programs compile at once."""
+    from test_extending import plain_unet
+
+    width = sd.encode(["a"])[0].shape[-1]
+    return dataclasses.replace(sd, unet=plain_unet(jax.random.key(0), width))
 
 
 @pytest.fixture(scope="module", autouse=True)

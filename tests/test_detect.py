@@ -427,26 +427,25 @@ def test_false_discovery_rate_of_a_log(command, calibrated, model, files, tmp_pa
     assert "--calibration FILE" in errors[0]
 
 
-@pytest.mark.slow
-def test_a_guard_mitigates_whom_its_detector_finds(tiny):
+def test_a_guard_mitigates_whom_its_detector_finds(matrices):
     """Rows below the threshold are as without a guard, rows above as with the mitigation."""
-    plain = tiny.sample(NEW, steps=4, seeds=[1, 2, 3])
+    unmitigated = matrices.sample(NEW, steps=4, seeds=[1, 2, 3])
     mitigation = AttentionMask(mask="summary")
-    masked = tiny.sample(NEW, steps=4, seeds=[1, 2, 3], mitigation=mitigation)
-    scores = tiny.sample(NEW, steps=4, seeds=[1, 2, 3], guard=Guard(math.inf, mitigation=mitigation)).guard_scores
+    masked = matrices.sample(NEW, steps=4, seeds=[1, 2, 3], mitigation=mitigation)
+    scores = matrices.sample(NEW, steps=4, seeds=[1, 2, 3], guard=Guard(math.inf, mitigation=mitigation)).guard_scores
     middle = float(np.median(scores))
-    guarded = tiny.sample(NEW, steps=4, seeds=[1, 2, 3], guard=Guard(middle, mitigation=mitigation))
+    guarded = matrices.sample(NEW, steps=4, seeds=[1, 2, 3], guard=Guard(middle, mitigation=mitigation))
     assert guarded.mitigated.tolist() == (scores > middle).tolist()
     assert guarded.mitigated.sum() == 1
     for row, mitigated in enumerate(guarded.mitigated):
-        same, other = (masked, plain) if mitigated else (plain, masked)
+        same, other = (masked, unmitigated) if mitigated else (unmitigated, masked)
         assert np.abs(guarded.latents[row] - other.latents[row]).max() > 1e-3
         scale = np.abs(same.latents[row]).max()
         np.testing.assert_allclose(guarded.latents[row] / scale, same.latents[row] / scale, atol=1e-5)
-    own = tiny.detect(NEW, "noise_norm", seeds=[1, 2, 3], batch_size=4)["noise_norm"]
+    own = matrices.detect(NEW, "noise_norm", seeds=[1, 2, 3], batch_size=4)["noise_norm"]
     np.testing.assert_allclose(guarded.guard_scores, own, rtol=1e-5)
     for limit in (math.nan, math.inf, -math.inf):  # what tells nothing calls no row clean
-        assert tiny.sample(NEW, steps=4, seeds=[1, 2, 3], guard=Guard(limit, mitigation=mitigation)).mitigated.all()
+        assert matrices.sample(NEW, steps=4, seeds=[1, 2, 3], guard=Guard(limit, mitigation=mitigation)).mitigated.all()
 
 
 UNTOUCHED = """
@@ -473,16 +472,15 @@ def test_rows_below_a_guards_threshold_stay_as_they_are(model):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-def test_a_guard_mitigates_what_it_cannot_score(tiny):
+def test_a_guard_mitigates_what_it_cannot_score(matrices):
     """A row whose score is NaN, since its latents are, beside two that are clean; the table says so."""
-    noise = np.array(tiny.noise((1, 2, 3)))
+    noise = np.array(matrices.noise((1, 2, 3)))
     noise[1] = math.nan
-    run = tiny.sample(NEW, steps=4, latents=noise, guard=Guard(1e6))
+    run = matrices.sample(NEW, steps=4, latents=noise, guard=Guard(1e6))
     assert run.mitigated.tolist() == [False, True, False]
     assert np.isnan(run.guard_scores).tolist() == [False, True, False]
     blind = dataclasses.replace(run, finite=np.ones(3, bool))
-    rows = [image_row(i, measure(blind), i, tiny.tokenizer, {}, {}) for i in range(3)]
+    rows = [image_row(i, measure(blind), i, matrices.tokenizer, {}, {}) for i in range(3)]
     assert [row["error"] for row in rows] == [None, GUARD_BLIND, None]
     assert [row["mitigated"] for row in rows] == [False, True, False]
     assert format_row(rows[1] | {"E": 1.0, "D": 2.0}) == f"00001.png  E 1.0000  D 2.0000  {NEW[1]}  ({GUARD_BLIND})"

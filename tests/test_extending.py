@@ -293,12 +293,6 @@ def base(sd):
     return sd.sample(PROMPTS, steps=STEPS, seeds=[0, 1])
 
 
-@pytest.fixture(scope="module")
-def plain(sd):
-    """A model whose programs compile at once."""
-    return dataclasses.replace(sd, unet=plain_unet(jax.random.key(0), sd.encode(["a"])[0].shape[-1]))
-
-
 def test_the_documentation_shows_this_file():
     parts = dict(re.findall(r"^# \[([\w ]+)\]\n(.*?)^# \[end\]", Path(__file__).read_text(), re.M | re.S))
     page = DOCS.read_text()
@@ -351,11 +345,11 @@ MITIGATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "edits" else pytest.mark.slow) for n in MITIGATIONS])
-def test_mitigations_of_ones_own(sd, plain, name):
+@pytest.mark.parametrize("name", MITIGATIONS)
+def test_mitigations_of_ones_own(sd, matrices, name):
     """Each changes the run; under a guard, the memorized row alone; a row does not depend on its batch."""
     settings = {"steps": STEPS, "seeds": [0, 1], "taps": None}
-    model = sd if name == "edits" else plain
+    model = sd if name == "edits" else matrices
     base = model.sample(PROMPTS, **settings)
     run = model.sample(PROMPTS, mitigation=MITIGATIONS[name], **settings)
     size = np.abs(base.latents).max()
@@ -396,14 +390,15 @@ def test_detectors_of_ones_own(sd):
     np.testing.assert_allclose(found["PeakDrift"], 2 * np.abs(peaks[-1] - peaks[0]), rtol=1e-3)
 
 
-@pytest.mark.slow
-def test_a_scheduler_of_ones_own(sd):
+def test_a_scheduler_of_ones_own(matrices):
     """A row's noise follows from its seed alone, whichever rows are beside it."""
-    run = sd.sample(PROMPTS, steps=STEPS, seeds=[3, 4], scheduler=noisy_ddim, taps=None)
+    run = matrices.sample(PROMPTS, steps=STEPS, seeds=[3, 4], scheduler=noisy_ddim, taps=None)
     size = np.abs(run.latents).max()
-    alone = sd.sample(PROMPTS[1:], steps=STEPS, seeds=4, scheduler=noisy_ddim, taps=None)
+    alone = matrices.sample(PROMPTS[1:], steps=STEPS, seeds=4, scheduler=noisy_ddim, taps=None)
     np.testing.assert_allclose(alone.latents[0] / size, run.latents[1] / size, atol=1e-5)
-    again = sd.sample(PROMPTS, steps=STEPS, seeds=[3, 5], scheduler=noisy_ddim(sd_config(sd), STEPS), taps=None)
+    again = matrices.sample(
+        PROMPTS, steps=STEPS, seeds=[3, 5], scheduler=noisy_ddim(sd_config(matrices), STEPS), taps=None
+    )
     np.testing.assert_array_equal(again.latents[0], run.latents[0])
     assert np.abs(again.latents[1] - run.latents[1]).max() / size > 1e-2
 
@@ -486,8 +481,7 @@ def test_a_network_that_lacks_a_member_is_named(sd):
         dataclasses.replace(sd, unet=lambda *arguments: arguments)
 
 
-@pytest.mark.slow
-def test_a_mitigation_knows_the_rows_that_a_guard_found(sd):
+def test_a_mitigation_knows_the_rows_that_a_guard_found(matrices):
     class Seen(Mitigation):
         def noise(self, start):
             return jnp.where(start.active[:, None, None, None], 7.0, start.noise)
@@ -495,8 +489,10 @@ def test_a_mitigation_knows_the_rows_that_a_guard_found(sd):
         def update(self, step, moved):
             return jnp.where(step.active[:, None, None, None], step.latents, moved)
 
-    scores = sd.detect(PROMPTS, "noise_norm", seeds=[0, 1])["noise_norm"]
-    run = sd.sample(PROMPTS, seeds=[0, 1], steps=2, guard=Guard(float(scores.mean()), mitigation=Seen()), taps=None)
+    scores = matrices.detect(PROMPTS, "noise_norm", seeds=[0, 1])["noise_norm"]
+    run = matrices.sample(
+        PROMPTS, seeds=[0, 1], steps=2, guard=Guard(float(scores.mean()), mitigation=Seen()), taps=None
+    )
     latents = np.asarray(run.latents).reshape(2, -1)
     assert (latents == 7.0).all(axis=1).tolist() == run.mitigated.tolist() == (scores > scores.mean()).tolist()
 
@@ -506,8 +502,7 @@ def test_two_detectors_of_one_class_need_names(sd):
         sd.detect(PROMPTS, [PeakDrift(1.0), PeakDrift(2.0)], steps=STEPS)
 
 
-@pytest.mark.slow
-def test_without_guidance_a_mitigation_still_sees_the_negative_prompts(sd):
+def test_without_guidance_a_mitigation_still_sees_the_negative_prompts(matrices):
     """Noise that follows from them is another for other ones, though no step computes their half."""
 
     class FromNegative(Mitigation):
@@ -515,5 +510,5 @@ def test_without_guidance_a_mitigation_still_sees_the_negative_prompts(sd):
             return start.noise + start.negative[:, :, 0].mean(1)[:, None, None, None]
 
     settings = {"steps": 1, "guidance_scale": 1.0, "taps": None, "mitigation": FromNegative()}
-    runs = [sd.sample(PROMPTS, negative_prompts=text, **settings).latents for text in ("", "zebra")]
+    runs = [matrices.sample(PROMPTS, negative_prompts=text, **settings).latents for text in ("", "zebra")]
     assert np.abs(runs[0] - runs[1]).max() > 1e-4

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from test_extending import plain_unet
 
 from memattn_jax import InputError
 from memattn_jax.commands.mitigating import describe, make_mitigation
@@ -32,14 +31,8 @@ PARAPHRASES = {"the cat": ["a cat", "the land"], "a": ["the"]}
 
 
 @pytest.fixture(scope="module")
-def plain(sd):
-    """A UNet of three matrices, so that all places of a run together compile in seconds."""
-    return dataclasses.replace(sd, unet=plain_unet(jax.random.key(0), sd.encode(["a"])[0].shape[-1]))
-
-
-@pytest.fixture(scope="module")
-def fitted(plain):
-    return StabilityClamp(tuple("abcdef"), width=1.0, mild_calls=1).fit(plain, steps=3, scheduler="euler")
+def fitted(matrices):
+    return StabilityClamp(tuple("abcdef"), width=1.0, mild_calls=1).fit(matrices, steps=3, scheduler="euler")
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +55,24 @@ def everything(fitted):
 
 
 @pytest.mark.slow
-def test_rows_numbers_and_guards(plain, everything):
+def test_rows_numbers_and_guards(matrices, everything):
     """A row has other neighbours, place and numbers beside it, in one program; a guard leaves clean rows alone."""
     settings = RUN | {"scheduler": "euler"}
-    run = plain.sample(PROMPTS, mitigation=everything(0.1), **settings)
+    run = matrices.sample(PROMPTS, mitigation=everything(0.1), **settings)
     size = np.abs(run.latents).max()
     assert np.asarray(run.finite).all()
     compiled = denoise._cache_size()
     others = settings | {"seeds": [7, 0, 9]}
-    moved = plain.sample(["an odd line", "the cat", "a land"], mitigation=everything(0.1), **others)
+    moved = matrices.sample(["an odd line", "the cat", "a land"], mitigation=everything(0.1), **others)
     np.testing.assert_allclose(moved.latents[1] / size, run.latents[0] / size, atol=1e-5)
-    number = plain.sample(PROMPTS, mitigation=everything(0.2), **settings)
+    number = matrices.sample(PROMPTS, mitigation=everything(0.2), **settings)
     assert denoise._cache_size() == compiled
     assert np.abs(number.latents - run.latents).max() / size > 1e-3
 
-    scores = plain.detect(PROMPTS, "noise_norm", seeds=[0, 1, 2])["noise_norm"]
+    scores = matrices.detect(PROMPTS, "noise_norm", seeds=[0, 1, 2])["noise_norm"]
     guard = Guard(float(np.sort(scores)[1]), mitigation=everything(0.1))
-    guarded = plain.sample(PROMPTS, guard=guard, **settings)
-    unmitigated = plain.sample(PROMPTS, **settings)
+    guarded = matrices.sample(PROMPTS, guard=guard, **settings)
+    unmitigated = matrices.sample(PROMPTS, **settings)
     for row, mitigated in enumerate(guarded.mitigated):
         np.testing.assert_allclose(
             guarded.latents[row] / size, (run if mitigated else unmitigated).latents[row] / size, atol=1e-5
@@ -88,20 +81,20 @@ def test_rows_numbers_and_guards(plain, everything):
 
 
 @pytest.mark.slow
-def test_regions_of_clean_runs(plain, fitted):
+def test_regions_of_clean_runs(matrices, fitted):
     """Means and deviations of the norms that the runs' latents have; one calibration a number of steps."""
     run = {"steps": 3, "scheduler": "euler", "taps": None}
     seen = [[], []]
     for latents in seen:
-        plain.sample(
+        matrices.sample(
             list("abcdef"), seeds=range(6), callback=lambda b, kept=latents: kept.append(np.asarray(b.latents)), **run
         )
     after = np.stack(seen[0]).reshape(3, 6, -1)
     norms = np.linalg.norm(after[1:] - after[:-1], axis=-1)
     np.testing.assert_allclose(fitted.regions[0, 1:, 1], np.stack([norms.mean(1), norms.std(1)], -1), rtol=1e-4)
-    assert fitted.fit(plain) is fitted
+    assert fitted.fit(matrices) is fitted
     with pytest.raises(InputError, match="clean=FILE has 1"):
-        StabilityClamp(("a",)).fit(plain)
+        StabilityClamp(("a",)).fit(matrices)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "pndm"])

@@ -15,8 +15,9 @@ from memattn_jax.sharding.placement import take_rows
 
 
 @pytest.fixture(scope="module")
-def small(model) -> StableDiffusion:
-    return StableDiffusion.from_pretrained(model)
+def small(matrices) -> StableDiffusion:
+    """The UNet is not looked at here."""
+    return matrices
 
 
 @pytest.fixture

@@ -62,19 +62,18 @@ def test_numbers_compile_nothing(sd):
         assert taps["tokens"][sd.unet.sites[0]].shape == (2, 1, 2, 77)
 
 
-@pytest.mark.slow
-def test_guidance_of_one_or_less_runs_the_conditional_half_alone(sd):
+def test_guidance_of_one_or_less_runs_the_conditional_half_alone(matrices):
     """It equals the guided run at scale 1, where the unconditional half has weight 0."""
-    schedule = make_schedule(sd.scheduler_config, "ddim", STEPS)
-    context, _ = sd.encode(["", PROMPTS[0]])
+    schedule = make_schedule(matrices.scheduler_config, "ddim", STEPS)
+    context, _ = matrices.encode(["", PROMPTS[0]])
     noise = unit_noise(jnp.asarray([0], jnp.uint32), (4, 4, 4))
-    both, _ = denoise(make_plan(sd.unet, schedule, noise, context, 1.0))
-    run = sd.sample(PROMPTS[:1], steps=STEPS, guidance_scale=1.0, taps=None)
+    both, _ = denoise(make_plan(matrices.unet, schedule, noise, context, 1.0))
+    run = matrices.sample(PROMPTS[:1], steps=STEPS, guidance_scale=1.0, taps=None)
     np.testing.assert_allclose(run.latents, both, atol=1e-4)
-    mixed = sd.sample([PROMPTS[0], "x"], steps=STEPS, guidance_scale=[0.5, 3.0], taps=None)
+    mixed = matrices.sample([PROMPTS[0], "x"], steps=STEPS, guidance_scale=[0.5, 3.0], taps=None)
     np.testing.assert_allclose(mixed.latents[0], run.latents[0], atol=1e-4)
     half, pair = (
-        denoise.lower(make_plan(sd.unet, schedule, noise, text, 1.0)).cost_analysis()["flops"]
+        denoise.lower(make_plan(matrices.unet, schedule, noise, text, 1.0)).cost_analysis()["flops"]
         for text in (context[1:], context)
     )
     assert half < 0.6 * pair
@@ -112,11 +111,11 @@ def find(jaxpr, primitive: str):
                 yield from find(value.jaxpr, primitive)
 
 
-def test_a_row_of_nan_is_reported_and_the_others_kept(sd):
+def test_a_row_of_nan_is_reported_and_the_others_kept(matrices):
     noise = np.array(unit_noise(jnp.asarray([0, 1, 2], jnp.uint32), (4, 4, 4)))
-    clean = sd.sample(PROMPTS[:3], latents=noise, steps=STEPS)
+    clean = matrices.sample(PROMPTS[:3], latents=noise, steps=STEPS)
     noise[1] = np.nan
-    run = sd.sample(PROMPTS[:3], latents=noise, steps=STEPS)
+    run = matrices.sample(PROMPTS[:3], latents=noise, steps=STEPS)
     assert run.finite.tolist() == [True, False, True]
     np.testing.assert_array_equal(run.latents[0], clean.latents[0])
     np.testing.assert_array_equal(run.images[2], clean.images[2])
@@ -148,22 +147,20 @@ def test_bad_input(sd, options, message):
         sd.sample(**{"prompts": ["a", "b"]} | options)
 
 
-@pytest.mark.slow
-def test_types_of_numbers_compile_nothing_either(sd):
+def test_types_of_numbers_compile_nothing_either(matrices):
     prompts = ["a", "b"]
-    sd.sample(prompts, steps=2, mitigation=AttentionMask(begin_scale=1.5))
+    matrices.sample(prompts, steps=2, mitigation=AttentionMask(begin_scale=1.5))
     before = denoise._cache_size()
     for scale in (2, np.float32(1.5), np.float64(1.5), jnp.float32(1.5)):
-        sd.sample(prompts, steps=2, mitigation=AttentionMask(begin_scale=scale), guidance_scale=np.float64(3))
+        matrices.sample(prompts, steps=2, mitigation=AttentionMask(begin_scale=scale), guidance_scale=np.float64(3))
     assert denoise._cache_size() == before
 
 
-@pytest.mark.slow
-def test_a_begin_scale_for_each_prompt(sd):
+def test_a_begin_scale_for_each_prompt(matrices):
     prompts, scales = ["the cat", "zebra"], np.asarray([1.5, 0.5])
-    both = sd.sample(prompts, seeds=[0, 1], steps=2, mitigation=AttentionMask(begin_scale=scales))
+    both = matrices.sample(prompts, seeds=[0, 1], steps=2, mitigation=AttentionMask(begin_scale=scales))
     for row, scale in enumerate(scales):
-        alone = sd.sample(prompts[row], seeds=row, steps=2, mitigation=AttentionMask(begin_scale=scale))
+        alone = matrices.sample(prompts[row], seeds=row, steps=2, mitigation=AttentionMask(begin_scale=scale))
         np.testing.assert_allclose(both.latents[row], alone.latents[0], atol=1e-4)
 
 
