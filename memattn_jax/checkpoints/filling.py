@@ -16,6 +16,7 @@ from memattn_jax.checkpoints.checkpoint import Change, Part
 from memattn_jax.checkpoints.mapped import forget
 from memattn_jax.checkpoints.names import Leaf, leaves, modern_name
 from memattn_jax.checkpoints.orbax_part import restore_orbax
+from memattn_jax.checkpoints.relayout import channels_last
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.attention import keep_rows_together
@@ -49,11 +50,13 @@ def read(leaf: Leaf, stored: np.ndarray, dtype: str, mesh: Mesh | None) -> Array
     On a mesh, each slice that a device of this process needs is read once, and no device holds more than its own.
     """
     if mesh is None:
-        view = part_of(leaf, stored, (slice(None),) * stored.ndim)  # transposed by JAX, as quickly as it copies
+        view = part_of(leaf, stored, (slice(None),) * stored.ndim)
         if view.size <= CONVERTED_HERE:
             with np.errstate(over="ignore", invalid="ignore"):
                 view = view.astype(jnp.dtype(dtype), copy=False)
-        return jnp.asarray(jax.device_put(view, may_alias=False), dtype)
+        elif view.ndim == 4 and view.shape[:2] != (1, 1):
+            return jnp.asarray(jax.device_put(channels_last(view), may_alias=True), dtype)
+        return jnp.asarray(jax.device_put(view, may_alias=False), dtype)  # transposed by JAX, as quickly as it copies
     slices: dict[str, np.ndarray] = {}
 
     def part(index: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from jax import Array
 from memattn_jax.interceptors import Interceptor, cross_attention
 from memattn_jax.models.kernels.attention import self_attention
 from memattn_jax.models.kernels.blocks import in_chunks
-from memattn_jax.models.layers import Conv1x1, Linear, group_norm
+from memattn_jax.models.layers import Conv1x1, Linear, group_norm, layer_norm, traced_once
 
 KeysValues = tuple[Array, Array]  # each [batch, tokens, heads, head_dim]
 Text = dict[str, KeysValues]  # {site: keys and values of the text at that site}
@@ -116,28 +116,28 @@ class BasicTransformerBlock(nnx.Module):
     """Self-attention (or, with `cross_only`, a second cross-attention), cross-attention, perceptron."""
 
     def __init__(self, channels: int, context_channels: int, heads: int, *, cross_only: bool, rngs: nnx.Rngs):
-        self.norm1 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.norm1 = layer_norm(channels, 1e-5, rngs=rngs)
         self.attn1: SelfAttention | CrossAttention = (
             CrossAttention(channels, context_channels, heads, rngs=rngs)
             if cross_only
             else SelfAttention(channels, heads, rngs=rngs)
         )
-        self.norm2 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.norm2 = layer_norm(channels, 1e-5, rngs=rngs)
         self.attn2 = CrossAttention(channels, context_channels, heads, rngs=rngs)
-        self.norm3 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.norm3 = layer_norm(channels, 1e-5, rngs=rngs)
         self.ff = FeedForward(channels, rngs=rngs)
 
     def __call__(self, hidden: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
         """Hidden [batch, pixels, channels] to the same, and the taps of its cross-attention."""
         taps: Taps = {}
         if isinstance(self.attn1, CrossAttention):
-            out, taps = self.attn1(self.norm1(hidden), text, interceptor)
+            out, taps = self.attn1(traced_once(self.norm1, hidden), text, interceptor)
         else:
-            out = self.attn1(self.norm1(hidden))
+            out = traced_once(self.attn1, traced_once(self.norm1, hidden))
         hidden = hidden + out
-        out, new = self.attn2(self.norm2(hidden), text, interceptor)
+        out, new = self.attn2(traced_once(self.norm2, hidden), text, interceptor)
         hidden = hidden + out
-        return hidden + self.ff(self.norm3(hidden)), taps | new
+        return hidden + traced_once(self.ff, traced_once(self.norm3, hidden)), taps | new
 
 
 class Transformer2DModel(nnx.Module):
@@ -169,7 +169,7 @@ class Transformer2DModel(nnx.Module):
         batch, height, width, channels = hidden.shape
         residual = hidden
         taps: Taps = {}
-        hidden = self.proj_in(self.norm(hidden)).reshape(batch, height * width, channels)
+        hidden = self.proj_in(traced_once(self.norm, hidden)).reshape(batch, height * width, channels)
         for block in self.transformer_blocks:
             hidden, new = block(hidden, text, interceptor)
             taps |= new

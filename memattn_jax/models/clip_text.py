@@ -10,7 +10,7 @@ from jax import Array
 from memattn_jax.models.attention import merge_heads, split_heads
 from memattn_jax.models.configs import CLIPTextConfig
 from memattn_jax.models.kernels.attention import plain_attention
-from memattn_jax.models.layers import EMBEDDING_INIT, Linear
+from memattn_jax.models.layers import EMBEDDING_INIT, Linear, layer_norm, traced_once
 
 
 def quick_gelu(x: Array) -> Array:
@@ -24,11 +24,6 @@ def gelu(x: Array) -> Array:
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
-
-
-def layer_norm(config: CLIPTextConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm over hidden_size."""
-    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
 
 
 def embedding(count: int, size: int, *, rngs: nnx.Rngs) -> nnx.Embed:
@@ -87,9 +82,9 @@ class EncoderLayer(nnx.Module):
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.self_attn = Attention(config, rngs=rngs)
-        self.layer_norm1 = layer_norm(config, rngs=rngs)
+        self.layer_norm1 = layer_norm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
         self.mlp = MLP(config, rngs=rngs)
-        self.layer_norm2 = layer_norm(config, rngs=rngs)
+        self.layer_norm2 = layer_norm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, tokens, hidden_size] to the same."""
@@ -106,7 +101,7 @@ class Encoder(nnx.Module):
     def __call__(self, hidden: Array) -> Array:
         """[batch, tokens, hidden_size] to the same."""
         for layer in self.layers:
-            hidden = layer(hidden)
+            hidden = traced_once(layer, hidden)
         return hidden
 
 
@@ -116,7 +111,7 @@ class TextTransformer(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.embeddings = Embeddings(config, rngs=rngs)
         self.encoder = Encoder(config, rngs=rngs)
-        self.final_layer_norm = layer_norm(config, rngs=rngs)
+        self.final_layer_norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
 
     def __call__(self, input_ids: Array) -> Array:
         """int [batch, tokens] to [batch, tokens, hidden_size]."""

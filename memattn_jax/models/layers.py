@@ -4,7 +4,7 @@ A model computes in the dtype of its weights; norms take their statistics in flo
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,29 @@ from jax import Array
 
 from memattn_jax.models.kernels.convolution import convolve, upsample
 
-Initializer = Callable[..., Array]
+Initializer = Callable[..., Any]
+Result = TypeVar("Result")
 
 
 def unless_abstract(initializer: Initializer) -> Initializer:
-    """The initializer, and zeros where there is no key: of abstract models only shapes are wanted."""
+    """The initializer, and the shape and dtype alone where there is no key, as for abstract models."""
 
-    def initialize(key: Array | None, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jnp.zeros(shape, dtype) if key is None else initializer(key, shape, dtype)
+    def initialize(key: Array | None, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype) if key is None else initializer(key, shape, dtype)
 
     return initialize
 
 
 KERNEL_INIT = unless_abstract(nnx.initializers.lecun_normal())
 EMBEDDING_INIT = unless_abstract(nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0))
+BIAS_INIT = unless_abstract(nnx.initializers.zeros_init())
+SCALE_INIT = unless_abstract(nnx.initializers.ones_init())
+
+
+@jax.jit
+def traced_once(layer: Callable[..., Result], *inputs: Any) -> Result:
+    """`layer(*inputs)`, which JAX traces and lowers once for all layers of one kind and size; XLA inlines the calls."""
+    return layer(*inputs)
 
 
 class Linear(nnx.Linear):
@@ -37,7 +46,9 @@ class Linear(nnx.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True, rngs: nnx.Rngs):
-        super().__init__(in_features, out_features, use_bias=use_bias, kernel_init=KERNEL_INIT, rngs=rngs)
+        super().__init__(
+            in_features, out_features, use_bias=use_bias, kernel_init=KERNEL_INIT, bias_init=BIAS_INIT, rngs=rngs
+        )
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
         """[..., in_features] to [..., out_features]."""
@@ -46,7 +57,22 @@ class Linear(nnx.Linear):
 
 def group_norm(channels: int, groups: int, eps: float, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """Group norm whose variance is computed as PyTorch does, from the centred values."""
-    return nnx.GroupNorm(channels, groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
+    return nnx.GroupNorm(
+        channels,
+        groups,
+        epsilon=eps,
+        use_fast_variance=False,
+        bias_init=BIAS_INIT,
+        scale_init=SCALE_INIT,
+        rngs=rngs,
+    )
+
+
+def layer_norm(channels: int, eps: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm of the last axis, its variance computed as `group_norm`'s."""
+    return nnx.LayerNorm(
+        channels, epsilon=eps, use_fast_variance=False, bias_init=BIAS_INIT, scale_init=SCALE_INIT, rngs=rngs
+    )
 
 
 class Conv3x3(nnx.Conv):
@@ -63,7 +89,7 @@ class Conv3x3(nnx.Conv):
         border: tuple[int, int] = (1, 1),
         rngs: nnx.Rngs,
     ):
-        super().__init__(in_channels, out_channels, (3, 3), kernel_init=KERNEL_INIT, rngs=rngs)
+        super().__init__(in_channels, out_channels, (3, 3), kernel_init=KERNEL_INIT, bias_init=BIAS_INIT, rngs=rngs)
         self.stride, self.border = stride, border
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
@@ -77,7 +103,7 @@ class Conv1x1(nnx.Conv):
     bias: nnx.Param
 
     def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
-        super().__init__(in_channels, out_channels, (1, 1), kernel_init=KERNEL_INIT, rngs=rngs)
+        super().__init__(in_channels, out_channels, (1, 1), kernel_init=KERNEL_INIT, bias_init=BIAS_INIT, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
         """[batch, h, w, in_channels] to [batch, h, w, out_channels]."""

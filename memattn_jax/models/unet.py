@@ -23,6 +23,7 @@ from memattn_jax.models.layers import (
     Upsample2D,
     group_norm,
     timestep_embedding,
+    traced_once,
 )
 
 
@@ -76,7 +77,7 @@ class DownBlock(nnx.Module):
         skips: list[Array] = []
         taps: Taps = {}
         for i, block in enumerate(self.resnets):
-            hidden = block(hidden, time)
+            hidden = traced_once(block, hidden, time)
             if self.attentions is not None:
                 hidden, new = self.attentions[i](hidden, text, interceptor)
                 taps |= new
@@ -97,9 +98,9 @@ class MidBlock(nnx.Module):
 
     def __call__(self, hidden: Array, time: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
         """[batch, h, w, channels] to the same, and the taps."""
-        hidden = self.resnets[0](hidden, time)
+        hidden = traced_once(self.resnets[0], hidden, time)
         hidden, taps = self.attentions[0](hidden, text, interceptor)
-        return self.resnets[1](hidden, time), taps
+        return traced_once(self.resnets[1], hidden, time), taps
 
 
 class UpBlock(nnx.Module):
@@ -140,7 +141,7 @@ class UpBlock(nnx.Module):
         """[batch, h, w, channels] to [batch, *size, channels] and the taps; the last skip connection comes first."""
         taps: Taps = {}
         for i, block in enumerate(self.resnets):
-            hidden = block(jnp.concatenate([hidden, skips[-1 - i]], axis=-1), time)
+            hidden = traced_once(block, jnp.concatenate([hidden, skips[-1 - i]], axis=-1), time)
             if self.attentions is not None:
                 hidden, new = self.attentions[i](hidden, text, interceptor)
                 taps |= new

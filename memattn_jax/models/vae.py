@@ -16,6 +16,7 @@ from memattn_jax.models.layers import (
     ResnetBlock2D,
     Upsample2D,
     group_norm,
+    traced_once,
 )
 
 EPS = 1e-6  # of every group norm; fixed in diffusers too
@@ -63,10 +64,10 @@ class MidBlock(nnx.Module):
 
     def __call__(self, hidden: Array) -> Array:
         """[batch, height, width, channels] to the same."""
-        hidden = self.resnets[0](hidden)
+        hidden = traced_once(self.resnets[0], hidden)
         if self.attentions is not None:
             hidden = self.attentions[0](hidden)
-        return self.resnets[1](hidden)
+        return traced_once(self.resnets[1], hidden)
 
 
 class DownBlock(nnx.Module):
@@ -84,7 +85,7 @@ class DownBlock(nnx.Module):
     def __call__(self, hidden: Array) -> Array:
         """[batch, height, width, channels] to half the size, except in the last block."""
         for layer in (*self.resnets, *(self.downsamplers or ())):
-            hidden = layer(hidden)
+            hidden = traced_once(layer, hidden)
         return hidden
 
 
@@ -103,7 +104,7 @@ class UpBlock(nnx.Module):
     def __call__(self, hidden: Array) -> Array:
         """[batch, height, width, channels] to double the size, except in the last block."""
         for layer in (*self.resnets, *(self.upsamplers or ())):
-            hidden = layer(hidden)
+            hidden = traced_once(layer, hidden)
         return hidden
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memattn_jax.models.layers import KERNEL_INIT, Conv1x1, Conv3x3, Linear
+from memattn_jax.models.layers import BIAS_INIT, KERNEL_INIT, Conv1x1, Conv3x3, Linear
 
 EPSILON = 1e-5  # of batch norms, for those who make them part of the convolutions
 POWER = 3.0  # of the pooling
@@ -70,6 +70,7 @@ class Bottleneck(nnx.Module):
                 padding=1,
                 feature_group_count=groups,
                 kernel_init=KERNEL_INIT,
+                bias_init=BIAS_INIT,
                 rngs=rngs,
             )
         self.conv3 = Conv1x1(width, channels, rngs=rngs)
@@ -87,7 +88,9 @@ class SSCD(nnx.Module):
     """Pictures to unit vectors."""
 
     def __init__(self, geometry: Geometry, *, rngs: nnx.Rngs):
-        self.conv1 = nnx.Conv(3, geometry.stem, (7, 7), strides=2, padding=3, kernel_init=KERNEL_INIT, rngs=rngs)
+        self.conv1 = nnx.Conv(
+            3, geometry.stem, (7, 7), strides=2, padding=3, kernel_init=KERNEL_INIT, bias_init=BIAS_INIT, rngs=rngs
+        )
         channels = geometry.stem
         for number, stage in enumerate(geometry.stages, 1):
             blocks = []
