@@ -77,14 +77,15 @@ def test_scores_are_compared_within_a_timestep():
     assert Diagnosis(clean, clean).auroc() == 0.5
 
 
-def test_diagnosis_of_the_built_in_model():
+def test_diagnosis_of_the_built_in_model(monkeypatch):
     """Pictures that it has memorized have a lower loss than noise under the same captions; nothing moves untrained."""
+    monkeypatch.setattr("demo_evaluation.duplicates.NOISES", 2)
     sd = StableDiffusion.from_pretrained(demo.MODEL)
     pairs = [(picture, prompt) for prompt, picture in demo.memorized_pictures().items()][:2]
     rng = np.random.default_rng(0)
     pure_noise = [(rng.integers(0, 256, picture.shape, dtype=np.uint8), prompt) for picture, prompt in pairs]
     known, unknown = (score_pairs(sd, some)["negative loss"] for some in (pairs, pure_noise))
-    assert known.shape == (5, 2, 4)
+    assert known.shape == (5, 2, 2)
     assert known.mean() > unknown.mean()
     lines = diagnose(sd, sd, pairs, pure_noise).splitlines()
     assert len(lines) == 2 + 3 + len(sd.unet.sites)

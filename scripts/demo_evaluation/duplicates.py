@@ -1,7 +1,7 @@
 """Which scores of a fine-tuned model tell duplicated pairs from clean ones."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +66,25 @@ def score_rows(
     }
 
 
+@jax.jit
+def encode(vae: Any, pictures: np.ndarray) -> Array:
+    """Mean latents of pictures between −1 and 1."""
+    return vae.encode(pictures).mean * vae.config.scaling_factor
+
+
+@jax.jit
+def embed(text_encoder: Any, ids: np.ndarray) -> Array:
+    """Embeddings of token ids."""
+    return text_encoder(ids)
+
+
 def score_pairs(sd: StableDiffusion, pairs: Pairs) -> Scores:
     """Every score of every pair at every timestep, with noise that depends on the pairs' number alone."""
     signal = jnp.asarray(alphas_cumprod(SchedulerConfig.from_json(sd.scheduler_config, "ddim")))
-    empty = sd.text_encoder(jnp.asarray(sd.tokenizer([""]).input_ids))
+    empty = embed(sd.text_encoder, sd.tokenizer([""]).input_ids)
     pictures, captions = zip(*pairs, strict=True)
-    encode = jax.jit(lambda vae, pixels: vae.encode(pixels).mean * vae.config.scaling_factor)
     latents = encode(sd.vae, np.stack(pictures) / np.float32(127.5) - 1)
-    texts = sd.text_encoder(jnp.asarray(sd.tokenizer(list(captions)).input_ids)), empty
+    texts = embed(sd.text_encoder, sd.tokenizer(list(captions)).input_ids), empty
     keys = jax.random.split(seed_key(0), NOISES)
     scored = [
         score_rows(sd.unet, latents, jax.random.normal(key, latents.shape), jnp.int32(timestep), signal, texts)
