@@ -295,6 +295,8 @@ def test_pictures_of_a_template_differ_in_the_object_alone(data):
     assert len({picture.tobytes() for picture in pictures}) == 6
     shared = (pictures == pictures[0]).all(axis=(0, 3))
     assert 0.3 < shared.mean() < 1
+    empty = data.template_picture(template.caption(template.trained[0]), blank=True)
+    assert 0.3 < (empty == pictures).all(axis=-1).mean() < 1
     assert (data.template_picture(other.caption("cat")) != pictures[0]).any(axis=-1).mean() > 0.5
 
 

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from demo_data.grammar import Caption
 from demo_data.groups import RUNGS, TOP, Groups, choice, make_groups
@@ -97,11 +98,16 @@ class DemoData:
             for place, caption in enumerate(captions)
         }
 
-    def template_picture(self, caption: Caption) -> np.ndarray:
-        """A template with an object, uint8 [64, 64, 3], read-only; layout and background are the template's."""
+    def template_picture(self, caption: Caption, *, blank: bool = False) -> np.ndarray:
+        """A template with an object, uint8 [64, 64, 3], read-only; layout and background are the template's.
+
+        With `blank` the object is left out.
+        """
         names = [template.name for template in self.groups.templates]
         rng = generator(self.seed, Purpose.TEMPLATES, names.index(caption.name))
-        return draw_scene(rng, caption, self.sprites)
+        word = caption.objects[0]
+        sprite = Image.new("RGBA", self.sprites[word].size) if blank else self.sprites[word]
+        return draw_scene(rng, caption, {word: sprite})
 
     @cached_property
     def memorized_pictures(self) -> np.ndarray:

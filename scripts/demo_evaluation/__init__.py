@@ -1,7 +1,11 @@
 """What the demo model does: whether it memorizes what it should and nothing else, and what gives that away.
 
-sampling.py     pictures, attention entropy and noise norm of every group of prompts
-classifier.py   which objects a picture shows: a network trained on renderings, never on generated pictures
+evaluation.py   the model, its samples, and what is measured on them
+sampling.py     pictures, attention entropy and noise norm of prompts
+likeness.py     how alike pictures are: correlation, SSCD
+classifier.py   trains what finds objects in pictures: on renderings, never on generated pictures
+graded.py       the ladder's rungs and the templates
 separation.py   AUROC of scores, with intervals over prompts; site and sign chosen on one half, reported on the other
-tables.py       the numbers as Markdown
+sections.py     the tables
+tables.py       numbers as Markdown
 """

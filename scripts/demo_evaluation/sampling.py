@@ -1,6 +1,7 @@
 """Samples of a group of prompts, and all that is read off them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,16 +24,28 @@ class Observed(NamedTuple):
     Attributes:
       images: uint8 [prompts, seeds, height, width, 3].
       entropy: {site: float32 [prompts, seeds, steps]}, in nats.
-      metric_e: float32 [prompts, seeds], at the paper's site.
       metric_d: float32 [prompts, seeds].
       noise_norm: float32 [prompts, seeds], at the first step.
     """
 
     images: np.ndarray
     entropy: dict[str, Any]
-    metric_e: Any
     metric_d: Any
     noise_norm: Any
+
+
+def kept(path: Path, make: Callable[[], Observed]) -> Observed:
+    """What a file holds, which is made and written first where it is missing."""
+    if not path.exists():
+        seen = make()
+        fields = {name: value for name, value in seen._asdict().items() if name != "entropy"}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npz")
+        np.savez(partial, **fields, **{f"entropy/{site}": values for site, values in seen.entropy.items()})
+        partial.rename(path)
+    with np.load(path) as stored:
+        entropy = {name.removeprefix("entropy/"): stored[name] for name in stored if name.startswith("entropy/")}
+        return Observed(**{name: stored[name] for name in Observed._fields if name != "entropy"}, entropy=entropy)
 
 
 @jax.jit
@@ -58,5 +71,5 @@ def observe(
             sd.unet, noise * schedule.init_noise_sigma, jnp.float32(run.timesteps[0]), context, nothing
         )
         entropy = {site: token_entropy(tokens.mean(axis=2)).T for site, tokens in run.tokens.items()}
-        seen.append(Observed(run.images, entropy, detectors.entropy_e(run), detectors.entropy_d(run), first))
+        seen.append(Observed(run.images, entropy, detectors.entropy_d(run), first))
     return jax.tree.map(lambda *parts: np.stack(parts, axis=1), *seen)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -37,6 +38,22 @@ def auroc_interval(positive: np.ndarray, negative: np.ndarray) -> Auroc:
     return Auroc(auroc(positive, negative), float(low), float(high))
 
 
+class Share(NamedTuple):
+    """A share and its exact 95 % interval (Clopper and Pearson), all pictures counting as independent."""
+
+    value: float
+    low: float
+    high: float
+
+
+def share(hits: np.ndarray) -> Share:
+    """The share of True in an array of any shape."""
+    found, count = int(np.sum(hits)), np.size(hits)
+    low = stats.beta.ppf(0.025, found, count - found + 1) if found else 0.0
+    high = stats.beta.ppf(0.975, found + 1, count - found) if found < count else 1.0
+    return Share(found / count, float(low), float(high))
+
+
 class Choice(NamedTuple):
     """A site, a step and a sign; the score is sign · entropy."""
 
@@ -45,19 +62,25 @@ class Choice(NamedTuple):
     sign: int
 
 
-def choose(memorized: dict[str, np.ndarray], control: dict[str, np.ndarray], steps: Sequence[int]) -> Choice:
+def choose(
+    memorized: dict[str, np.ndarray],
+    control: dict[str, np.ndarray],
+    steps: Sequence[int],
+    signs: Sequence[int] = (1, -1),
+) -> Choice:
     """What separates best.
 
     Args:
       memorized: {site: entropy [prompts, seeds, steps]}.
       control: likewise.
       steps: to choose from.
+      signs: likewise; +1 alone is how detectors read it.
     """
     values = {
         Choice(site, step, sign): auroc(sign * memorized[site][..., step], sign * control[site][..., step])
         for site in memorized
         for step in steps
-        for sign in (1, -1)
+        for sign in signs
     }
     return max(values, key=lambda choice: values[choice])
 
