@@ -73,7 +73,7 @@ class Examples:
         return {"pictures": example.picture, "input_ids": tokens.input_ids[0], "lengths": tokens.lengths[0]}
 
 
-def train_autoencoder(out: Path, examples: Examples, steps: int) -> AutoencoderKL:
+def train_autoencoder(out: Path, examples: Examples, steps: int, dtype: str) -> AutoencoderKL:
     """The first stage."""
 
     def loss(vae: AutoencoderKL, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ def train_autoencoder(out: Path, examples: Examples, steps: int) -> AutoencoderK
         return autoencoder.reconstruction_loss(vae, batch["pictures"], key)
 
     vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))
-    vae = run_stage(out / "autoencoder", vae, loss, examples, rate=2e-3, steps=steps, batch_size=4)
+    vae = run_stage(out / "autoencoder", vae, loss, examples, rate=2e-3, steps=steps, batch_size=4, dtype=dtype)
     autoencoder.whiten(vae, *autoencoder.moments(vae, next(batches(examples, 512, 2, 0))["pictures"]))
     return vae
 
@@ -97,7 +97,7 @@ def train_text_encoder(out: Path, examples: Examples, vocabulary: int, steps: in
 
 
 def train_unet(
-    out: Path, examples: Examples, sd: StableDiffusion, steps: int, rate: float, sitting: int
+    out: Path, examples: Examples, sd: StableDiffusion, steps: int, rate: float, sitting: int, dtype: str
 ) -> StableDiffusion | None:
     """The third stage; None if it was told to stop before its end."""
     settings = TrainSettings(
@@ -109,6 +109,7 @@ def train_unet(
         schedule="cosine",
         ema_decay=0.999,
         high_noise=0.5,
+        dtype=dtype,
     )
     state, setup = start(sd, settings)
     prompts = [examples.data.groups.prompts(group)[0].text for group in ("memorized", "control", "unseen", "decoys")]
@@ -138,12 +139,12 @@ def train_unet(
     return trained(sd, state, setup) if finished else None
 
 
-def first_stages(out: Path, data: DemoData, lengths: Lengths) -> StableDiffusion:
+def first_stages(out: Path, data: DemoData, lengths: Lengths, dtype: str) -> StableDiffusion:
     """A trained autoencoder and text encoder, and a UNet that has learnt nothing."""
     vocabulary = write_tokenizer(out / "tokenizer", data.groups.vocabulary()["words"])
     tokenizer = Tokenizer(out / "tokenizer", 77)
     examples = Examples(data, tokenizer)
-    vae = train_autoencoder(out, examples, lengths.autoencoder)
+    vae = train_autoencoder(out, examples, lengths.autoencoder, dtype)
     text_encoder = train_text_encoder(out, examples, vocabulary, lengths.text)
     return StableDiffusion(
         UNet2DConditionModel(geometry.UNET, rngs=nnx.Rngs(4)), vae, text_encoder, tokenizer, SCHEDULER
@@ -182,6 +183,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the UNet")
     parser.add_argument("--start", type=Path, help="go on with the UNet of this diffusers folder, for another sitting")
     parser.add_argument("--sitting", type=int, default=0, help="another number draws other examples and noise")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of autoencoder and UNet in training, whose parameters stay float32; bfloat16 is for GPUs and TPUs",
+    )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) for name, value in vars(options).items() if name not in ("out", "cache", "steps")}
@@ -198,9 +205,9 @@ def main(arguments: list[str]) -> int:
         if options.start is not None:
             sd = StableDiffusion.from_pretrained(options.start, dtype="float32")
         else:
-            sd = first_stages(options.out, data, lengths)
+            sd = first_stages(options.out, data, lengths, options.dtype)
         examples = Examples(data, sd.tokenizer)
-        end = train_unet(options.out, examples, sd, lengths.unet, options.learning_rate, options.sitting)
+        end = train_unet(options.out, examples, sd, lengths.unet, options.learning_rate, options.sitting, options.dtype)
         if end is not None:
             indices = (batch["index"] for batch in batches(Indices(), UNET_BATCH, UNET_DATA + options.sitting, 0))
             write_demo(options.out, data, end, count_captions(data, indices, lengths.unet))

@@ -103,6 +103,21 @@ def train_line(folder) -> np.ndarray:
     return np.asarray(trained.kernel[...])
 
 
+def test_a_stage_in_half_precision_keeps_its_parameters_in_full(tmp_path):
+    seen = []
+
+    def loss(model, batch, number):
+        seen.append(model.kernel.dtype)
+        return jnp.mean((model(batch["x"].astype(jnp.bfloat16) / 100) - 1) ** 2)
+
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    trained = stage.run_stage(tmp_path, model, loss, Numbers(), rate=1e-5, steps=9, batch_size=8, dtype="bfloat16")
+    assert set(seen) == {jnp.dtype("bfloat16")}
+    moved = trained.kernel[...] - nnx.Linear(3, 1, rngs=nnx.Rngs(0)).kernel[...]
+    assert trained.kernel.dtype == jnp.float32
+    assert 0 < jnp.abs(moved).max() < 1e-3  # which bfloat16 would have rounded away
+
+
 def test_a_killed_stage_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "CHECKPOINT_EVERY", 2)
     whole = train_line(tmp_path / "whole")

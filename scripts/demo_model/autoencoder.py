@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from memattn_jax.models.vae import AutoencoderKL
+from memattn_jax.models.vae import AutoencoderKL, Posterior
 
 KL_WEIGHT = 1e-6
 
@@ -24,8 +24,8 @@ def reconstruction_loss(vae: AutoencoderKL, pictures: Array, key: Array) -> Arra
     Measures of copies look at edges, which an error of values alone leaves blurred.
     """
     values = to_values(pictures)
-    posterior = vae.encode(values)
-    error = vae.decode(posterior.sample(key)) - values
+    posterior = Posterior(*(moment.astype(jnp.float32) for moment in vae.encode(values)))
+    error = vae.decode(posterior.sample(key)).astype(jnp.float32) - values
     divergence = 0.5 * jnp.sum(
         posterior.mean**2 + jnp.exp(posterior.log_variance) - 1 - posterior.log_variance, axis=(1, 2, 3)
     )

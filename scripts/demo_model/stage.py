@@ -35,6 +35,7 @@ def run_stage(
     rate: float,
     steps: int,
     batch_size: int,
+    dtype: str = "float32",
 ) -> M:
     """Trains a network to `steps`, from its newest checkpoint in `folder`.
 
@@ -46,6 +47,7 @@ def run_stage(
       rate: the highest learning rate.
       steps: updates in all.
       batch_size: rows of an update.
+      dtype: of the network inside the loss; parameters and their updates are float32.
     """
     graph, params = nnx.split(model)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -53,7 +55,11 @@ def run_stage(
 
     @jax.jit(donate_argnames=("params", "state"))
     def update(params: Any, state: Any, batch: dict[str, Array], number: Array) -> Any:
-        value, gradients = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p), batch, number))(params)
+        def cast_loss(params: Any) -> Array:
+            cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+            return loss(nnx.merge(graph, cast), batch, number).astype(jnp.float32)
+
+        value, gradients = jax.value_and_grad(cast_loss)(params)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
