@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -156,7 +157,8 @@ class Recording:
             if isinstance(module, BasicTransformerBlock):
                 name = ".".join((*map(str, path), "ff.net.2"))
                 module.ff = Perceptron(module.ff, name, found)  # type: ignore[assignment]
-        output, taps = copy(latents, timesteps, context, interceptor)
+        with jax.disable_jit():  # what a function inside keeps could not leave a program of its own
+            output, taps = copy(latents, timesteps, context, interceptor)
         return output, taps | {TAP: found}
 
 
