@@ -20,7 +20,7 @@ BUILT_IN = {
     "noise_optimization": "noise_optimization:threshold=1.5:weight=0.01",
     "noise_perturbation": "noise_perturbation:radius=12",
     "noise_perturbation:form=per-sample": "noise_perturbation:form=per-sample:target=0.5:rate=0.05:iterations=50",
-    "value_neurons": "value_neurons:refine=layers:noises=4",
+    "value_neurons": "value_neurons:refine=layers:noises=4:limit=0.85",
 }
 
 
