@@ -12,6 +12,7 @@ DETECTORS = {  # name: what it needs, and the class
     "sharpness": ("first step", "memattn_jax.detectors.sharpness:Sharpness"),
     "anisotropy": ("first step", "memattn_jax.detectors.anisotropy:Anisotropy"),
     "hessian_difference": ("first step", "memattn_jax.detectors.hessian_difference:HessianDifference"),
+    "prediction_agreement": ("first step", "memattn_jax.detectors.prediction_agreement:PredictionAgreement"),
     "entropy_d": ("trajectory", "memattn_jax.detectors.entropy_metrics:EntropyD"),
     "entropy_d_paper": ("trajectory", "memattn_jax.detectors.entropy_metrics:EntropyDPaper"),
     "noise_norm_steps": ("trajectory", "memattn_jax.detectors.noise_norm:NoiseNormSteps"),

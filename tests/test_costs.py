@@ -122,8 +122,8 @@ def test_first_step_detectors_share_their_forwards(unet, plain_pair):
     assert first_step(unet, DEFAULT) == pytest.approx(forward, rel=0.01)
 
 
-def test_all_first_step_detectors_together_take_six_forwards():
-    """A seventh attributes. Of two resolutions with a layer each: forwards are counted alike in any depth."""
+def test_all_first_step_detectors_together_take_nine_forwards():
+    """A tenth attributes. Of two resolutions with a layer each: forwards are counted alike in any depth."""
     config = UNetConfig(
         block_out_channels=(320, 640),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -132,8 +132,8 @@ def test_all_first_step_detectors_together_take_six_forwards():
     )
     shallow = abstract(UNet2DConditionModel, config)
     forward = pair(shallow, Interceptor()) / 2
-    assert first_step(shallow, FIRST_STEP) < 6 * forward
-    assert first_step(shallow, FIRST_STEP, velocity=True, attribute=True) <= 7 * forward
+    assert first_step(shallow, FIRST_STEP) < 9 * forward
+    assert first_step(shallow, FIRST_STEP, velocity=True, attribute=True) <= 10 * forward
 
 
 def test_what_a_prompt_costs(unet):

@@ -171,6 +171,10 @@ class FirstStep:
         """ε_c."""
         return self._conditional[0].reshape(self.shape)
 
+    def predict(self, latents: Array) -> Array:
+        """ε_c of other latents than the probes, [batch, probes, h, w, channels]: one more forward."""
+        return self._noise(self._rows(latents), self.inputs.context)[0].reshape(self.shape)
+
     @cached_property
     def unconditional(self) -> Array:
         """ε_u, [1 or batch, probes, h, w, channels]."""

@@ -3,10 +3,13 @@
 Latents are [1, channels, h, w]; x is latents, e a text embedding, a an attention map or its mean, t a timestep.
 """
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch_mitigations import structural_similarity
 
 ENTROPY_LAYER = 3  # "the fourth layer", counted from 0
 
@@ -96,6 +99,19 @@ class TorchDetectors:
         (pulled,) = torch.autograd.grad(v, x, w, create_graph=True)
         return torch.autograd.grad(pulled, w, v.detach())[0]
 
+    @torch.no_grad()
+    def agreement(self, x: torch.Tensor, e: torch.Tensor, noises: int = 4, kernel: int = 3) -> torch.Tensor:
+        """NeMo's, over the probe and others with its numbers permuted; latents of 4 pixels have one scale."""
+        flat, found = x[0].permute(1, 2, 0).flatten(), []  # the order in which ours permutes
+        for number in range(noises):
+            order = np.random.default_rng(number).permutation(len(flat)) if number else np.arange(len(flat))
+            noise = flat[torch.from_numpy(order)].reshape(*x.shape[2:], x.shape[1]).permute(2, 0, 1)
+            difference = self.eps(noise[None], self.timesteps[0], e)[0] - noise
+            low, high = difference.amin((1, 2), keepdim=True), difference.amax((1, 2), keepdim=True)
+            found.append(((difference - low) / (high - low)).float())
+        pairs = itertools.combinations(found, 2)
+        return torch.tensor(max(structural_similarity(a, b, kernel, 1) for a, b in pairs), dtype=x.dtype)
+
     def first_step(self, x: torch.Tensor, prompt: str) -> dict[str, torch.Tensor]:
         """Scores through one probe; "attention" is [tokens]."""
         e, t = self.embed(prompt), self.timesteps[0]
@@ -108,6 +124,7 @@ class TorchDetectors:
         scores["noise_norm"] = norm(alpha * (c - u) if self.velocity else c - u)
 
         scores["sharpness"] = norm(self.sharpness_product(x, e))
+        scores["prediction_agreement"] = self.agreement(x, e)
 
         with torch.no_grad():
             late_u, late_c = (self.raw(x, self.timesteps[-3], context) for context in (self.empty, e))
