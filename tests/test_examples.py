@@ -58,7 +58,7 @@ def check_mitigate(scope):
     assert (likeness(scope["plain"])[:2] > 0.9).all()
     assert (likeness(scope["masked"])[:2] < 0.5).all()
     assert scope["guarded"].mitigated.tolist() == [True, True, False, False]
-    assert (scope["early"][-2] > 0.9).all()  # the last five steps bring the copy back
+    assert (scope["early"][-2] > 0.9).all()  # the last four steps bring the copy back
     assert (scope["early"][-1] < 0.5).all()
 
 
