@@ -7,7 +7,7 @@ from jax import Array
 
 from memattn_jax.diffusion.mitigation import Mitigation
 from memattn_jax.interceptors import Interceptor
-from memattn_jax.models.protocols import prepare_text
+from memattn_jax.mitigations.around import AroundUNet
 from memattn_jax.pytree import pytree, static
 
 
@@ -44,30 +44,11 @@ class CountForwards(Mitigation):
 
 
 @pytree
-class Counted:
+class Counted(AroundUNet):
     """A UNet that counts the rows it is called with."""
 
     unet: Any
     tally: Tally = static()
-
-    @property
-    def config(self) -> Any:
-        """The UNet's."""
-        return self.unet.config
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """The UNet's."""
-        return self.unet.sites
-
-    @property
-    def dtype(self) -> Any:
-        """The UNet's."""
-        return self.unet.dtype
-
-    def text_keys_values(self, context: Array) -> Any:
-        """The UNet's."""
-        return prepare_text(self.unet, context)
 
     def __call__(
         self, latents: Array, timesteps: Array, context: Any, interceptor: Interceptor

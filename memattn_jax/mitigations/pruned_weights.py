@@ -26,6 +26,7 @@ from memattn_jax.diffusion.sampling import Call
 from memattn_jax.diffusion.settings import Settings
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors import Interceptor
+from memattn_jax.mitigations.around import AroundUNet
 from memattn_jax.mitigations.prompt_files import read_texts
 from memattn_jax.models.attention import BasicTransformerBlock
 from memattn_jax.pytree import host_only, pytree
@@ -127,25 +128,10 @@ def layer_inputs(call: Call) -> dict[str, Array]:
 
 
 @pytree
-class Recording:
+class Recording(AroundUNet):
     """A UNet that taps Σ X² over pixels of each input of its perceptrons' output layers, [batch, in]."""
 
     unet: Any
-
-    @property
-    def config(self) -> Any:
-        """The UNet's."""
-        return self.unet.config
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """The UNet's."""
-        return self.unet.sites
-
-    @property
-    def dtype(self) -> Any:
-        """The UNet's."""
-        return self.unet.dtype
 
     def __call__(
         self, latents: Array, timesteps: Array, context: Array, interceptor: Interceptor
