@@ -5,12 +5,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import micro
 import numpy as np
 import pytest
 from flax import nnx
 from one_step import ROWS, SETTINGS, batch, gradients, step
 
-from memattn_jax import InputError
+from memattn_jax import InputError, StableDiffusion
 from memattn_jax.training.gate import LossAverage, Thresholds
 from memattn_jax.training.objective import add_noise, row_keys
 from memattn_jax.training.settings import TrainSettings
@@ -26,6 +27,14 @@ def one_program():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainSettings, "optimizer", functools.cache(TrainSettings.optimizer))
         yield
+
+
+@pytest.fixture(scope="module")
+def sd(random_model, tmp_path_factory):
+    """With the smallest UNet: what its blocks compute is not the matter here."""
+    folder = tmp_path_factory.mktemp("step")
+    micro.write_model(folder, random_model, unet=micro.WITHOUT_MIDDLE)
+    return StableDiffusion.from_pretrained(folder)
 
 
 def largest_difference(a, b) -> float:
