@@ -427,6 +427,7 @@ def test_false_discovery_rate_of_a_log(command, calibrated, model, files, tmp_pa
     assert "--calibration FILE" in errors[0]
 
 
+@pytest.mark.slow
 def test_a_guard_mitigates_whom_its_detector_finds(matrices):
     """Rows below the threshold are as without a guard, rows above as with the mitigation."""
     unmitigated = matrices.sample(NEW, steps=4, seeds=[1, 2, 3])
@@ -493,6 +494,7 @@ def test_guard_refusals(tiny):
         tiny.sample(["a"], guard=Guard(1.0), mitigation=AttentionMask())
 
 
+@pytest.mark.slow
 def test_generate_with_a_guard(command, calibrated, model, tmp_path):
     use = ("--model", model, "--steps", 4, "--guard", "noise_norm")
     path = calibrated / "calibration.json"

@@ -89,6 +89,7 @@ def test_what_is_measured():
     assert without["fidelity"] is None
 
 
+@pytest.mark.slow
 def test_the_classifier_is_kept_in_a_file(tmp_path):
     model = Classifier(3, rngs=nnx.Rngs(0))
     save_classifier(tmp_path / "objects.safetensors", model, ["cat", "dog", "fox"])

@@ -114,6 +114,7 @@ def test_a_guard_of_sixteen_rows(one_head, alone):
     assert run.mitigated.sum() == 8
 
 
+@pytest.mark.slow
 def test_in_half_precision_a_batch_changes_a_row_within_rounding(one_head, alone):
     """Alone and in a batch a score is off by its rounding, so the two differ by twice that at most."""
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (one_head.unet, one_head.text_encoder))
