@@ -60,6 +60,7 @@ def check_equal(scores, five, rows=range(5), names=ALL):
         np.testing.assert_allclose(scores[name][kept], expected[kept], rtol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_shapes_and_the_empty_prompt(five):
     assert list(five.scores) == list(ALL)
     assert five.prompts == PROMPTS
@@ -74,6 +75,7 @@ def test_shapes_and_the_empty_prompt(five):
         assert five[name][EMPTY] < 1e-4 * np.delete(five[name], EMPTY).min(), name
 
 
+@pytest.mark.slow
 def test_a_score_does_not_depend_on_its_batch(tiny, five):
     order = [4, 3, 1]
     check_equal(tiny.detect([PROMPTS[i] for i in order], ALL, seeds=4, **SETTINGS), five, order)
@@ -123,6 +125,7 @@ def test_the_empty_prompts_gradients_are_nothing(tiny):
     assert gradients[[0, 1, 2, 4]].max(axis=1).min() > 0
 
 
+@pytest.mark.slow
 def test_numbers_compile_nothing(tiny, five):
     before = score_first_step._cache_size(), score_trajectory._cache_size()
     for seed, scale, prompts, chosen in (
@@ -229,6 +232,7 @@ def test_layers_that_a_detector_needs(tiny):
         Scorer(with_sites("down_blocks.1.a", "b", "c", "d"), ("bright_ending",))
 
 
+@pytest.mark.slow
 def test_latent_step_deviation_is_the_largest_deviation_of_a_step(tiny, five):
     """Of a run's own moves, on both sides of the mean; clean prompts' mean and deviation are theirs at each step."""
     settings = {name: SETTINGS[name] for name in ("probes", "steps", "guidance_scale")}

@@ -345,7 +345,10 @@ MITIGATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", MITIGATIONS)
+ON_A_UNET = [pytest.param(name, marks=pytest.mark.slow) if name == "edits" else name for name in MITIGATIONS]
+
+
+@pytest.mark.parametrize("name", ON_A_UNET)
 def test_mitigations_of_ones_own(sd, matrices, name):
     """Each changes the run; under a guard, the memorized row alone; a row does not depend on its batch."""
     settings = {"steps": STEPS, "seeds": [0, 1], "taps": None}

@@ -555,7 +555,7 @@ def test_sigterm_outside_does_what_it_did():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-KILLS = 12
+KILLS = 10
 
 
 @pytest.mark.slow
