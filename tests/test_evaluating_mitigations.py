@@ -78,10 +78,10 @@ def test_what_is_measured():
     assert entry["kinds"]["verbatim"] == {"prompts": 2, "reproduced": 1.0} | {
         name: entry["kinds"]["verbatim"][name] for name in ("reproduced_low", "reproduced_high")
     }
-    assert entry["agreement"] == pytest.approx((-1 + 1 + 1) / 3, abs=1e-6)
+    assert entry["agreement"] == pytest.approx((-1 + 1) / 2, abs=1e-6)
     assert entry["change_clean"] == pytest.approx(0, abs=1e-6)
     assert entry["frechet_clean"] == pytest.approx(0, abs=1e-9)
-    assert (entry["fidelity"], entry["fidelity_clean"]) == (pytest.approx(1 / 3), 0)
+    assert (entry["fidelity"], entry["fidelity_clean"]) == (0.5, 0)
     (alike,) = entry["similarity"].values()
     assert alike["reproduced"] == pytest.approx(3 / 4)
     without = describe(Prompts(["a", "b", "c"], ["d", "e"]), both, both)
@@ -91,13 +91,17 @@ def test_what_is_measured():
 
 @pytest.mark.slow
 def test_the_classifier_is_kept_in_a_file(tmp_path):
-    model = Classifier(3, rngs=nnx.Rngs(0))
-    save_classifier(tmp_path / "objects.safetensors", model, ["cat", "dog", "fox"])
+    words = [f"w{i}" for i in range(12)]
+    model = Classifier(len(words), rngs=nnx.Rngs(0))
+    save_classifier(tmp_path / "objects.safetensors", model, words)
     found = ObjectsFound(tmp_path / "objects.safetensors")
     images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3)).astype(np.uint8)
     ours, theirs = (np.asarray(each(images)) for each in (found.model, model))
     np.testing.assert_allclose(ours, theirs, atol=2e-2 * np.abs(theirs).max())
-    assert found(images, ["a cat and a dog", "a fox, a cat and a dog in the"]).tolist() in ([0.5, 1], [1, 1])
+    likeliest = np.argsort(-ours, axis=1)
+    first, last = (words[likeliest[i, place]] for i, place in ((0, 0), (1, -1)))
+    assert found(images, [f"a {first} here", f"the {last} there"]).tolist() == [1, 0]  # the likeliest, the least likely
+    assert np.isnan(found(images, ["nothing", "xw1"])).all()
 
 
 def test_names_and_fields():
@@ -109,7 +113,7 @@ def test_names_and_fields():
         "mask=summary",
         "begin_scale=1",
     )
-    for text, named in (("hope", "hope"), ("attention_mask,attention_mask", "twice")):
+    for text, named in (("hope", "hope"), ("attention_mask,attention_mask", "twice"), ("attention_mask,all", "all")):
         with pytest.raises(InputError, match=named):
             named_mitigations(text)
 
@@ -180,6 +184,7 @@ def test_the_command(model, tmp_path, monkeypatch):
         ({"mitigations": "hope"}, "hope"),
         ({"mitigations": "attention_mask", "kind": "sort"}, "--kind"),
         ({"clip": "folder"}, "--clip has no effect"),
+        ({"adversarial": 1}, "--adversarial has no effect"),
         ({"mitigations": "attention_mask", "sscd": "none.pt"}, "--sscd"),
         ({"mitigations": "attention_mask", "images_per_prompt": 0}, "--images-per-prompt"),
         ({"mitigations": "attention_mask", "memorized": __file__, "clean": __file__, "adversarial": 2}, "--pictures"),
@@ -188,3 +193,9 @@ def test_the_command(model, tmp_path, monkeypatch):
 def test_wrong_options_are_named(options, named, tmp_path):
     with pytest.raises(InputError, match=named):
         evaluate.Options(out=tmp_path, **options).check()
+
+
+def test_an_embedding_of_textual_inversion_needs_no_mitigation(tmp_path):
+    """Detectors are evaluated with it, too: the file is looked for."""
+    with pytest.raises(InputError, match="no such file"):
+        evaluate.Options(out=tmp_path, embedding=(str(tmp_path / "none.safetensors"),)).check()

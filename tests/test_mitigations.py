@@ -92,6 +92,8 @@ def test_regions_of_clean_runs(matrices, fitted):
     after = np.stack(seen[0]).reshape(3, 6, -1)
     norms = np.linalg.norm(after[1:] - after[:-1], axis=-1)
     np.testing.assert_allclose(fitted.regions[0, 1:, 1], np.stack([norms.mean(1), norms.std(1)], -1), rtol=1e-4)
+    lengths = np.linalg.norm(after, axis=-1)  # after each step, as the clamp compares them
+    np.testing.assert_allclose(fitted.regions[0, :, 0], np.stack([lengths.mean(1), lengths.std(1)], -1), rtol=1e-4)
     assert fitted.fit(matrices) is fitted
     with pytest.raises(InputError, match="clean=FILE has 1"):
         StabilityClamp(("a",)).fit(matrices)
@@ -185,6 +187,18 @@ def test_paraphrases_of_another_form(tmp_path):
             ParaphraseGuidance(path)
     with pytest.raises(FileNotFoundError):
         ParaphraseGuidance(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("name", ["pruned_weights", "stability_clamp", "value_neurons"])
+def test_what_is_not_fitted_is_refused(matrices, name):
+    with pytest.raises(InputError, match=f"{name} is not fitted"):
+        matrices.sample(PROMPTS, mitigation=load(MITIGATIONS[name])(), **RUN)
+
+
+def test_a_clamp_is_of_one_number_of_steps(matrices):
+    fitted = StabilityClamp(tuple("ab")).fit(matrices, steps=3)
+    with pytest.raises(InputError, match="runs of 3 calls; this run has 4"):
+        matrices.sample(PROMPTS, mitigation=fitted, **RUN | {"steps": 4})
 
 
 @pytest.mark.parametrize("name", ["pruned_weights", "value_neurons"])

@@ -92,11 +92,9 @@ class Options(ModelOptions):
     def check_mitigations(self) -> None:
         """Raises InputError for wrong names, and for options that have no effect without --mitigations."""
         if self.mitigations is None:
-            alone = [
-                name for name in ("pictures", "kind", "clip", "sscd", "preset", "embedding") if getattr(self, name)
-            ]
-            if alone:
-                raise InputError(f"--{alone[0]} has no effect without --mitigations")
+            for name in ("pictures", "kind", "clip", "sscd", "preset", "adversarial"):
+                if getattr(self, name):
+                    raise InputError(f"--{name} has no effect without --mitigations")
             return
         named_mitigations(self.mitigations)
         at_least(self, 1, "images_per_prompt")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from memattn_jax import demo
 from memattn_jax.commands.mitigating import make_mitigation
@@ -61,34 +62,34 @@ def read_kinds(options: "Options", memorized: list[str]) -> list[str]:
     return [str(prompt.kept[0]) for prompt in read if prompt.error is None]
 
 
-def training_images(options: "Options", memorized: list[str], size: tuple[int, int]) -> np.ndarray | None:
-    """The training image of each memorized prompt, uint8 [prompts, height, width, 3]; None where none are given.
+def training_images(options: "Options", memorized: list[str]) -> "list[Image.Image] | None":
+    """The training image of each memorized prompt; None where none are given.
 
     Raises:
       InputError: a prompt that no training image has for a caption.
     """
-    from memattn_jax.pictures.decoding import resize_and_crop, to_rgb
+    from memattn_jax.pictures.decoding import to_rgb
     from memattn_jax.pictures.skipped import UnusableError
     from memattn_jax.training.sources import open_pairs
 
     if options.pictures is None:
-        return (
-            np.stack([demo.memorized_pictures()[prompt] for prompt in memorized]) if options.built_in_prompts else None
-        )
-    found: dict[str, np.ndarray] = {}
+        own = demo.memorized_pictures() if options.built_in_prompts else None
+        return None if own is None else [Image.fromarray(own[prompt]) for prompt in memorized]
+    wanted = set(memorized)
+    found: dict[str, Image.Image] = {}
     pairs = open_pairs(options.pictures)
     for number in range(len(pairs)):
         try:
             image, caption = pairs[number]
         except UnusableError:
             continue
-        if caption in set(memorized):
-            found.setdefault(caption, resize_and_crop(to_rgb(image), *size))
+        if caption in wanted:
+            found.setdefault(caption, to_rgb(image))
     if missing := [prompt for prompt in memorized if prompt not in found]:
         raise InputError(
             f"--pictures: no image has the caption '{printable(missing[0], 60)}' ({len(missing)} prompts lack theirs)"
         )
-    return np.stack([found[prompt] for prompt in memorized])
+    return [found[prompt] for prompt in memorized]
 
 
 def embeddings_of(options: "Options") -> "list[tuple[Embedding, float]]":
@@ -118,11 +119,13 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
     clean_for_fits = demo.clean_prompts() if options.built_in_prompts else clean
     made = make_all(options, memorized, clean_for_fits)
     kinds, fidelity, embeddings = read_kinds(options, memorized), fidelity_of(options), embeddings_of(options)
+    images = training_images(options, memorized)
     from tqdm import tqdm
 
     from memattn_jax.evaluation.adversarial import Attack, retriggered
     from memattn_jax.evaluation.mitigated import Prompts, describe, sample_prompts
     from memattn_jax.mitigations import Mitigation
+    from memattn_jax.pictures.decoding import resize_and_crop
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.mitigations import write_mitigations
     from memattn_jax.sharding.placement import make_mesh
@@ -139,7 +142,8 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
             sets = [sample_prompts(sd, texts, seeds, fitted, options.batch_size, run) for texts in (memorized, clean)]
             if name == PLAIN:
                 plain = (sets[0], sets[1])
-                references = training_images(options, memorized, plain[0].images.shape[2:4])
+                size = plain[0].images.shape[2:4]
+                references = None if images is None else np.stack([resize_and_crop(image, *size) for image in images])
                 prompts = Prompts(memorized, clean, references, kinds)
                 shown = {} if references is None else {"training image": references}
             entries[name] = describe(prompts, (sets[0], sets[1]), plain, fidelity, embeddings)

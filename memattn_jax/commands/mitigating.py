@@ -71,7 +71,7 @@ def describe(mitigation: "Mitigation") -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(mitigation):
         value = getattr(mitigation, field.name)
-        if field.metadata.get("host_only"):
+        if field.metadata.get("host_only") and not isinstance(value, int | float):
             value = hashlib.sha256(json.dumps(value).encode()).hexdigest()
         values[field.name] = value
     return values

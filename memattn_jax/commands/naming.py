@@ -56,7 +56,7 @@ def named_mitigations(text: str, built_in: bool = False) -> list[Named]:
         own = BUILT_IN if built_in else {}
         chosen = tuple(own.get(name, name) for name in (*MITIGATIONS, *FORMS))
     for one in chosen:
-        check_name("mitigation", Named(one).name, (*MITIGATIONS, "all"), "--mitigations")
+        check_name("mitigation", Named(one).name, tuple(MITIGATIONS), "--mitigations")
         if chosen.count(one) > 1:
             raise InputError(f"--mitigations: {printable(one, 60)} is listed twice")
     return [Named(one) for one in chosen]

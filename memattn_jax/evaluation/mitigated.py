@@ -114,29 +114,30 @@ def describe(
     """
     memorized, clean = sampled
     references = plain[0].images if prompts.references is None else prompts.references[:, None]
-    near = pairwise(memorized.images, references, lambda x, y: normalized_correlation(x, y))
+    near = pairwise(memorized.images, references)
+    changed = pairwise(clean.images, plain[1].images)[clean.finite]
     entry: dict[str, Any] = {
         "samples": int(memorized.finite.size),
         "prompts": len(prompts.memorized),
         "not_finite": int((~memorized.finite).sum() + (~clean.finite).sum()),
         **reproduced(near, memorized.finite),
         "correlation": float(np.median(near[memorized.finite])) if memorized.finite.any() else None,
-        "agreement": agreement(memorized.images),
-        "diversity_clean": None if (own := agreement(clean.images)) is None else 1 - own,
-        "change_clean": 1 - float(pairwise(clean.images, plain[1].images, normalized_correlation).mean()),
+        "agreement": agreement(memorized),
+        "diversity_clean": None if (own := agreement(clean)) is None else 1 - own,
+        "change_clean": 1 - float(changed.mean()) if clean.finite.any() else None,
         **distance(clean.images, plain[1].images),
         "forwards": memorized.forwards,
         "seconds": memorized.seconds,
         "memory": memorized.memory,
     }
     for name, texts, one in (("fidelity", prompts.memorized, memorized), ("fidelity_clean", prompts.clean, clean)):
-        entry[name] = None if fidelity is None else mean_fidelity(fidelity, one.images, texts)
+        entry[name] = None if fidelity is None else mean_fidelity(fidelity, one, texts)
     for embedding, threshold in embeddings:
         vectors = [embed(embedding, flat(images)) for images in (memorized.images, references)]
         alike = similarity(vectors[0].vectors, vectors[1].vectors, memorized.images.shape[1])
         name = f"{vectors[0].measure}"
         entry.setdefault("similarity", {})[name] = {
-            "median": float(np.median(alike)),
+            "median": float(np.median(alike[memorized.finite])) if memorized.finite.any() else None,
             "threshold": threshold,
             **reproduced(alike, memorized.finite, threshold),
         }
@@ -157,16 +158,18 @@ def flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(-1, *images.shape[2:])
 
 
-def reproduced(near: np.ndarray, finite: np.ndarray, threshold: float = REPRODUCED) -> dict[str, float]:
+def reproduced(near: np.ndarray, finite: np.ndarray, threshold: float = REPRODUCED) -> dict[str, float | None]:
     """The share of copies among finite samples, [prompts, seeds], with its interval over prompts."""
-    share = float((near[finite] >= threshold).mean()) if finite.any() else float("nan")
-    low, high = share_interval(share, len(near)) if finite.any() else (0.0, 1.0)
+    if not finite.any():
+        return {"reproduced": None, "reproduced_low": 0.0, "reproduced_high": 1.0}
+    share = float((near[finite] >= threshold).mean())
+    low, high = share_interval(share, int(finite.any(axis=1).sum()))
     return {"reproduced": share, "reproduced_low": low, "reproduced_high": high}
 
 
-def pairwise(images: np.ndarray, references: np.ndarray, compare: Callable[..., np.ndarray]) -> np.ndarray:
+def pairwise(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Correlation of each image [prompts, seeds, ...] with its prompt's reference [prompts, 1 or seeds, ...]."""
-    near = [compare(rows, own) for rows, own in zip(images, references, strict=True)]
+    near = [normalized_correlation(rows, own) for rows, own in zip(images, references, strict=True)]
     return np.stack([each[:, 0] if each.shape[1] == 1 else np.diagonal(each) for each in near])
 
 
@@ -176,13 +179,11 @@ def similarity(vectors: np.ndarray, references: np.ndarray, seeds: int) -> np.nd
     return (vectors * repeated).sum(axis=1).reshape(-1, seeds)
 
 
-def agreement(images: np.ndarray) -> float | None:
-    """Mean correlation of two seeds of a prompt, over prompts; None for one seed."""
-    seeds = images.shape[1]
-    if seeds < 2:
-        return None
-    pairs = np.triu_indices(seeds, 1)
-    return float(np.mean([normalized_correlation(rows, rows)[pairs].mean() for rows in images]))
+def agreement(sampled: Sampled) -> float | None:
+    """Mean correlation of two finite seeds of a prompt, over prompts; None where no prompt has two."""
+    several = [rows[finite] for rows, finite in zip(sampled.images, sampled.finite, strict=True) if finite.sum() > 1]
+    means = [normalized_correlation(rows, rows)[np.triu_indices(len(rows), 1)].mean() for rows in several]
+    return float(np.mean(means)) if means else None
 
 
 def distance(images: np.ndarray, plain: np.ndarray) -> dict[str, float]:
@@ -203,7 +204,9 @@ def distance(images: np.ndarray, plain: np.ndarray) -> dict[str, float]:
     return {"frechet_clean": statistic(*pair), "frechet_clean_low": low, "frechet_clean_high": high}
 
 
-def mean_fidelity(fidelity: Fidelity, images: np.ndarray, prompts: Sequence[str]) -> float:
-    """Of all samples of all prompts."""
-    texts = [prompt for prompt in prompts for _ in range(images.shape[1])]
-    return float(np.mean(fidelity(flat(images), texts)))
+def mean_fidelity(fidelity: Fidelity, sampled: Sampled, prompts: Sequence[str]) -> float | None:
+    """Of all finite samples of prompts that have a fidelity; None where there is none."""
+    texts = [prompt for prompt in prompts for _ in range(sampled.images.shape[1])]
+    scores = np.asarray(fidelity(flat(sampled.images), texts), np.float64)
+    usable = sampled.finite.ravel() & np.isfinite(scores)
+    return float(scores[usable].mean()) if usable.any() else None

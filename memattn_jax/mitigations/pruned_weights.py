@@ -94,8 +94,13 @@ class PrunedWeights(Mitigation):
         return total
 
     def weights(self, unet: Any) -> Any:
-        """See `Mitigation.weights`."""
-        assert self.pruned is not None
+        """See `Mitigation.weights`.
+
+        Raises:
+          InputError: it is not fitted.
+        """
+        if self.pruned is None:
+            raise InputError("pruned_weights is not fitted: fit(model, steps=…) first")
         for leaf in leaves(unet):  # of a copy, as JAX makes one for each trace
             layer, _, parameter = leaf.name.rpartition(".")
             if parameter == "weight" and layer in self.pruned:

@@ -1,7 +1,7 @@
 """Latents kept where those of clean runs are (Broken Memories, KDD 2026, arXiv 2605.22050).
 
-Of clean runs, at every step, mean μ and standard deviation σ of three norms: of the latents ‖z_t‖, of their step
-‖z_{t−1} − z_t‖, and of the clean image that is predicted, ‖ẑ₀‖. A norm outside μ ± width · σ is
+Of clean runs, at every step, mean μ and standard deviation σ of three norms: of the latents after it ‖z_{t−1}‖, of the
+step ‖z_{t−1} − z_t‖, and of the clean image that is predicted, ‖ẑ₀‖. A norm outside μ ± width · σ is
 
     mild      in the first calls: ẑ₀ is scaled to ‖ẑ₀‖ = μ
     strong    in the others: the step, then the latents, are scaled to the nearest end of their region
@@ -33,6 +33,7 @@ from memattn_jax.schedulers import make_schedule
 from memattn_jax.schedulers.clean import clean_prediction
 
 LATENTS, STEP, CLEAN = range(3)  # of the three norms
+TINY = 1e-12  # vectors of length 0 stay
 
 
 @pytree
@@ -45,7 +46,7 @@ class Norms:
         """See `Observer`."""
         of_latents, of_output = jnp.asarray(self.to_clean)[call.number]
         clean = of_latents * call.latents + of_output * call.guided
-        return jnp.stack([norm(call.latents), norm(call.moved - call.latents), norm(clean)], axis=-1)
+        return jnp.stack([norm(call.moved), norm(call.moved - call.latents), norm(clean)], axis=-1)
 
 
 @pytree
@@ -100,14 +101,21 @@ class StabilityClamp(Mitigation):
         return replace(self, regions=regions[None].astype(np.float32), to_clean=to_clean[None])
 
     def guidance(self, step: Step, prediction: Prediction, memory: Any) -> tuple[Prediction, Any]:
-        """See `Mitigation.guidance`: the mild stage."""
+        """See `Mitigation.guidance`: the mild stage.
+
+        Raises:
+          InputError: it is not fitted, or for another number of steps.
+        """
+        if self.regions is None or self.regions.shape[1] != step.calls:
+            known = "is not fitted" if self.regions is None else f"was fitted on runs of {self.regions.shape[1]} calls"
+            raise InputError(f"stability_clamp {known}; this run has {step.calls}: fit(model, steps=…, scheduler=…)")
         guided = prediction.guided()
         of_latents, of_output = jnp.asarray(self.to_clean)[0, step.number]
         clean = of_latents * step.latents + of_output * guided
         length = norm(clean)
         mean, deviation = jnp.asarray(self.regions)[0, step.number, CLEAN]
         outside = (jnp.abs(length - mean) > self.width * deviation) & (step.number < self.mild_calls)
-        scaled = (clean * along(mean / length, clean) - of_latents * step.latents) / of_output
+        scaled = (clean * along(mean / jnp.maximum(length, TINY), clean) - of_latents * step.latents) / of_output
         result = jnp.where(along(outside, clean), scaled, guided)
         return Prediction(result, result, jnp.ones_like(prediction.scale)), memory
 
@@ -122,4 +130,4 @@ class StabilityClamp(Mitigation):
         mean, deviation = jnp.asarray(self.regions)[0, number, which]
         length = norm(x)
         inside = jnp.clip(length, mean - self.width * deviation, mean + self.width * deviation)
-        return x * along(inside / length, x)
+        return x * along(inside / jnp.maximum(length, TINY), x)

@@ -90,10 +90,13 @@ class ValueNeurons(Mitigation):
         return replace(self, to_v=weights, mean=mean, deviation=deviation)
 
     def begin(self, start: Start) -> Neurons:
-        """See `Mitigation.begin`: the neurons of each row."""
-        assert self.to_v is not None
-        assert self.mean is not None
-        assert self.deviation is not None
+        """See `Mitigation.begin`: the neurons of each row.
+
+        Raises:
+          InputError: it is not fitted.
+        """
+        if self.to_v is None or self.mean is None or self.deviation is None:
+            raise InputError("value_neurons is not fitted: fit(model) first")
         active = activations(start.context, self.to_v)
         z = {site: jnp.abs(value - self.mean[site]) / self.deviation[site] for site, value in active.items()}
         search = Search(start, active, z, factor=self.factor, limit=self.limit, noises=self.noises)
