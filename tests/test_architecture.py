@@ -22,6 +22,7 @@ LAYERS = (
     ("demo", "runs"),
     ("prompts", "training"),
     ("report",),
+    ("audit",),
     ("commands",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
