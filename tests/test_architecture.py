@@ -10,7 +10,7 @@ import memattn_jax
 PACKAGE = Path(memattn_jax.__file__).parent
 # From the lowest layer up: a file may import from its own layer's earlier names and from what is below.
 LAYERS = (
-    ("text", "errors", "typed", "settings", "keys", "registries", "pytree", "entropy", "ssim", "pictures"),
+    ("text", "errors", "typed", "settings", "keys", "registries", "pytree", "entropy", "heatmaps", "ssim", "pictures"),
     ("interceptors",),
     ("schedulers", "models", "sharding"),
     ("checkpoints",),

@@ -18,10 +18,9 @@ from jaxtyping import Float
 from memattn_jax.detectors.protocol import TrajectoryDetector
 from memattn_jax.diffusion.sampling import Call
 from memattn_jax.errors import InputError
+from memattn_jax.heatmaps import FINEST
 from memattn_jax.interceptors import EndTokenMap, Sites, Tap
 from memattn_jax.pytree import pytree, static
-
-FINEST = "down_blocks.0."
 
 
 def bright_ending(energy: Float[Array, "steps batch h w"], ending: Float[Array, "batch h w"]) -> Float[Array, " batch"]:

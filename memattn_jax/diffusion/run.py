@@ -26,6 +26,7 @@ from memattn_jax.diffusion.sampling import (
 )
 from memattn_jax.diffusion.settings import Between, Settings, as_list
 from memattn_jax.errors import InputError
+from memattn_jax.interceptors.taps import step_weights
 from memattn_jax.pytree import as_arrays, as_pytree
 from memattn_jax.schedulers import Schedule, make_schedule
 from memattn_jax.sharding.placement import replicate, rows_multiple, spread, take_rows
@@ -286,4 +287,10 @@ def in_chunks(plan: Plan, settings: Settings) -> tuple[Array, Taps]:
             if np.shape(given) != state.latents.shape:
                 raise InputError(f"the callback returned latents {np.shape(given)}, not {state.latents.shape}")
             state = state._replace(latents=jnp.asarray(given, jnp.float32))
-    return state.latents, jax.tree.map(lambda *taps: jnp.concatenate(taps), *parts)
+    means = step_weights(plan.taps, calls)
+
+    def joined(name: str) -> Any:
+        mean = name in means
+        return jax.tree.map(lambda *taps: sum(taps) if mean else jnp.concatenate(taps), *(part[name] for part in parts))
+
+    return state.latents, {name: joined(name) for name in parts[0]}

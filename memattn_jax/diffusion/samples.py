@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from memattn_jax.errors import InputError, check_name
+from memattn_jax.heatmaps import ChosenSteps, ChosenTokens, picture_heatmap, token_mask
 from memattn_jax.pytree import pytree, static
 
 PER_ROW = ("images", "latents", "input_ids", "lengths", "finite", "guard_scores", "mitigated")
@@ -56,6 +58,48 @@ class Samples:
     def maps(self) -> Mapping[str, Array]:
         """{site: float32 [steps, batch, heads, pixels, tokens]}; empty where not tapped."""
         return self.taps.get("maps", {})
+
+    def heatmap(
+        self,
+        tokens: ChosenTokens,
+        site: str | None = None,
+        *,
+        head: int | None = None,
+        steps: ChosenSteps = None,
+        tap: str | None = None,
+    ) -> np.ndarray:
+        """Where tokens look, over each picture: float32 [batch, height, width].
+
+        A value is the share of a pixel's attention that goes to the tokens, from 0 to 1, mean over the chosen layers,
+        heads and steps. Sample with taps="heatmaps", with taps="maps" where a head or steps are chosen here, or with a
+        `MeanMaps` of your own.
+
+        Args:
+          tokens: a token's place, from 0 for the begin token, or several, which are added up; "begin", "words", "end",
+            "padding" or "summary" (end and padding); or bool [batch, tokens].
+          site: a cross-attention layer; None is the mean of all that were tapped.
+          head: of that layer; None is the mean over heads.
+          steps: one, from 0 or negative from the end; (first, stop); None is all.
+          tap: name of the tap to read; by default "maps", else "heatmaps".
+
+        Raises:
+          InputError: what was not tapped, or is not there.
+        """
+        tap = tap or ("maps" if self.maps else "heatmaps")
+        if tap not in self.taps:
+            raise InputError(f"heatmap: no tap '{tap}'; sample with taps='heatmaps' or taps='maps'")
+        maps = self.taps[tap]
+        if site is not None:
+            check_name("cross-attention layer", site, tuple(maps))
+            maps = {site: maps[site]}
+        if steps is not None and len(self.timesteps) > 1 and all(len(own) == 1 for own in maps.values()):
+            raise InputError(f"heatmap: tap '{tap}' is a mean over steps; sample with MeanMaps(over_steps=…) or 'maps'")
+        heads = {site: own.shape[2] for site, own in self.tokens.items()}
+        if head is not None and any(own.shape[2] < heads.get(site, 0) for site, own in maps.items()):
+            raise InputError(f"heatmap: tap '{tap}' is a mean over heads; sample with MeanMaps(heads='each') or 'maps'")
+        mask = token_mask(tokens, np.asarray(self.lengths), next(iter(maps.values())).shape[-1])
+        (height, width), (h, w) = self.images.shape[1:3], self.latents.shape[1:3]
+        return picture_heatmap(maps, mask, (h, w), (height, width), head=head, steps=steps)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.images.shape[1:3]))

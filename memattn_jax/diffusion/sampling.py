@@ -15,6 +15,7 @@ from jax import Array
 from memattn_jax.diffusion.mitigation import Mitigation, Prediction, Start, Step, choose_rows, overrides
 from memattn_jax.diffusion.noise import fold, step_keys
 from memattn_jax.interceptors import Edit, Interceptor, OnRows, Tap
+from memattn_jax.interceptors.taps import step_weights
 from memattn_jax.models.protocols import prepare_text
 from memattn_jax.pytree import pytree, static
 from memattn_jax.schedulers import Row, Schedule
@@ -233,14 +234,41 @@ def observe(plan: Plan, observer: Observer) -> tuple[Array, Kept]:
       leading axis [calls].
     """
     plan, text, state = begin(plan)
-    scales = jnp.broadcast_to(plan.guidance_scale, (len(plan.schedule.timesteps), plan.guidance_scale.shape[1]))
-    state, kept = advance(plan, text, state, plan.schedule.rows(), scales, observer)
+    state, kept = advance(plan, text, state, plan.schedule.rows(), scales_of_calls(plan), observer)
     return state.latents, kept
 
 
-def keep_taps(call: Call) -> Taps:
-    """An observer that keeps all taps."""
-    return call.taps
+def scales_of_calls(plan: Plan) -> Array:
+    """Guidance scales, [calls, 1 or batch]."""
+    return jnp.broadcast_to(plan.guidance_scale, (len(plan.schedule.timesteps), plan.guidance_scale.shape[1]))
+
+
+def advance_taps(plan: Plan, text: Any, state: State, rows: Row, scales: Array) -> tuple[State, Taps]:
+    """`advance` with the taps as a run returns them: of every call, or a mean over calls as [1, batch, ...]."""
+    weights = step_weights(plan.taps, len(plan.schedule.timesteps))
+
+    def every(call: Call) -> Taps:
+        return {name: taps for name, taps in call.taps.items() if name not in weights}
+
+    if not weights:
+        return advance(plan, text, state, rows, scales, every)
+
+    def part(call: Call) -> Taps:
+        shares = {name: jnp.asarray(own)[call.number] for name, own in weights.items()}
+        return {name: jax.tree.map(lambda tap, w=w: (w * tap)[None], call.taps[name]) for name, w in shares.items()}
+
+    def body(carry: tuple[State, Taps], inputs: tuple[Row, Array]) -> tuple[tuple[State, Taps], Taps]:
+        state, call = traced_step(plan, text, carry[0], *inputs)
+        return (state, jax.tree.map(jnp.add, carry[1], part(call))), every(call)
+
+    first = jax.tree.map(lambda x: x[0], (rows, scales))
+    shapes = jax.eval_shape(lambda: part(traced_step(plan, text, state, *first)[1]))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    (state, means), taps = jax.lax.scan(body, (state, zeros), (rows, scales))
+    return state, taps | means
+
+
+traced_step = jax.jit(step_once, inline=True)  # JAX traces it once where it is called twice
 
 
 @jax.jit
@@ -249,16 +277,13 @@ def denoise(plan: Plan) -> tuple[Array, Taps]:
 
     Compiled once for each scheduler, number of steps, shape and kind of mitigation and taps; every number is traced.
     """
-    return observe(plan, keep_taps)
+    plan, text, state = begin(plan)
+    state, taps = advance_taps(plan, text, state, plan.schedule.rows(), scales_of_calls(plan))
+    return state.latents, taps
 
 
 start_run = jax.jit(begin)
-
-
-@jax.jit
-def continue_run(plan: Plan, text: Any, state: State, rows: Row, scales: Array) -> tuple[State, Taps]:
-    """`advance` as a program of its own, for runs that return to the host between chunks of steps."""
-    return advance(plan, text, state, rows, scales, keep_taps)
+continue_run = jax.jit(advance_taps)  # for runs that return to the host between chunks of steps
 
 
 def needs_guidance(scales: Any, mitigation: Mitigation) -> bool:

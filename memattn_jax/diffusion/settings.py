@@ -9,11 +9,11 @@ from jax import Array
 
 from memattn_jax.diffusion.mitigation import Mitigation
 from memattn_jax.errors import InputError, check_name
-from memattn_jax.interceptors import AttentionMaps, Tap, TokenMeans
+from memattn_jax.interceptors import AttentionMaps, MeanMaps, Tap, TokenMeans
 from memattn_jax.schedulers import MakeSchedule, Schedule
 from memattn_jax.text import counted
 
-NamedTaps = Literal["tokens", "maps"]
+NamedTaps = Literal["tokens", "heatmaps", "maps"]
 
 
 class Between(NamedTuple):
@@ -61,8 +61,9 @@ class Settings:
       width: of the images, in pixels; default: the size that the model was trained on.
       mitigation: for example `mitigations.AttentionMask()`, of all rows.
       guard: mitigates only the rows that its detector flags; the others are unchanged.
-      taps: what to return of the attention: {name: tap}; or "tokens", the mean attention per token; or "maps", whole
-        attention maps (a large amount of memory) and the means; or None.
+      taps: what to return of the attention: {name: tap}; or "tokens", the mean attention per token; or with it
+        "heatmaps", maps averaged over steps and heads, or "maps", whole maps (a large amount of memory), both for
+        `Samples.heatmap`; or None.
       callback: called between chunks of steps with a `Between`; latents that it returns replace those of the run.
         Each chunk is a compiled program.
       callback_steps: steps of a chunk.
@@ -101,8 +102,8 @@ class Settings:
     def tap_objects(self) -> dict[str, Tap]:
         """The taps by name."""
         if isinstance(self.taps, str):
-            means: dict[str, Tap] = {"tokens": TokenMeans()}
-            return means if self.taps == "tokens" else means | {"maps": AttentionMaps()}
+            maps: dict[str, Tap] = {"heatmaps": MeanMaps(), "maps": AttentionMaps()}
+            return {"tokens": TokenMeans()} | {name: tap for name, tap in maps.items() if name == self.taps}
         return dict(self.taps or {})
 
     def scales(self, calls: int, batch: int) -> np.ndarray:

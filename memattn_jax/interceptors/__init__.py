@@ -16,7 +16,7 @@ from memattn_jax.interceptors.seam import (
     by_name,
     cross_attention,
 )
-from memattn_jax.interceptors.taps import AttentionMaps, EndTokenMap, TokenMeans
+from memattn_jax.interceptors.taps import AttentionMaps, EndTokenMap, MeanMaps, TokenMeans
 
 __all__ = [
     "Attention",
@@ -26,6 +26,7 @@ __all__ = [
     "EndTokenMap",
     "Interceptor",
     "MaskTokens",
+    "MeanMaps",
     "OnRows",
     "ScaleBeginToken",
     "Sites",

@@ -82,7 +82,9 @@ class Attention(NamedTuple):
 # (the default) changes query, keys, values and bias, which keeps fused kernels usable; "logits" changes `logits`, and
 # "probs" `probs`. Edits of one stage are applied in order.
 Edit = Callable[[Attention, Context], Attention]
-# `tap(probs, context) -> tree of [batch, ...]`, from float32 [batch, heads, pixels, tokens]; `sites` is optional.
+# `tap(probs, context) -> tree of [batch, ...]`, from float32 [batch, heads, pixels, tokens]. Two attributes are
+# optional: `sites`, and `over_steps`, the ends of a slice of a sampling run's steps. With it the run returns the mean
+# over these steps, made in the compiled program, with a leading axis of 1, instead of every step.
 Tap = Callable[[Array, Context], Any]
 
 
