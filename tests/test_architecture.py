@@ -19,7 +19,7 @@ LAYERS = (
     ("mitigations",),
     ("copies", "evaluation"),
     ("pipeline",),
-    ("demo", "runs"),
+    ("demo", "runs", "search"),
     ("prompts", "training"),
     ("report",),
     ("audit",),
