@@ -16,12 +16,13 @@ import tyro
 
 from memattn_jax import demo
 from memattn_jax.checkpoints.checkpoint import Source
-from memattn_jax.commands import detect
 from memattn_jax.commands.calibrating import checked
 from memattn_jax.commands.command import run_command
 from memattn_jax.commands.converting import CONTAINERS, check_destination, convert
+from memattn_jax.commands.detect_options import Options as DetectOptions
 from memattn_jax.commands.model_options import CheckpointOptions
 from memattn_jax.commands.options import BY_DEFAULT, names_of, one_of, some_of
+from memattn_jax.commands.scoring import given_calibration, make_scorer
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
 from memattn_jax.runs.versions import versions
@@ -112,13 +113,11 @@ def check_out(path: Path, overwrite: bool) -> None:
     probe.unlink()
 
 
-def detect_options(options: Options, names: tuple[str, ...]) -> detect.Options:
+def detect_options(options: Options, names: tuple[str, ...]) -> DetectOptions:
     """The options with which `detect` computes the same scores."""
     same = ("model", "dtype", "calibration", "seed", "probes", "steps", "site")
     given = {name: getattr(options, name) for name in same} | options.given
-    return detect.Options(
-        prompt=("",), detectors=",".join(names), explain=False, batch_size=options.batch_size, **given
-    )
+    return DetectOptions(prompt=("",), detectors=",".join(names), explain=False, batch_size=options.batch_size, **given)
 
 
 def metadata(
@@ -187,10 +186,10 @@ def export_detectors(options: Options) -> None:
     export.check_platforms(platforms)
     export.check_serializer()
     asked = detect_options(options, names)
-    given = detect.given_calibration(asked)
+    given = given_calibration(asked)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=asked.model_dtype, **options.source)
     export.check_tokenizer(sd.tokenizer)
-    scorer = detect.make_scorer(sd, asked, given)
+    scorer = make_scorer(sd, asked, given)
     calibration = checked(scorer, given, asked_for=options.calibration is not None)
     joint = None if calibration is None else calibration.joint(names)
     if calibration is not None and joint is not None and not joint.resolves(calibration.fpr):

@@ -27,6 +27,7 @@ from memattn_jax.text import counted, printable
 if TYPE_CHECKING:
     from memattn_jax.checkpoints.tokenizer import Tokenizer
 
+Settle = Callable[[Sequence[Row]], list[Row]]
 LISTED = 50  # prompts on the terminal, those that score highest
 NAMED = 2  # statistics that a warning names, where prompts differ from the calibration's
 SAMPLED = 2000  # prompts that are compared with the calibration's
@@ -119,8 +120,13 @@ def pick(table: ShardedTable, numbers: Iterable[int]) -> dict[int, Row]:
 
 
 def summarize(
-    table: ShardedTable, detectors: Sequence[str], rule: Rule | None, kind: Kind | None, carried: Carried
-) -> None:
+    table: ShardedTable,
+    detectors: Sequence[str],
+    rule: Rule | None,
+    kind: Kind | None,
+    carried: Carried,
+    listed: int = LISTED,
+) -> Settle:
     """Prints a summary; copies the rows to results.jsonl if they are few and this is the only process.
 
     With `rule.fdr`, writes _verdicts.parquet once all rows exist; of several processes, the last one to finish does.
@@ -131,20 +137,26 @@ def summarize(
       rule: for verdicts; None without a calibration.
       kind: statistics of the calibration's prompts; None without a calibration.
       carried: the columns from prompt records.
+      listed: prompts on the terminal, those that score highest.
+
+    Returns:
+      Maps rows to the same with their final verdicts.
     """
     found = find(table, detectors, rule)
     alone, whole = table.processes == 1, found.rows == table.jobs
-    settle: Callable[[Sequence[Row]], list[Row]] = list
+    settle: Settle = list
     level = rule.fpr if rule is not None else None
     if rule is not None and rule.fdr is not None and whole:
         level = benjamini_hochberg(found.p, rule.fdr)
         settle = settled(rule, detectors, level)
         write_verdicts(table, settle, detectors, found)
-    listing = pick(table, found.highest)
-    order = "joint statistic" if rule is not None else detectors[0]
-    print(f"prompts with the highest {order} ({len(found.highest)} of {found.rows}):")
-    for row in settle([listing[number] for number in found.highest if number in listing]):
-        print(printable(format_row(row, detectors)))
+    if listed:
+        highest = found.highest[:listed]
+        listing = pick(table, highest)
+        order = "joint statistic" if rule is not None else detectors[0]
+        print(f"prompts with the highest {order} ({len(highest)} of {found.rows}):")
+        for row in settle([listing[number] for number in highest if number in listing]):
+            print(printable(format_row(row, detectors)))
     if rule is not None:
         print_verdicts(found, rule, level)
     if found.failed:
@@ -156,6 +168,7 @@ def summarize(
     repeated = " and results.jsonl" if alone and write_json_lines(table, found.rows, settle) else ""
     rest = "" if alone else f" of {table.jobs}, by all {table.processes} processes so far"
     print(f"{counted(found.rows, 'prompt')}{rest} in {table.store}, as Parquet files{repeated}")
+    return settle
 
 
 def print_verdicts(found: Findings, rule: Rule, level: float | None) -> None:
@@ -185,7 +198,7 @@ def print_verdicts(found: Findings, rule: Rule, level: float | None) -> None:
         print(f"{UNKNOWN}: {found.verdicts[UNKNOWN]} of {total}, for lack of a score or of clean prompts")
 
 
-def settled(rule: Rule, detectors: Sequence[str], level: float) -> Callable[[Sequence[Row]], list[Row]]:
+def settled(rule: Rule, detectors: Sequence[str], level: float) -> Settle:
     """Rows with the verdict that follows from all p-values; rows without a score are left as they are."""
 
     def settle(rows: Sequence[Row]) -> list[Row]:
@@ -195,9 +208,7 @@ def settled(rule: Rule, detectors: Sequence[str], level: float) -> Callable[[Seq
     return settle
 
 
-def write_verdicts(
-    table: ShardedTable, settle: Callable[[Sequence[Row]], list[Row]], detectors: Sequence[str], found: Findings
-) -> None:
+def write_verdicts(table: ShardedTable, settle: Settle, detectors: Sequence[str], found: Findings) -> None:
     """Writes _verdicts.parquet, one row per prompt, and counts its verdicts."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, VERDICT_SCHEMA, compression="zstd") as writer:

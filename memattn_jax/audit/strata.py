@@ -1,0 +1,86 @@
+"""Which prompts of a log are sampled: all that are flagged, or many of them, and as many others as a control."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from memattn_jax.audit.rates import FLAGGED, NOT_FLAGGED, STRATA, UNKNOWN, fewest_control
+from memattn_jax.detectors.calibration.verdicts import CLEAN, MEMORIZED
+from memattn_jax.errors import InputError
+from memattn_jax.text import printable
+
+KINDS = 20  # at most: intervals of more kinds say nothing, and a column with more is another one
+OF_VERDICT = {MEMORIZED: FLAGGED, CLEAN: NOT_FLAGGED}  # everything else is unknown, and never clean
+
+
+@dataclass
+class Drawn:
+    """The prompts to sample.
+
+    Attributes:
+      sizes: number of the log's prompts by stratum and kind.
+      rows: of each stratum, the numbers of the rows to sample, ascending.
+      unscored: number of rows without a score, which belong to no stratum.
+    """
+
+    sizes: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    rows: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in STRATA})
+    unscored: int = 0
+
+    def total(self, stratum: str) -> int:
+        """Number of the log's prompts in a stratum."""
+        return sum(count for (name, _), count in self.sizes.items() if name == stratum)
+
+    def sampled(self) -> list[int]:
+        """All rows to sample, ascending."""
+        return sorted(row for rows in self.rows.values() for row in rows)
+
+
+def stratum_of(row: Mapping) -> str | None:
+    """The stratum of a row of the detection table; None for a prompt that was not scored."""
+    return None if row["length"] is None else OF_VERDICT.get(row["verdict"], UNKNOWN)
+
+
+def draw(rows: Iterable[Mapping], most: int, seed: int, kind: str | None = None) -> Drawn:
+    """Draws at random from each stratum, reading the rows once and keeping few.
+
+    Of the flagged and the unknown prompts at most `most`; of the others as many as there are flagged ones among the
+    drawn, and at least as many as a headline needs.
+
+    Args:
+      rows: of the detection table with their final verdicts: "row", "length", "verdict" and the kind.
+      most: prompts of a stratum.
+      seed: of the draw.
+      kind: the column with the prompt's kind.
+
+    Raises:
+      InputError: too many kinds.
+    """
+    drawn, chance = Drawn(), {name: random.Random(f"{seed} {name}") for name in STRATA}
+    read: Counter[str] = Counter()
+    kinds = set()
+    for row in rows:
+        stratum = stratum_of(row)
+        if stratum is None:
+            drawn.unscored += 1
+            continue
+        own = None if kind is None else row[kind]
+        kinds.add(own)
+        if len(kinds) > KINDS:
+            raise InputError(
+                f"--kind {printable(str(kind), 40)}: more than {KINDS} different values; name a column with few kinds"
+            )
+        drawn.sizes[stratum, own] += 1
+        read[stratum] += 1
+        chosen = drawn.rows[stratum]
+        if len(chosen) < most:
+            chosen.append(row["row"])
+        elif (place := chance[stratum].randrange(read[stratum])) < most:  # reservoir sampling, Vitter's algorithm R
+            chosen[place] = row["row"]
+    control = max(len(drawn.rows[FLAGGED]), fewest_control())
+    others = drawn.rows[NOT_FLAGGED]
+    if len(others) > control:
+        drawn.rows[NOT_FLAGGED] = chance[NOT_FLAGGED].sample(others, control)
+    drawn.rows = {name: sorted(chosen) for name, chosen in drawn.rows.items()}
+    return drawn

@@ -1,0 +1,201 @@
+"""Scores of a whole log in a table that resumes: what `detect` and `audit` share."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from memattn_jax import demo
+from memattn_jax.commands.calibrating import checked, fit, noise_seed, print_thresholds, rule_of
+from memattn_jax.commands.command import FORMAT
+from memattn_jax.commands.detect_options import Options
+from memattn_jax.commands.options import chosen_steps, names_of
+from memattn_jax.prompts import Prompt, as_text, read_prompts
+from memattn_jax.registries import DETECTORS
+from memattn_jax.runs.versions import versions
+from memattn_jax.text import counted
+
+if TYPE_CHECKING:
+    from memattn_jax.detectors import Detection, Scorer
+    from memattn_jax.detectors.calibration.calibration import Calibration
+    from memattn_jax.detectors.calibration.verdicts import Rule
+    from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.report.carried import Carried
+    from memattn_jax.runs.store import Store
+    from memattn_jax.runs.table import ShardedTable
+
+
+class Log(NamedTuple):
+    """The prompts to score.
+
+    Attributes:
+      prompts: records, read as they are needed.
+      batch: how many are scored at once.
+      total: returns their number; None where it is not known in advance.
+    """
+
+    prompts: Iterator[Prompt]
+    batch: int
+    total: Callable[[], int] | None
+
+
+class Detected(NamedTuple):
+    """A table with the scores of a whole log, and what they were made with.
+
+    Attributes:
+      table: the rows.
+      scorer: the detectors.
+      calibration: what clean prompts score; None without one.
+      rule: for verdicts; likewise.
+      carried: columns from the prompt records.
+    """
+
+    table: "ShardedTable"
+    scorer: "Scorer"
+    calibration: "Calibration | None"
+    rule: "Rule | None"
+    carried: "Carried"
+
+
+def given_calibration(options: Options) -> "Calibration | None":
+    """The calibration that the options name, else the built-in model's; None if one is to be fitted."""
+    from memattn_jax.detectors.calibration import load_calibration
+
+    if options.calibrate is not None:
+        return None
+    if options.calibration is not None:
+        return load_calibration(options.calibration)
+    own = options.built_in and options.model_dtype == "float32" and not options.per_prompt_noise
+    return load_calibration(demo.CALIBRATION) if own else None
+
+
+def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibration | None") -> "Scorer":
+    """The detectors, with settings from the options, else the calibration, else the papers."""
+    from memattn_jax.detectors import Scorer
+    from memattn_jax.detectors.protocol import is_fitted
+    from memattn_jax.detectors.scorer import named_detectors
+
+    calibrating = options.calibrate is not None
+    settings: dict[str, Any] = dict(calibration.settings) if calibration is not None else {}
+    for name in ("seed", "probes", "steps", "guidance_scale", "site"):
+        if getattr(options, name) is not None:
+            settings[name] = getattr(options, name)
+    if options.noise_norm_steps is not None:
+        settings["options"] = {"noise_norm_steps": chosen_steps(options.noise_norm_steps, options.steps)}
+    if options.per_prompt_noise:
+        settings["seed"] = None
+    names = names_of(options.detectors, tuple(DETECTORS), "--detectors", "detector")
+    detectors = dict(named_detectors(names, site=settings.get("site"), **settings.get("options", {})))
+    if calibration is not None:
+        detectors = calibration.fitted(detectors)
+    if "all" in options.detectors.split(",") and not calibrating:
+        for name in [name for name, one in detectors.items() if not is_fitted(one)]:
+            del detectors[name]
+            warnings.warn(
+                f"{name} is left out: it needs a calibration with sampling runs of clean prompts", stacklevel=1
+            )
+    attribute = options.explain or calibrating
+    return Scorer(sd, detectors, **settings, attribute=attribute, calibrating=calibrating)
+
+
+def identity(
+    scorer: "Scorer", options: Options, calibration: "Calibration | None", rule: "Rule | None"
+) -> dict[str, Any]:
+    """Everything that a row depends on besides its prompt."""
+    from memattn_jax.detectors.calibration.calibration import settings_of
+    from memattn_jax.detectors.calibration.file import to_json
+
+    text = "" if calibration is None else to_json(calibration)
+    return {
+        "command": "detect",
+        "format": FORMAT,
+        "keep": list(options.kept),
+        "model": scorer.model.fingerprint(),
+        "settings": {
+            "detectors": list(scorer.detectors),
+            "explain": scorer.attribute,
+            "dtype": scorer.model.dtype,
+            **settings_of(scorer),
+            "own_noise_from": (options.seed or 0) if options.per_prompt_noise else None,
+            "calibration": text and hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+            "fpr": None if rule is None else rule.fpr,
+            "thresholds": {} if rule is None or rule.fpr is None else rule.joint.thresholds(rule.fpr),
+        },
+    }
+
+
+def score_log(
+    sd: "StableDiffusion",
+    options: Options,
+    log: Log | None,
+    given: "Calibration | None",
+    store: "Store",
+    part: tuple[int, int] = (0, 1),
+) -> Detected | None:
+    """Calibrates where the options say so, and scores the log, or what is missing of it, into a table.
+
+    Args:
+      sd: the model.
+      options: of the command.
+      log: the prompts; None only calibrates.
+      given: see `given_calibration`.
+      store: the output folder.
+      part: index of this process, and number of processes.
+
+    Returns:
+      None where the run was asked to stop, or only calibrates.
+    """
+    from memattn_jax.report.carried import Carried
+    from memattn_jax.report.detection import Ground, detection_rows, detection_schema
+    from memattn_jax.report.findings import VERDICTS
+    from memattn_jax.runs.progress import Progress
+    from memattn_jax.runs.run import batches, fill_up, run
+    from memattn_jax.runs.table import ShardedTable
+    from memattn_jax.sharding.placement import rows_multiple
+
+    scorer = make_scorer(sd, options, given)
+    if options.calibrate is None:
+        calibration = checked(scorer, given, asked_for=options.calibration is not None)
+    else:
+        clean = list(map(as_text, read_prompts(str(options.calibrate), options.column)))
+        calibration = fit(scorer, clean, store, fpr=options.fpr, seed=options.seed or 0, batch_size=options.batch_size)
+    rule = rule_of(scorer, calibration, options.fpr, options.fdr)
+    for name, detector in scorer.detectors.items():
+        if site := getattr(detector, "site", None):
+            print(f"{name} reads {site}")
+    if options.calibrate is not None:
+        if rule is not None:
+            print_thresholds(rule)
+        print(f"calibration.json in {store}")
+    if log is None:
+        return None
+    carried = Carried(detection_schema(tuple(scorer.detectors), scorer.attribute), options.kept, sd.tokenizer)
+    table = ShardedTable(
+        store,
+        carried.schema,
+        identity(scorer, options, calibration, rule),
+        shard_rows=options.shard_rows,
+        process=part[0],
+        processes=part[1],
+    )
+    source = {"model": options.model_name, "prompts": options.prompts}
+    table.claim(source | {"versions": versions()}, overwrite=options.overwrite)
+    if options.overwrite and VERDICTS in store.names():
+        store.remove(VERDICTS)
+    progress = Progress("prompt", log.total)
+    ground = Ground(rule, None if calibration is None else calibration.attention, sd.tokenizer, scorer.read_site)
+    padded = rows_multiple(log.batch, sd.mesh)
+
+    def start(jobs: list[Prompt]) -> "Detection":
+        texts = [job.text for job in fill_up(jobs, padded)]
+        return scorer.start(texts, [noise_seed(text, options.seed or 0, scorer.probes) for text in texts])
+
+    def describe(batch: list[tuple[int, Prompt]], detection: "Detection | None") -> list[dict[str, Any]]:
+        rows = detection_rows(batch, detection, ground)
+        return [carried(row, prompt) for row, (_, prompt) in zip(rows, batch, strict=True)]
+
+    work = batches(table.missing(log.prompts, lambda job: job.text), log.batch, options.shard_rows, twins=table.twins)
+    if not run(table, work, start, describe, progress, carried.repeat):
+        print(f"stopped after {counted(progress.rows, 'prompt')}, all of them written; the same command resumes")
+        return None
+    return Detected(table, scorer, calibration, rule, carried)
