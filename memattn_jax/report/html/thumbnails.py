@@ -1,0 +1,73 @@
+"""Pictures made small enough that a report holds thousands of them."""
+
+import base64
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from memattn_jax.errors import InputError
+
+QUALITY = 80
+HEAT_EDGE = 32  # of a heatmap, whose maps have 8 to 64 pixels a side and are smooth
+REPORT_BYTES = 64_000_000  # of all thumbnails together, about: what a browser opens within a few seconds
+COSTS = {192: 9000, 128: 4600, 96: 3000}  # bytes of a thumbnail of this edge, about, as text
+
+
+class Plan(NamedTuple):
+    """How pictures are kept.
+
+    Attributes:
+      edge: of a thumbnail, in pixels at most.
+      seeds: pictures of a prompt at most, and as many with the mitigation.
+    """
+
+    edge: int
+    seeds: int
+
+
+def plan(prompts: int, seeds: int) -> Plan:
+    """The largest thumbnails, and the most of them, with which the report stays near `REPORT_BYTES`.
+
+    Args:
+      prompts: number of prompts.
+      seeds: pictures a prompt at most, without and with the mitigation alike; a training picture comes on top.
+    """
+    for edge, cost in COSTS.items():
+        if prompts * (2 * seeds + 1) * cost <= REPORT_BYTES:
+            return Plan(edge, seeds)
+    affordable = REPORT_BYTES // max(prompts, 1) // cost
+    return Plan(edge, min(seeds, max(1, (affordable - 1) // 2)))
+
+
+class Thumbnails:
+    """Reads picture files of a folder and makes data URIs of them, several at a time."""
+
+    def __init__(self, folder: Path, edge: int, pool: ThreadPoolExecutor) -> None:
+        self.folder, self.edge, self.pool = folder, edge, pool
+
+    def pictures(self, files: list[str]) -> list[str]:
+        """Data URIs of pictures in colour.
+
+        Raises:
+          InputError: a file is missing or no picture.
+        """
+        return list(self.pool.map(lambda file: self.encode(file, "RGB", self.edge), files))
+
+    def heatmaps(self, files: list[str]) -> list[str]:
+        """Data URIs of maps in grey, whose brightness is what they map; raises as `pictures` does."""
+        return list(self.pool.map(lambda file: self.encode(file, "L", HEAT_EDGE), files))
+
+    def encode(self, file: str, mode: str, edge: int) -> str:
+        """One data URI, of a picture that is never enlarged."""
+        sink = io.BytesIO()
+        try:
+            with Image.open(self.folder / file) as picture:
+                small = picture.convert(mode)
+        except OSError as error:
+            raise InputError(f"{self.folder / file}: cannot be read as a picture of the audit ({error})") from None
+        small.thumbnail((edge, edge), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        small.save(sink, "WEBP", quality=QUALITY, method=2)
+        return "data:image/webp;base64," + base64.b64encode(sink.getvalue()).decode()

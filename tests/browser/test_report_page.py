@@ -1,0 +1,142 @@
+"""The audit's report in a browser: Debian's Chromium, without a network, through Playwright."""
+
+import shutil
+
+import audit_example
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
+
+from memattn_jax.report.html import write_report
+
+ROWS = 64
+FLAGGED = ROWS // 2
+# without these, Chromium asks its maker for updates and suggestions
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
+VIEWS = [(scheme, width) for scheme in ("light", "dark") for width in (400, 1400)]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=shutil.which("chromium") or "chromium", args=QUIET)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    audit_example.write_audit(folder, ROWS)
+    return write_report(folder).as_uri()
+
+
+@pytest.fixture
+def page(browser, report, request):
+    """The report, opened in one colour scheme and width. What it says and asks for must be nothing."""
+    scheme, width = getattr(request, "param", ("light", 1400))
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    opened, said, asked = context.new_page(), [], []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda made: asked.append(made.url))
+    opened.goto(report)
+    yield opened
+    assert said == []
+    assert {url.split("#")[0] for url in asked if not url.startswith("data:")} == {report}
+    context.close()
+
+
+def shown(page) -> list[str]:
+    return page.locator("#gallery h3").all_inner_texts()
+
+
+def faults(page) -> list[str]:
+    """What axe finds, of any weight."""
+    return [f"{each['id']}: {each['nodes'][0]['html'][:200]}" for each in Axe().run(page).response["violations"]]
+
+
+@pytest.mark.parametrize("page", VIEWS, indirect=True)
+def test_page_is_accessible_and_fits(page):
+    assert faults(page) == []
+    page.locator("#gallery button").first.click()
+    assert faults(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") in ("rgb(255, 255, 255)", "rgb(21, 24, 28)")
+    page.locator(".token").nth(1).hover()
+    expect(page.locator(".heat")).to_be_visible()
+    expect(page.locator(".read")).to_contain_text("of the attention")
+
+
+def test_prompts_are_sorted_filtered_and_searched(page):
+    expect(page.locator("#count")).to_have_text(f"{FLAGGED} of {ROWS} prompts; 1 to 24 shown")
+    page.locator("#next").click()
+    expect(page.locator("#gallery > li")).to_have_count(FLAGGED - 24)
+    page.locator("#show").select_option("all")
+    page.locator("#sort").select_option("row")
+    assert shown(page)[0] == audit_example.PROMPTS[0]
+    page.locator("#sort").select_option("score-entropy_e")
+    scores = [
+        float(text.split(" ")[0]) for text in page.locator("#gallery .scores > div:first-child dd").all_inner_texts()
+    ]
+    assert scores == sorted(scores, reverse=True)
+    page.locator("#direction").click()
+    assert page.locator("#gallery .scores > div:first-child dd").first.inner_text() != f"{scores[0]} (3.1)"
+    page.locator("#kind").select_option(label="verbatim")
+    page.locator("#search").fill("STRAWBERRY solmok")
+    assert set(shown(page)) == {"a strawberry for zanfir solmok"}
+    page.locator("#search").fill("nothing like it")
+    expect(page.locator("#count")).to_have_text(f"0 of {ROWS} prompts")
+
+
+def test_a_prompt_opens_from_the_keyboard_and_from_its_address(page, report):
+    first = page.locator("#gallery button").first
+    first.focus()
+    page.keyboard.press("Enter")
+    dialog = page.locator("#prompt")
+    expect(dialog).to_be_visible()
+    row = page.url.split("#prompt-")[1]
+    page.locator(".token").first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".token").nth(1)).to_be_focused()
+    expect(page.locator(".heat")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator(".token").nth(1)).to_have_attribute("aria-pressed", "true")
+    page.locator("#prompt .forward").click()
+    assert page.url.split("#prompt-")[1] != row
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#gallery button").nth(1)).to_be_focused()
+    page.goto(f"{report}#prompt-3")
+    expect(page.locator("#prompt-title")).to_have_text("Row 3 of the log")
+
+
+def test_prompts_of_strangers_are_only_text(page, report):
+    def opened(row):
+        page.goto(f"{report}#prompt-{row}")
+        expect(page.locator("#prompt-title")).to_have_text(f"Row {row} of the log")
+        return page.locator("#prompt .text")
+
+    assert opened(1).inner_text() == audit_example.PROMPTS[1]
+    assert opened(2).inner_text() == audit_example.PROMPTS[2]
+    assert opened(3).inner_text() == "مرحبا بالعالم, right to left U+202EgnirtsU+202C"
+    assert page.evaluate("getComputedStyle(document.querySelector('#prompt .text')).direction") == "rtl"
+    assert len(opened(4).inner_text()) < 2000
+    page.get_by_role("button", name="Show all 10000 characters").click()
+    assert page.locator("#prompt .text").text_content() == audit_example.PROMPTS[4]
+    assert opened(5).inner_text() == "a NUL U+0000 inside, and U+001B[31mcontrolU+0007 characters"
+    assert opened(6).inner_text() == "empty prompt"
+    assert page.evaluate("document.querySelectorAll('script:not([type])').length") == 1
+
+
+def test_the_card_is_copied(page, report):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#copy").click()
+    expect(page.locator("#copied")).to_have_text("Copied.")
+    assert page.evaluate("navigator.clipboard.readText()") == page.locator("#card-text").text_content()
