@@ -6,13 +6,15 @@ Without --rows, all of them, which takes about an hour and 16 GB on two cores. B
 their own, are warmed by one call, and then run alternately; a ratio is the median over the rounds, with a bootstrap
 interval of 95 %. XLA's programs are kept from one process to the next, as the commands keep them. Full-size models have
 random weights, which both sides read from the same folder.
+
+Every row says the processor, how fast each side multiplies two matrices, and how many cores others kept busy before and
+after it. Where that is more than 0.3, the row is not printed, and the exit status is 1.
 """
 
 import argparse
 import json
 import os
 import platform
-import re
 import sys
 import tempfile
 from importlib.metadata import version
@@ -21,6 +23,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from benchmark.machine import cores_busy, processor, refusal
 from benchmark.rows import ROWS, Row, Side
 from benchmark.worker import Worker
 from demo_evaluation.tables import table
@@ -99,6 +102,9 @@ class Bench:
             seconds = [worker.ask("run", call) for worker, call in order]
             measured["values"].append(seconds if i % 2 == 0 else seconds[::-1])
         measured["flops"] = ours.ask("flops", row.ours.call)
+        measured |= {
+            f"{name}_gflops": worker.ask("rate", row.dtype) for name, worker in (("ours", ours), ("other", other))
+        }
         measured["ours_process_peak_bytes"] = ours.ask("peak_bytes", row.ours.call)
         if row.same:
             results = [worker.ask("result", call) for worker, call in sides]
@@ -129,22 +135,13 @@ def as_table(results: list[dict[str, Any]]) -> str:
     for result in results:
         interval = f"{result['ratio_low']:.3g} to {result['ratio_high']:.3g}"
         limit = "" if result["at_most"] is None else f"{result['at_most']:.3g}"
-        rows.append(
-            [f"`{result['row']}`", result["about"], f"{result['ratio']:.3g}", interval, limit, result["rounds"]]
-        )
-    return table(["row", "ours against the other", "ratio", "95 % interval", "at most", "rounds"], rows)
-
-
-def processor() -> str:
-    """The CPU's name, family and model numbers, cores and widest vectors, on which ratios depend."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    facts = dict(re.findall(r"^([^\t\n]+)\t*: (.*)$", info.read_text(), re.MULTILINE))
-    flags = facts.get("flags", "").split()
-    vectors = [name for name in ("avx2", "avx512f", "amx_tile") if name in flags]
-    name, family, model = (facts.get(key, "unknown") for key in ("model name", "cpu family", "model"))
-    return f"{name} (family {family}, model {model}), {os.cpu_count()} cores, {' '.join(vectors)}"
+        rates = " / ".join(f"{result[side]:.0f}" for side in ("ours_gflops", "other_gflops") if side in result)
+        loads = [result[when] for when in ("busy_before", "busy_after")]
+        load = " / ".join("–" if one is None else f"{one:.2f}" for one in loads)
+        found = [f"{result['ratio']:.3g}", interval, limit, result["rounds"], rates, load]
+        rows.append([f"`{result['row']}`", result["about"], *found])
+    head = ["ratio", "95 % interval", "at most", "rounds", "GFLOP/s", "others' cores"]
+    return table(["row", "ours against the other", *head], rows)
 
 
 def main() -> None:
@@ -154,6 +151,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(names), help="names, separated by commas; by default all")
     parser.add_argument("--rounds", type=int, help="instead of each row's own number")
     parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--any-load", action="store_true", help="print rows however busy others keep the machine")
     options = parser.parse_args()
     chosen = options.rows.split(",")
     if unknown := [name for name in chosen if name not in names]:
@@ -162,16 +160,24 @@ def main() -> None:
         parser.error(f"--rounds {options.rounds}: at least 2 are needed for an interval")
     versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
     cpu = processor()
-    results = []
+    results, refused = [], []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch))
         for name in chosen:
-            results.append(bench.measure(name, options.rounds) | {"versions": versions, "processor": cpu})
+            before = cores_busy()
+            measured = bench.measure(name, options.rounds)
+            load = {"busy_before": before, "busy_after": (after := cores_busy())}
+            if (why := refusal(before, after)) and not options.any_load:
+                refused.append(name)
+                print(f"{name}: not printed; {why}", file=sys.stderr, flush=True)
+                continue
+            results.append(measured | load | {"versions": versions, "processor": cpu})
             print(as_table(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
             if options.json is not None:
                 options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(as_table(results))
     print(", ".join(f"{name} {number}" for name, number in versions.items()), cpu, sep="\n")
+    sys.exit(1 if refused else 0)
 
 
 if __name__ == "__main__":

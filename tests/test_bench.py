@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmark import machine
 from benchmark.worker import Worker
 
 from memattn_jax import InputError
@@ -21,7 +22,7 @@ def bench(*options: str) -> subprocess.CompletedProcess:
 
 def test_rows_and_file(tmp_path):
     file = tmp_path / "bench.json"
-    done = bench("--rows", "sample_demo_10,bytes_kept", "--rounds", "2", "--json", str(file))
+    done = bench("--rows", "sample_demo_10,bytes_kept", "--rounds", "2", "--any-load", "--json", str(file))
     assert done.returncode == 0, done.stderr
     sample, kept = json.loads(file.read_text())
     assert (sample["row"], kept["row"]) == ("sample_demo_10", "bytes_kept")
@@ -30,9 +31,24 @@ def test_rows_and_file(tmp_path):
     assert sample["rounds"] == 2
     assert sample["versions"]["torch"].startswith("2.13.0")
     assert "cores" in sample["processor"]
+    assert min(sample["ours_gflops"], sample["other_gflops"]) > 1
+    assert sample["busy_after"] >= 0
     assert kept["ratio"] == pytest.approx(39_424 / 66_390_016)
     table = [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| `")]
     assert table == ["| `sample_demo_10`", "| `bytes_kept`"]
+
+
+def test_rows_of_a_busy_machine_are_not_printed():
+    assert machine.refusal(0.1, 0.29) is None
+    assert machine.refusal(None, None) is None
+    assert "0.31 after" in machine.refusal(0.1, 0.31)
+    assert "1.50 before" in machine.refusal(1.5, 0.0)
+
+
+def test_busy_cores_are_counted():
+    line = "cpu  100 20 30 9000 50 4 6 7 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
+    assert machine.busy_ticks(line) == 167  # without idle and waiting for disks
+    assert machine.cores_busy(0.05) >= 0
 
 
 def test_unknown_row():

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmark.machine import SIDE, rate
 from benchmark.worker import Call, inputs
 from memattn_jax import StableDiffusion, demo
 from memattn_jax.checkpoints.diffusers_folder import load_part
@@ -43,9 +44,16 @@ def program(function: Any, *arguments: Any, **static: Any) -> Call:
     return Call(run, flops, lambda: jax.device_get(kept[0]))
 
 
-def unet(folder: str, size: int, calls: tuple[str, ...]) -> dict[str, Call]:
+def matmul_rate(dtype: str) -> float:
+    """GFLOP/s of JAX's product of two matrices, summed in float32."""
+    left = jnp.ones((SIDE, SIDE), dtype)
+    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    return rate(lambda: multiply(left, left).block_until_ready())
+
+
+def unet(folder: str, size: int, calls: tuple[str, ...], dtype: str = "float32") -> dict[str, Call]:
     """One call of the UNet for a guidance pair: plain, with all layers tapped, mitigated; and the detectors."""
-    model = load_part(Path(folder), "unet", "float32")
+    model = load_part(Path(folder), "unet", dtype)
     latents, context = map(jnp.asarray, inputs(2, size, model.config.cross_attention_dim))
     step = jnp.float32(981)
     forward = jax.jit(lambda unet, *args: unet(*args))

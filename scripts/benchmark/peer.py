@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from benchmark.machine import SIDE, rate
 from benchmark.worker import Call, inputs
 from memattn_jax import demo
 
@@ -45,12 +46,19 @@ def call(function: Any, *arguments: Any) -> Call:
     return Call(run, result=result)
 
 
-def unet(folder: str, size: int, compiled: bool = False) -> dict[str, Call]:
+def matmul_rate(dtype: str) -> float:
+    """GFLOP/s of PyTorch's product of two matrices."""
+    left = torch.ones((SIDE, SIDE), dtype=getattr(torch, dtype))
+    return rate(lambda: left @ left)
+
+
+def unet(folder: str, size: int, compiled: bool = False, dtype: str = "float32") -> dict[str, Call]:
     """One call of the UNet for a guidance pair."""
-    model = UNet2DConditionModel.from_pretrained(Path(folder) / "unet").eval()
+    kind = getattr(torch, dtype)
+    model = UNet2DConditionModel.from_pretrained(Path(folder) / "unet", dtype=kind).eval()
     latents, context = inputs(2, size, model.config.cross_attention_dim)
     forward = partial(torch.compile(model) if compiled else model, return_dict=False)
-    return {"pair": call(forward, nchw(latents), 981, torch.from_numpy(context))}
+    return {"pair": call(forward, nchw(latents).to(kind), 981, torch.from_numpy(context).to(kind))}
 
 
 def load(folder: str) -> dict[str, Call]:

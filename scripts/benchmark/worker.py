@@ -50,6 +50,8 @@ def serve(connection: Connection, side: str, settings: dict[str, Any]) -> None:
                 start = time.perf_counter()
                 calls[name].run()
                 connection.send(time.perf_counter() - start)
+            elif question == "rate":
+                connection.send(import_module(f"benchmark.{module}").matmul_rate(name))
             else:
                 answers = {"flops": calls[name].flops, "peak_bytes": peak_bytes, "result": calls[name].result}
                 connection.send(answers[question]())
@@ -80,7 +82,7 @@ class Worker:
         return answer
 
     def ask(self, question: str, name: str) -> Any:
-        """Runs a call and tells its seconds, where the question is "run"; else "flops", "result" or "peak_bytes"."""
+        """Asks about a call: "run" for its seconds, "flops", "result" or "peak_bytes"; or "rate", of a dtype."""
         self._near.send((question, name))
         return self._receive()
 
