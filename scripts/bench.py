@@ -8,7 +8,11 @@ interval of 95 %. XLA's programs are kept from one process to the next, as the c
 random weights, which both sides read from the same folder.
 
 Every row says the processor, how fast each side multiplies two matrices, and how many cores others kept busy before and
-after it. Where that is more than 0.3, the row is not printed, and the exit status is 1.
+after it. Where that is more than 0.3, or a side fails, the row is not printed, and the exit status is 1.
+
+With `--device gpu`, other rows: Stable Diffusion in bfloat16 at several batch sizes against diffusers, eager and
+compiled, and detection. `--json` then has the device's memory, the seconds of compiling and of the first call, and the
+prompts of a call, from which rows a second follow.
 """
 
 import argparse
@@ -23,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from benchmark.gpu_rows import GPU_ROWS
 from benchmark.machine import cores_busy, processor, refusal
 from benchmark.rows import ROWS, Row, Side
 from benchmark.worker import Worker
@@ -70,7 +75,7 @@ class Bench:
             about = "bytes kept a step by taps of all layers, against the authors' code; counted"
             spread = {"ratio": ratio, "ratio_low": ratio, "ratio_high": ratio}
             return {"row": name, "about": about, **spread, "rounds": 1, "at_most": 1 / 1000, **BYTES_KEPT}
-        row = ROWS[name]
+        row = (ROWS | GPU_ROWS)[name]
         rounds = rounds or row.rounds
         measured = self._memory(row, rounds) if row.measure == "peak_bytes" else self._seconds(row, rounds)
         values = measured.pop("values")
@@ -94,9 +99,10 @@ class Bench:
     def _seconds(self, row: Row, rounds: int) -> dict[str, Any]:
         ours, other = self._pair(row)
         sides = ((ours, row.ours.call), (other, row.other.call))
-        for worker, call in sides:
-            worker.ask("run", call)
-        measured: dict[str, Any] = {"values": []}
+        measured: dict[str, Any] = {"values": [], "prompts": row.prompts}
+        for name, (worker, call) in zip(("ours", "other"), sides, strict=True):
+            measured[f"{name}_first_seconds"] = worker.ask("run", call)
+            measured[f"{name}_compile_seconds"] = worker.ask("compile_seconds", call)
         for i in range(rounds):
             order = sides if i % 2 == 0 else sides[::-1]  # whichever is second finds another machine than the first
             seconds = [worker.ask("run", call) for worker, call in order]
@@ -106,6 +112,9 @@ class Bench:
             f"{name}_gflops": worker.ask("rate", row.dtype) for name, worker in (("ours", ours), ("other", other))
         }
         measured["ours_process_peak_bytes"] = ours.ask("peak_bytes", row.ours.call)
+        measured["ours_device_bytes"], measured["other_device_bytes"] = (
+            worker.ask("device_bytes", call) for worker, call in sides
+        )
         if row.same:
             results = [worker.ask("result", call) for worker, call in sides]
             first = results[0][0] if isinstance(results[0], tuple) else results[0]
@@ -146,14 +155,16 @@ def as_table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measures, prints and writes."""
-    names = [*ROWS, "bytes_kept"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(names), help="names, separated by commas; by default all")
+    parser.add_argument("--rows", help="names, separated by commas; by default all of the device")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="of both sides")
     parser.add_argument("--rounds", type=int, help="instead of each row's own number")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--any-load", action="store_true", help="print rows however busy others keep the machine")
     options = parser.parse_args()
-    chosen = options.rows.split(",")
+    os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[options.device]  # of the processes that are measured
+    names = [*ROWS, "bytes_kept"] if options.device == "cpu" else list(GPU_ROWS)
+    chosen = names if options.rows is None else options.rows.split(",")
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(names)}")
     if options.rounds is not None and options.rounds < 2:
@@ -165,7 +176,12 @@ def main() -> None:
         bench = Bench(Path(scratch))
         for name in chosen:
             before = cores_busy()
-            measured = bench.measure(name, options.rounds)
+            try:
+                measured = bench.measure(name, options.rounds)
+            except Exception as error:  # such as too little memory; the other rows count all the same
+                refused.append(name)
+                print(f"{name}: failed; {error}", file=sys.stderr, flush=True)
+                continue
             load = {"busy_before": before, "busy_after": (after := cores_busy())}
             if (why := refusal(before, after)) and not options.any_load:
                 refused.append(name)

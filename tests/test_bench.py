@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from benchmark import machine
+from benchmark.gpu_rows import GPU_ROWS
+from benchmark.rows import ROWS
 from benchmark.worker import Worker
 
 from memattn_jax import InputError
@@ -55,6 +58,23 @@ def test_unknown_row():
     done = bench("--rows", "unet_sd15,sample_demo")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("bench.py: error: no row unet_sd15; there are unet_sd14,")
+
+
+def test_sides_of_a_gpu_on_a_tiny_model(random_model):
+    """The calls of GPU rows, on the CPU and in float32, where both sides compute the same."""
+    settings = {"folder": str(random_model), "size": 8, "dtype": "float32", "prompts": 2}
+    sides = Worker("ours:unet", settings | {"calls": ("pair", "detector")}), Worker("peer:unet", settings)
+    pairs = [worker.ask("run", "pair") and worker.ask("result", "pair") for worker in sides]
+    ours = pairs[0][0]
+    assert ours.shape == pairs[1].shape == (4, 8, 8, 4)
+    np.testing.assert_allclose(ours, pairs[1], atol=1e-4 * np.abs(pairs[1]).max())
+    assert sides[0].ask("run", "detector") > 0
+    assert sides[0].ask("compile_seconds", "pair") > 0
+    assert [worker.ask("device_bytes", "pair") for worker in sides] == [None, None]
+    for worker in sides:
+        worker.stop()
+    assert {row.dtype for row in GPU_ROWS.values()} == {"bfloat16"}
+    assert not GPU_ROWS.keys() & ROWS.keys()
 
 
 def test_a_side_that_fails_says_why():

@@ -35,6 +35,7 @@ class Row:
       same: whether both sides compute the same numbers, which is then checked.
       at_most: what the ratio is meant to stay under.
       dtype: that both sides compute in.
+      prompts: that a call works on.
     """
 
     about: str
@@ -45,6 +46,7 @@ class Row:
     same: bool = False
     at_most: float | None = field(default=None, kw_only=True)
     dtype: str = field(default="float32", kw_only=True)
+    prompts: int = field(default=1, kw_only=True)
 
 
 PROMPT = demo.SHOWCASE[0]
@@ -53,7 +55,7 @@ PROMPT = demo.SHOWCASE[0]
 def unet(preset: str, call: str, **settings: Any) -> Side:
     """Ours, in a process that holds this program, and the plain one beside any other."""
     size = {"sd14": 64, "sd21": 96}[preset]
-    calls = ("pair",) if call == "pair" else ("pair", call)
+    calls = tuple(dict.fromkeys(("pair", call)))
     return Side("ours:unet", {"folder": preset, "size": size, "calls": calls} | settings, call)
 
 
