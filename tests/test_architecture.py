@@ -26,7 +26,7 @@ LAYERS = (
     ("commands",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-VERBS = {"convert", "detect", "evaluate", "finetune", "generate", "__main__"}
+VERBS = {"convert", "detect", "evaluate", "finetune", "generate", "visualize", "__main__"}
 
 
 def name_of(path: Path) -> str:

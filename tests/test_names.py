@@ -62,6 +62,16 @@ WRONG = {
     ],
     "detect": [["--detectors", "entropyE"], ["--fpr", "2"], ["--calibration", "gone.json"], ["--site", "attic"]],
     "evaluate": [["--detectors", "vibes"], ["--probes", "0"], ["--clean", "gone.txt"]],
+    "visualize": [
+        ["--figures", "pie"],
+        ["--format", "gif"],
+        ["--over-steps", "50:60"],
+        ["--head", "1"],
+        ["a", "--site", "attic"],
+        ["--clean", "gone.txt"],
+        ["a", "--model", "gone"],
+        ["--seed", "-1"],
+    ],
     "convert": [["--platforms", "gpu"], ["--detectors", "entropy_d"], ["--steps", "5000"], ["--out", "."]],
     "copies": [
         ["a", "--preset", "oficial"],
