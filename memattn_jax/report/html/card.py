@@ -29,7 +29,7 @@ def paragraphs(audit: Mapping[str, Any]) -> Iterator[str]:
         stated = [rate for rate in overall(audit["rates"], LOG) if rate["headline"]]
         yield f"Of {prompts}, an estimated {' and '.join(map(sentence, stated))}."
     else:
-        yield f"Measured with {prompts}. No rate is stated for all of them: {escape(refused)}."
+        yield f"Measured with {prompts}. {escape(refused, None)}"
     yield table(audit)
     yield definitions(audit)
     yield (
@@ -82,6 +82,6 @@ def definitions(audit: Mapping[str, Any]) -> str:
     )
 
 
-def escape(text: str) -> str:
+def escape(text: str, length: int | None = SHOWN) -> str:
     """A stranger's words in Markdown: on one line, shortened, and with its marks escaped."""
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", printable(str(text), SHOWN))
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", printable(str(text), length))

@@ -21,14 +21,16 @@ class Overview(NamedTuple):
     """What the page must know of all prompts before it shows one.
 
     Attributes:
-      prompts: number of lines.
-      seeds: pictures of a prompt at most.
+      seeds: images of a prompt at most.
+      images: of all prompts, without and with the mitigation.
+      others: pictures to show besides, about.
       kinds: names of kinds, sorted.
       ranges: lowest and highest score of each detector.
     """
 
-    prompts: int
     seeds: int
+    images: int
+    others: int
     kinds: list[str]
     ranges: dict[str, tuple[float, float]]
 
@@ -42,17 +44,18 @@ def read_items(path: Path) -> Iterator[dict[str, Any]]:
 
 def overview(items: Iterator[Item]) -> Overview:
     """Reads all items once."""
-    count, seeds, kinds = 0, 0, set()
+    seeds, images, others, kinds = 0, 0, 0, set()
     ranges: dict[str, tuple[float, float]] = {}
     for item in items:
-        count += 1
         seeds = max(seeds, len(item["images"]), len(item["mitigated"]))
+        images += len(item["images"]) + len(item["mitigated"])
+        others += 1 + len(item["heatmaps"])
         kinds |= {item["kind"]} - {None}
         for name, score in item["scores"].items():
             if score is not None:
                 low, high = ranges.get(name, (score, score))
                 ranges[name] = min(low, score), max(high, score)
-    return Overview(count, seeds, sorted(kinds), ranges)
+    return Overview(seeds, images, others, sorted(kinds), ranges)
 
 
 def script_json(value: Any) -> Markup:
@@ -100,8 +103,7 @@ def block(item: Item, thumbnails: Thumbnails, plan: Plan, measure: str | None) -
     files = [images[at]["file"] for at in shown] + [images[at]["nearest"] for at in shown[:1]]
     files += [image["file"] for image in mitigated[: plan.seeds]]
     wanted = list(dict.fromkeys(file for file in files if file is not None))
-    heat, mask = item["heatmaps"], item["copy_mask"]
-    maps = thumbnails.heatmaps([each["file"] for each in heat] + ([] if mask is None else [mask]))
+    heat = thumbnails.pictures([each["file"] for each in item["heatmaps"]])
     return {
         **{name: item[name] for name in SHOWN},
         "attention": [rounded(value) for value in item["attention"]],
@@ -110,8 +112,8 @@ def block(item: Item, thumbnails: Thumbnails, plan: Plan, measure: str | None) -
         "mitigated": [picture(image) for image in mitigated],
         "best": place,
         "pictures": dict(zip(wanted, thumbnails.pictures(wanted), strict=True)),
-        "heat": {each["token"]: uri for each, uri in zip(heat, maps, strict=False)},
-        "mask": None if mask is None else maps[-1],
+        "heat": {each["token"]: uri for each, uri in zip(item["heatmaps"], heat, strict=True)},
+        "mask": None if item["copy_mask"] is None else thumbnails.mask(item["copy_mask"]),
     }
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from memattn_jax.errors import InputError
 
 QUALITY = 80
-HEAT_EDGE = 32  # of a heatmap, whose maps have 8 to 64 pixels a side and are smooth
-REPORT_BYTES = 64_000_000  # of all thumbnails together, about: what a browser opens within a few seconds
+MASK_EDGE = 32  # of a map of where the copy is, which is smooth
+REPORT_BYTES = 100_000_000  # of all thumbnails together, about: what a browser opens in a second or two
 COSTS = {192: 9000, 128: 4600, 96: 3000}  # bytes of a thumbnail of this edge, about, as text
 
 
@@ -28,18 +28,19 @@ class Plan(NamedTuple):
     seeds: int
 
 
-def plan(prompts: int, seeds: int) -> Plan:
+def plan(seeds: int, images: int, others: int) -> Plan:
     """The largest thumbnails, and the most of them, with which the report stays near `REPORT_BYTES`.
 
     Args:
-      prompts: number of prompts.
-      seeds: pictures a prompt at most, without and with the mitigation alike; a training picture comes on top.
+      seeds: images of a prompt at most.
+      images: of all prompts, without and with the mitigation.
+      others: training pictures and heatmaps, which are all kept.
     """
     for edge, cost in COSTS.items():
-        if prompts * (2 * seeds + 1) * cost <= REPORT_BYTES:
+        if (images + others) * cost <= REPORT_BYTES:
             return Plan(edge, seeds)
-    affordable = REPORT_BYTES // max(prompts, 1) // cost
-    return Plan(edge, min(seeds, max(1, (affordable - 1) // 2)))
+    affordable = REPORT_BYTES / cost - others
+    return Plan(edge, max(1, int(seeds * affordable / images)))
 
 
 class Thumbnails:
@@ -56,9 +57,9 @@ class Thumbnails:
         """
         return list(self.pool.map(lambda file: self.encode(file, "RGB", self.edge), files))
 
-    def heatmaps(self, files: list[str]) -> list[str]:
-        """Data URIs of maps in grey, whose brightness is what they map; raises as `pictures` does."""
-        return list(self.pool.map(lambda file: self.encode(file, "L", HEAT_EDGE), files))
+    def mask(self, file: str) -> str:
+        """The data URI of a map in grey, whose brightness is what it maps; raises as `pictures` does."""
+        return self.encode(file, "L", MASK_EDGE)
 
     def encode(self, file: str, mode: str, edge: int) -> str:
         """One data URI, of a picture that is never enlarged."""

@@ -61,7 +61,7 @@ def write_report(folder: Path) -> Path:
     content = (folder / "audit.json").read_bytes()
     audit = json.loads(content)
     found = overview(read_items(folder / "items.jsonl"))
-    chosen = plan(found.prompts, found.seeds)
+    chosen = plan(found.seeds, found.images, found.others)
     detectors = list(audit["detection"]["detectors"])
     measures = audit["confirmation"]["measures"]
     deciding = [each["name"] for each in measures if each["against"] == "training pictures" and each["decides"]]

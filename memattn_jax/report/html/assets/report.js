@@ -231,15 +231,15 @@
     const made = data.images[data.best];
     const stack = h("div", { class: "stack" }, made ? photo(data, made.file, `Picture of seed ${made.seed}`)
       : h("div", { class: "blank" }, "no picture"));
-    const heat = h("img", { class: "heat", alt: "", hidden: true });
+    const heat = h("img", { alt: "", hidden: true });
     stack.append(heat);
     const reading = h("p", { class: "read small muted", role: "status" });
     const stage = h("div", { class: "stage" }, h("div", { class: "pair" },
       h("figure", {}, stack, made ? caption(made) : ""), partner(data) ?? ""));
-    const cover = (source) => { heat.hidden = !source; if (source) heat.src = source; };
     let pinned = null; // the button whose map stays
     const look = (button) => {
-      cover(button?.map);
+      heat.hidden = !button?.map;
+      if (button?.map) Object.assign(heat, { src: button.map, className: button.look });
       reading.textContent = button?.told ?? "";
     };
     const pressable = (button) => {
@@ -256,18 +256,18 @@
     };
     if (data.mask) {
       const button = h("button", { type: "button", class: "where", "aria-pressed": "false" }, "Where the copy is");
-      stage.append(pressable(Object.assign(button, { map: data.mask, told: "Bright: where the copy is." })));
+      stage.append(pressable(Object.assign(button, { map: data.mask, look: "mask", told: "Bright: where the copy is." })));
     }
     if (data.tokens.length === 0) return { stage, tokens: null };
     const buttons = data.tokens.map((text, at) => {
       const [excess, share] = [data.excess[at] ?? null, data.attention[at] ?? null];
       const told = `“${plain(text)}”: ${share === null ? "" : `${number(100 * share)} % of the attention`}` +
         `${excess === null ? "" : `, ${number(excess)} times its share in clean prompts`}` +
-        `${data.heat[at] ? ". Bright: where it looks." : "."}`;
+        `${data.heat[at] ? ". Lighter: where it looks more." : "."}`;
       const button = h("button", { type: "button", dir: "auto", tabIndex: at ? -1 : 0, "aria-pressed": "false",
         class: data.blamed?.includes(text) ? "token blamed" : "token" }, visible(text));
       button.style.setProperty("--shade", excess === null ? 0 : Math.min(1, Math.max(0, Math.log(excess) / Math.log(SHADES))));
-      return pressable(Object.assign(button, { map: data.heat[at], told }));
+      return pressable(Object.assign(button, { map: data.heat[at], look: "heat", told }));
     });
     const group = h("div", { class: "tokens", role: "group", "aria-label": "Tokens; arrow keys move between them" }, ...buttons);
     group.addEventListener("keydown", (event) => {
