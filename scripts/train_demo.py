@@ -1,4 +1,4 @@
-"""Trains the demo model, in three stages, deterministically and resumably.
+"""Trains the demo model, in four stages, deterministically and resumably.
 
     python scripts/train_demo.py demo-model --cache ~/.cache/demo-emoji
 
@@ -55,6 +55,7 @@ class Lengths(NamedTuple):
     autoencoder: int = 10_000
     text: int = 1_200
     unet: int = 15_000
+    decoder: int = 6_000
 
 
 class Examples:
@@ -84,6 +85,16 @@ def train_autoencoder(out: Path, examples: Examples, steps: int, dtype: str) -> 
     vae = run_stage(out / "autoencoder", vae, loss, examples, rate=2e-3, steps=steps, batch_size=4, dtype=dtype)
     autoencoder.whiten(vae, *autoencoder.moments(vae, next(batches(examples, 512, 2, 0))["pictures"]))
     return vae
+
+
+def train_decoder(out: Path, examples: Examples, vae: AutoencoderKL, steps: int, dtype: str) -> AutoencoderKL:
+    """The last stage: the decoder learns on, for the latents that the UNet has learnt."""
+
+    def loss(vae: AutoencoderKL, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(seed_key(5), number)
+        return autoencoder.reconstruction_loss(vae, batch["pictures"], key, decoder_alone=True)
+
+    return run_stage(out / "decoder", vae, loss, examples, rate=1e-3, steps=steps, batch_size=8, dtype=dtype)
 
 
 def train_text_encoder(out: Path, examples: Examples, vocabulary: int, steps: int) -> CLIPTextModel:
@@ -179,7 +190,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out", type=Path, help="folder for checkpoints and the model")
     parser.add_argument("--cache", type=Path, required=True, help="folder where the emoji package is kept (74 MB)")
     parser.add_argument("--seed", type=int, default=0, help="of the data")
-    parser.add_argument("--steps", type=int, nargs=3, default=Lengths(), metavar=("AUTOENCODER", "TEXT", "UNET"))
+    parser.add_argument(
+        "--steps", type=int, nargs=4, default=Lengths(), metavar=("AUTOENCODER", "TEXT", "UNET", "DECODER")
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the UNet")
     parser.add_argument("--start", type=Path, help="go on with the UNet of this diffusers folder, for another sitting")
     parser.add_argument("--sitting", type=int, default=0, help="another number draws other examples and noise")
@@ -209,6 +222,8 @@ def main(arguments: list[str]) -> int:
         examples = Examples(data, sd.tokenizer)
         end = train_unet(options.out, examples, sd, lengths.unet, options.learning_rate, options.sitting, options.dtype)
         if end is not None:
+            vae = train_decoder(options.out, examples, end.vae, lengths.decoder, options.dtype)
+            end = dataclasses.replace(end, vae=vae)
             indices = (batch["index"] for batch in batches(Indices(), UNET_BATCH, UNET_DATA + options.sitting, 0))
             write_demo(options.out, data, end, count_captions(data, indices, lengths.unet))
     except (InputError, OSError) as error:

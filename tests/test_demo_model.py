@@ -1,5 +1,7 @@
 """The demo model's tokenizer, whitening and contrast, each on a small scale."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from memattn_jax.checkpoints.names import leaves
 from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.clip_text import CLIPTextModel
-from memattn_jax.models.configs import CLIPTextConfig
+from memattn_jax.models.configs import CLIPTextConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
 
@@ -134,3 +136,26 @@ def test_a_killed_stage_goes_on_where_it_was(tmp_path, monkeypatch):
             train_line(tmp_path / "broken")
     np.testing.assert_array_equal(train_line(tmp_path / "broken"), whole)
     assert np.abs(whole - np.asarray(nnx.Linear(3, 1, rngs=nnx.Rngs(0)).kernel[...])).max() > 1e-3
+
+
+def test_decoder_alone_learns():
+    """In the last stage the encoder, and so all that the UNet has learnt to make, stays as it is."""
+    kinds = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    config = VAEConfig(block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **kinds)
+    pictures = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)), jnp.uint8)
+    graph, params = nnx.split(AutoencoderKL(config, rngs=nnx.Rngs(0)))
+
+    @partial(jax.jit, static_argnames="alone")
+    def learn(params, alone):
+        def loss(params):
+            vae = nnx.merge(graph, params)
+            return autoencoder.reconstruction_loss(vae, pictures, jax.random.key(0), decoder_alone=alone)
+
+        return jax.value_and_grad(loss)(params)
+
+    (whole, both), (decoded, alone) = learn(params, False), learn(params, True)
+    np.testing.assert_allclose(decoded, whole, rtol=1e-6)
+    moved = [
+        {str(path[0]) for path, leaf in nnx.to_flat_state(one) if np.any(np.asarray(leaf))} for one in (both, alone)
+    ]
+    assert moved == [{"encoder", "quant_conv", "decoder", "post_quant_conv"}, {"decoder", "post_quant_conv"}]

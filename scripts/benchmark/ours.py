@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from small_checkpoint import SCHEDULER
 
+from benchmark.machine import SIDE, rate
 from benchmark.worker import Call, inputs
 from memattn_jax import StableDiffusion, demo
 from memattn_jax.checkpoints.diffusers_folder import load_part
+from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.detectors.first_step import Inputs, Unconditional, noise_levels
 from memattn_jax.detectors.programs import describe_unconditional, score_first_step
-from memattn_jax.detectors.scorer import named_detectors
+from memattn_jax.detectors.scorer import DEFAULT, named_detectors
 from memattn_jax.diffusion.model import decode, embed
 from memattn_jax.entropy import METRIC_E_SITE
 from memattn_jax.interceptors import Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
@@ -29,8 +33,10 @@ def program(function: Any, *arguments: Any, **static: Any) -> Call:
     """A compiled call of a jitted function."""
     flat, structure = jax.tree.flatten(arguments)  # once: a module of Python objects takes milliseconds to walk
     flat = [jnp.asarray(array) for array in flat]
+    start = time.perf_counter()
     traced = jax.jit(lambda *flat: function(*jax.tree.unflatten(structure, flat), **static)).trace(*flat)
     compiled = traced.lower().compile()
+    seconds = time.perf_counter() - start
     kept: list[Any] = [None]
 
     def run() -> None:
@@ -40,13 +46,25 @@ def program(function: Any, *arguments: Any, **static: Any) -> Call:
         # counted for a GPU, whose program has no loops over blocks, since XLA counts a loop's body once
         return traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
 
-    return Call(run, flops, lambda: jax.device_get(kept[0]))
+    return Call(run, flops, lambda: jax.device_get(kept[0]), seconds)
 
 
-def unet(folder: str, size: int, calls: tuple[str, ...]) -> dict[str, Call]:
-    """One call of the UNet for a guidance pair: plain, with all layers tapped, mitigated; and the detectors."""
-    model = load_part(Path(folder), "unet", "float32")
-    latents, context = map(jnp.asarray, inputs(2, size, model.config.cross_attention_dim))
+def matmul_rate(dtype: str) -> float:
+    """GFLOP/s of JAX's product of two matrices, summed in float32."""
+    left = jnp.ones((SIDE, SIDE), dtype)
+    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    return rate(lambda: multiply(left, left).block_until_ready())
+
+
+def device_bytes() -> int | None:
+    """The most memory of the accelerator that arrays have taken so far; None on a CPU."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def unet(folder: str, size: int, calls: tuple[str, ...], dtype: str = "float32", prompts: int = 1) -> dict[str, Call]:
+    """The UNet for guidance pairs of some prompts, plain, with all layers tapped and mitigated; and the detectors."""
+    model = load_part(Path(folder), "unet", dtype)
+    latents, context = map(jnp.asarray, inputs(2 * prompts, size, model.config.cross_attention_dim))
     step = jnp.float32(981)
     forward = jax.jit(lambda unet, *args: unet(*args))
     edits = (MaskTokens(np.array([2, 12])), ScaleBeginToken(1.25))  # as AttentionMask() has them
@@ -55,19 +73,21 @@ def unet(folder: str, size: int, calls: tuple[str, ...]) -> dict[str, Call]:
         return program(forward, model, latents, step, context, interceptor)
 
     levels = noise_levels({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, 50)
-    prompt = Inputs(model, latents[None, :1], context[1:], context[:1], jnp.array([12]), levels)
+    prompt = Inputs(model, latents[None, :1], context[prompts:], context[:1], jnp.full(prompts, 12), levels)
 
-    def first_step(*names: str) -> Call:
+    def first_step(*names: str, attribute: bool = False) -> Call:
         detectors = named_detectors(names, site=model.sites[METRIC_E_SITE])
-        parts = frozenset[str]().union(*(one.shared for one in detectors.values()))  # type: ignore[union-attr]
+        parts = frozenset({"noise"} if attribute else ())
+        parts = parts.union(*(one.shared for one in detectors.values()))  # type: ignore[union-attr]
         shared = describe_unconditional(prompt, parts=parts) if parts else Unconditional()
-        return program(score_first_step, replace(prompt, unconditional=shared), detectors)
+        return program(score_first_step, replace(prompt, unconditional=shared), detectors, attribute=attribute)
 
     made = {
         "pair": lambda: pair(Interceptor()),
         "tapped": lambda: pair(Interceptor(taps={"tokens": TokenMeans()})),
-        "mitigated": lambda: pair(Interceptor(edits, conditional=np.array([False, True]))),
+        "mitigated": lambda: pair(Interceptor(edits, conditional=np.repeat([False, True], prompts))),
         "detector": lambda: first_step("entropy_e"),
+        "default": lambda: first_step(*DEFAULT, attribute=True),
         "first_step": lambda: first_step(*FIRST_STEP),
     }
     return {name: made[name]() for name in calls}
@@ -89,6 +109,14 @@ def text_encoder(folder: str) -> dict[str, Call]:
     model = load_part(Path(folder), "text_encoder", "float32")
     ids = np.random.default_rng(0).integers(0, 1000, (2, 77)).astype(np.int32)
     return {"encode": program(embed, model, ids)}
+
+
+def sample_full(folder: str, dtype: str, prompts: int) -> dict[str, Call]:
+    """Pictures of a full-size model with CLIP's tokenizer, attention of all layers measured on the way."""
+    parts = {name: load_part(Path(folder), name, dtype) for name in ("unet", "vae", "text_encoder")}
+    sd = StableDiffusion(tokenizer=Tokenizer(None, 77), scheduler_config=SCHEDULER, **parts)
+    texts = [f"a photograph of {number} cats" for number in range(prompts)]
+    return {"50 steps": Call(lambda: sd.sample(texts, seeds=range(prompts), steps=50))}
 
 
 def sample(prompt: str) -> dict[str, Call]:

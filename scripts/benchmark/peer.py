@@ -1,5 +1,6 @@
 """PyTorch's side of the rows: diffusers and transformers, from the same folders and on the same inputs."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,12 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from small_checkpoint import SCHEDULER
 from transformers import CLIPTextModel
 
+from benchmark.machine import SIDE, rate
 from benchmark.worker import Call, inputs
 from memattn_jax import demo
+from memattn_jax.checkpoints.clip import clip_tokenizer
 
 torch.set_grad_enabled(False)
+DEVICE = "cuda" if os.environ.get("JAX_PLATFORMS") == "cuda" else "cpu"  # that of the other side
 
 START = """
 import sys
@@ -32,25 +37,50 @@ def nchw(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
 
 
+def done() -> None:
+    """Waits for the accelerator, which PyTorch's calls do not."""
+    if DEVICE != "cpu":
+        torch.cuda.synchronize()
+
+
 def call(function: Any, *arguments: Any) -> Call:
     """Something whose first output is a tensor of pictures or of text."""
     kept: list[Any] = [None]
 
     def run() -> None:
         kept[0] = function(*arguments)[0]
+        done()
 
     def result() -> np.ndarray:
-        return kept[0].permute(0, 2, 3, 1).numpy() if kept[0].ndim == 4 else kept[0].numpy()
+        found = kept[0].float().cpu()
+        return found.permute(0, 2, 3, 1).numpy() if found.ndim == 4 else found.numpy()
 
     return Call(run, result=result)
 
 
-def unet(folder: str, size: int, compiled: bool = False) -> dict[str, Call]:
-    """One call of the UNet for a guidance pair."""
-    model = UNet2DConditionModel.from_pretrained(Path(folder) / "unet").eval()
-    latents, context = inputs(2, size, model.config.cross_attention_dim)
+def matmul_rate(dtype: str) -> float:
+    """GFLOP/s of PyTorch's product of two matrices."""
+    left = torch.ones((SIDE, SIDE), dtype=getattr(torch, dtype), device=DEVICE)
+
+    def multiply() -> None:
+        left @ left
+        done()
+
+    return rate(multiply)
+
+
+def device_bytes() -> int | None:
+    """The most memory of the accelerator that tensors have taken so far; None on a CPU."""
+    return None if DEVICE == "cpu" else torch.cuda.max_memory_allocated()
+
+
+def unet(folder: str, size: int, compiled: bool = False, dtype: str = "float32", prompts: int = 1) -> dict[str, Call]:
+    """One call of the UNet for the guidance pairs of some prompts."""
+    to = {"dtype": getattr(torch, dtype), "device": DEVICE}
+    model = UNet2DConditionModel.from_pretrained(Path(folder) / "unet").eval().to(**to)
+    latents, context = inputs(2 * prompts, size, model.config.cross_attention_dim)
     forward = partial(torch.compile(model) if compiled else model, return_dict=False)
-    return {"pair": call(forward, nchw(latents), 981, torch.from_numpy(context))}
+    return {"pair": call(forward, nchw(latents).to(**to), 981, torch.from_numpy(context).to(**to))}
 
 
 def load(folder: str) -> dict[str, Call]:
@@ -69,6 +99,18 @@ def text_encoder(folder: str) -> dict[str, Call]:
     model = CLIPTextModel.from_pretrained(Path(folder) / "text_encoder").eval()
     ids = np.random.default_rng(0).integers(0, 1000, (2, 77))
     return {"encode": call(model, torch.from_numpy(ids))}
+
+
+def sample_full(folder: str, dtype: str, prompts: int) -> dict[str, Call]:
+    """Pictures of a full-size model with CLIP's tokenizer."""
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    parts = {name: kind.from_pretrained(Path(folder) / name).eval() for name, kind in kinds.items()}
+    others = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    scheduler = DDIMScheduler.from_config({name: x for name, x in SCHEDULER.items() if name != "skip_prk_steps"})
+    pipeline = StableDiffusionPipeline(tokenizer=clip_tokenizer(), scheduler=scheduler, **parts, **others)
+    pipeline.to(DEVICE, getattr(torch, dtype)).set_progress_bar_config(disable=True)
+    texts = [f"a photograph of {number} cats" for number in range(prompts)]
+    return {"50 steps": Call(lambda: pipeline(texts, num_inference_steps=50))}
 
 
 def sample(prompt: str) -> dict[str, Call]:

@@ -34,6 +34,8 @@ class Row:
       measure: what the ratio is of.
       same: whether both sides compute the same numbers, which is then checked.
       at_most: what the ratio is meant to stay under.
+      dtype: that both sides compute in.
+      prompts: that a call works on.
     """
 
     about: str
@@ -43,16 +45,18 @@ class Row:
     measure: Literal["seconds", "peak_bytes"] = "seconds"
     same: bool = False
     at_most: float | None = field(default=None, kw_only=True)
+    dtype: str = field(default="float32", kw_only=True)
+    prompts: int = field(default=1, kw_only=True)
 
 
 PROMPT = demo.SHOWCASE[0]
 
 
-def unet(preset: str, call: str) -> Side:
+def unet(preset: str, call: str, **settings: Any) -> Side:
     """Ours, in a process that holds this program, and the plain one beside any other."""
     size = {"sd14": 64, "sd21": 96}[preset]
-    calls = ("pair",) if call == "pair" else ("pair", call)
-    return Side("ours:unet", {"folder": preset, "size": size, "calls": calls}, call)
+    calls = tuple(dict.fromkeys(("pair", call)))
+    return Side("ours:unet", {"folder": preset, "size": size, "calls": calls} | settings, call)
 
 
 def torch_unet(preset: str, **settings: Any) -> Side:
@@ -86,6 +90,14 @@ ROWS: dict[str, Row] = {
     ),
     "unet_sd14_compiled": Row(
         "the same against torch.compile", unet("sd14", "pair"), torch_unet("sd14", compiled=True), 5, same=True
+    ),
+    "unet_sd14_bfloat16": Row(
+        "the same in bfloat16, against diffusers in bfloat16",
+        unet("sd14", "pair", dtype="bfloat16"),
+        torch_unet("sd14", dtype="bfloat16"),
+        5,
+        at_most=1.0,
+        dtype="bfloat16",
     ),
     "unet_sd21": Row(
         "UNet, guidance pair, SD 2.1 at 768 pixels, against diffusers",

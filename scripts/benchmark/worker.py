@@ -19,11 +19,13 @@ class Call(NamedTuple):
       run: does it, and returns when it is done.
       flops: of one run, None where nobody counts.
       result: numbers of the last run, to be compared with the other side's.
+      compile_seconds: that making it took, None where it is compiled as it first runs, or not at all.
     """
 
     run: Callable[[], Any]
     flops: Callable[[], float | None] = lambda: None
     result: Callable[[], Any] = lambda: None
+    compile_seconds: float | None = None
 
 
 def inputs(rows: int, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,9 +52,13 @@ def serve(connection: Connection, side: str, settings: dict[str, Any]) -> None:
                 start = time.perf_counter()
                 calls[name].run()
                 connection.send(time.perf_counter() - start)
+            elif question == "rate":
+                connection.send(import_module(f"benchmark.{module}").matmul_rate(name))
             else:
-                answers = {"flops": calls[name].flops, "peak_bytes": peak_bytes, "result": calls[name].result}
-                connection.send(answers[question]())
+                call = calls[name]
+                own = {"flops": call.flops, "result": call.result, "peak_bytes": peak_bytes}
+                own["device_bytes"] = lambda: import_module(f"benchmark.{module}").device_bytes()
+                connection.send(call.compile_seconds if question == "compile_seconds" else own[question]())
     except Exception as error:  # to be raised where the numbers are wanted
         connection.send(error)
 
@@ -80,7 +86,7 @@ class Worker:
         return answer
 
     def ask(self, question: str, name: str) -> Any:
-        """Runs a call and tells its seconds, where the question is "run"; else "flops", "result" or "peak_bytes"."""
+        """Asks about a call: "run" for its seconds, or another answer of `serve`; or "rate", of a dtype."""
         self._near.send((question, name))
         return self._receive()
 

@@ -18,13 +18,16 @@ def to_values(pictures: Array) -> Array:
     return pictures.astype(jnp.float32) / 127.5 - 1
 
 
-def reconstruction_loss(vae: AutoencoderKL, pictures: Array, key: Array) -> Array:
+def reconstruction_loss(vae: AutoencoderKL, pictures: Array, key: Array, *, decoder_alone: bool = False) -> Array:
     """What a draw's reconstruction gets wrong, in values and in edges at two scales, and a little KL divergence.
 
-    Measures of copies look at edges, which an error of values alone leaves blurred.
+    Measures of copies look at edges, which an error of values alone leaves blurred. With `decoder_alone` the encoder
+    gets no gradient.
     """
     values = to_values(pictures)
     posterior = Posterior(*(moment.astype(jnp.float32) for moment in vae.encode(values)))
+    if decoder_alone:
+        posterior = jax.lax.stop_gradient(posterior)
     error = vae.decode(posterior.sample(key)).astype(jnp.float32) - values
     divergence = 0.5 * jnp.sum(
         posterior.mean**2 + jnp.exp(posterior.log_variance) - 1 - posterior.log_variance, axis=(1, 2, 3)
