@@ -13,11 +13,14 @@ DETECTORS = {  # name: what it needs, and the class
     "anisotropy": ("first step", "memattn_jax.detectors.anisotropy:Anisotropy"),
     "hessian_difference": ("first step", "memattn_jax.detectors.hessian_difference:HessianDifference"),
     "prediction_agreement": ("first step", "memattn_jax.detectors.prediction_agreement:PredictionAgreement"),
+    "dsm": ("first step", "memattn_jax.detectors.dsm:Dsm"),
+    "condition_jacobian": ("first step", "memattn_jax.detectors.condition_jacobian:ConditionJacobian"),
     "entropy_d": ("trajectory", "memattn_jax.detectors.entropy_metrics:EntropyD"),
     "entropy_d_paper": ("trajectory", "memattn_jax.detectors.entropy_metrics:EntropyDPaper"),
     "noise_norm_steps": ("trajectory", "memattn_jax.detectors.noise_norm:NoiseNormSteps"),
     "bright_ending": ("trajectory", "memattn_jax.detectors.bright_ending:BrightEnding"),
     "latent_step_deviation": ("trajectory", "memattn_jax.detectors.latent_step_deviation:LatentStepDeviation"),
+    "bottleneck_spikiness": ("image", "memattn_jax.detectors.bottleneck_spikiness:BottleneckSpikiness"),
     "text_baseline": ("prompt", "memattn_jax.detectors.text_baseline:TextBaseline"),
 }
 FIRST_STEP = tuple(name for name, (needs, _) in DETECTORS.items() if needs == "first step")

@@ -28,8 +28,8 @@ SIZES = (2, 3, 8, 15, 16, 17, 32, 64)
 PROBES = (2, 3, 8, 16)
 STEPS = 4  # of sampling runs
 BOUND = 1e-5
-OF_DERIVATIVES = ("sharpness", "hessian_difference")
-TRAJECTORY = tuple(name for name, (needs, _) in DETECTORS.items() if needs == "trajectory")
+OF_DERIVATIVES = ("sharpness", "hessian_difference", "condition_jacobian")
+TRAJECTORY = tuple(name for name, (needs, _) in DETECTORS.items() if needs in ("trajectory", "image"))
 # what latent_step_deviation compares to; any numbers show whether a row depends on its batch
 CLEAN: dict[str, Any] = {"mean": np.ones(STEPS, np.float32), "deviation": np.ones(STEPS, np.float32)}
 Row = tuple[str, str, float]  # what, how many together, deviation

@@ -11,11 +11,14 @@ from flax import nnx
 
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.detectors import DETECTORS, Scorer
+from memattn_jax.detectors.bottleneck_spikiness import BottleneckSpikiness, score_images
 from memattn_jax.detectors.first_step import noise_levels
 from memattn_jax.detectors.latent_step_deviation import LatentStepDeviation, latent_step_deviation
 from memattn_jax.detectors.programs import score_first_step, score_trajectory
 from memattn_jax.detectors.scorer import named_detectors, score_batches
 from memattn_jax.detectors.text_baseline import text_baseline
+from memattn_jax.pytree import pytree
+from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
 
 PROMPTS = ("the cat", "an odd and long line on the hill in the land", "Zebra 7", "", "in the and on")
 ALL = tuple(DETECTORS)
@@ -33,8 +36,9 @@ OF_DIFFERENCES = (
     "hessian_difference",
     "noise_norm_steps",
     "bright_ending",
+    "condition_jacobian",
 )
-OF_DERIVATIVES = ("sharpness", "hessian_difference")
+OF_DERIVATIVES = ("sharpness", "hessian_difference", "condition_jacobian")
 RELATIVE = 1e-5
 RELATIVE_OF_DERIVATIVES = 1e-4  # float32, here and in PyTorch, is 1e-5 to 2e-5 from float64
 
@@ -212,7 +216,7 @@ def test_a_first_timestep_without_signal(tiny, prediction_type, message):
     with pytest.raises(InputError, match=message):
         sd.detect("a", "noise_norm")
     levels = noise_levels(sd.scheduler_config | {"timestep_spacing": "leading"}, 50)
-    assert [float(level.timestep) for level in levels] == [981, 41]
+    assert [float(level.timestep) for level in levels] == [981, 961, 41]
     assert all(level.output > 0 for level in levels)
 
 
@@ -230,6 +234,10 @@ def test_layers_that_a_detector_needs(tiny):
     Scorer(with_sites("down_blocks.0.a", "b", "c"), ("entropy_e",), site="b")
     with pytest.raises(InputError, match=r"down_blocks\.0"):
         Scorer(with_sites("down_blocks.1.a", "b", "c", "d"), ("bright_ending",))
+    with pytest.raises(InputError, match=r"bottleneck .* which SimpleNamespace lacks"):
+        Scorer(with_sites("down_blocks.1.a", "b", "c", "d"), ("bottleneck_spikiness",))
+    with pytest.raises(InputError, match="timestep 1000"):
+        Scorer(tiny, BottleneckSpikiness(timestep=1000))
 
 
 @pytest.mark.slow
@@ -248,6 +256,33 @@ def test_latent_step_deviation_is_the_largest_deviation_of_a_step(tiny, five):
     moves = jnp.array([[4.0, 5.0, 9.0], [3.0, -1.0, 2.0], [1.0, 6.0, 2.0], [jnp.nan, 5.0, 2.0]])
     score = latent_step_deviation(moves.T, np.array([3.0, 5.0, 2.0]), np.array([1.0, 2.0, 0.0]))
     np.testing.assert_allclose(score, [1, 3, 2, np.nan])
+
+
+@pytree
+class Cells:
+    """In place of an autoencoder: means of two by two pixels; and of a UNet, whose bottleneck is its input."""
+
+    config = SimpleNamespace(scaling_factor=0.5)
+
+    def encode(self, images):
+        return SimpleNamespace(mean=(images[:, ::2, ::2] + images[:, 1::2, 1::2]) / 2)
+
+    def bottleneck(self, latents, timestep, context):
+        return latents + timestep * context.mean()
+
+
+def test_spikiness_of_images():
+    """Without prompts: of the images' latents with noise, for the empty prompt."""
+    images = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3)).astype(np.uint8)
+    noise = np.random.default_rng(1).normal(size=(2, 4, 4, 3)).astype(np.float32)
+    model = SimpleNamespace(unet=Cells(), vae=Cells(), scheduler_config={"beta_schedule": "scaled_linear"})
+    model.encode = lambda prompts: (jnp.ones((1, 3, 2)), prompts)
+    model.noise = lambda seeds, height, width: noise
+    found = score_images(model, images, seeds=(3, 4), detector=BottleneckSpikiness())
+    signal = alphas_cumprod(SchedulerConfig.from_json(model.scheduler_config, "ddim"))[50]
+    latents = Cells().encode(images / np.float32(127.5) - 1).mean * 0.5
+    noisy = np.sqrt(signal) * latents + np.sqrt(1 - signal) * noise
+    np.testing.assert_allclose(found, noisy.reshape(2, -1).std(axis=1), rtol=1e-4)
 
 
 def test_text_baseline():

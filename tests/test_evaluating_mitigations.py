@@ -1,5 +1,6 @@
 """What is measured of mitigations, and `memattn evaluate --mitigations`."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -15,8 +16,10 @@ from memattn_jax.commands import evaluate
 from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations
 from memattn_jax.commands.naming import named_mitigations
 from memattn_jax.demo.objects import Classifier, ObjectsFound, save_classifier
-from memattn_jax.evaluation.mitigated import Prompts, Sampled, describe
+from memattn_jax.evaluation.mitigated import Prompts, Sampled, describe, sample_prompts
 from memattn_jax.evaluation.shares import bootstrap_interval, frechet_distance, share_interval
+from memattn_jax.runs.parts import Part, Parts
+from memattn_jax.runs.store import Store
 
 MEMORIZED, CLEAN = ["the cat", "a hill"], ["the land", "Z"]
 STEPS = 3
@@ -68,9 +71,9 @@ def test_what_is_measured():
         def __call__(self, images):
             return np.stack([images[:, 0, 0, 0] > 127, images[:, 0, 0, 0] <= 127], axis=1).astype(np.float32)
 
-    both = (sampled(copies, finite), sampled(clean))
+    both, plain = (sampled(copies, finite), sampled(clean)), (copies, clean)
     entry = describe(
-        prompts, both, both, lambda images, texts: np.array([text == "a" for text in texts]), [(Red(), 0.5)]
+        prompts, both, plain, lambda images, texts: np.array([text == "a" for text in texts]), [(Red(), 0.5)]
     )
     assert entry["reproduced"] == pytest.approx(3 / 4)
     assert (entry["samples"], entry["prompts"], entry["not_finite"]) == (6, 3, 2)
@@ -84,7 +87,7 @@ def test_what_is_measured():
     assert (entry["fidelity"], entry["fidelity_clean"]) == (0.5, 0)
     (alike,) = entry["similarity"].values()
     assert alike["reproduced"] == pytest.approx(3 / 4)
-    without = describe(Prompts(["a", "b", "c"], ["d", "e"]), both, both)
+    without = describe(Prompts(["a", "b", "c"], ["d", "e"]), both, plain)
     assert without["reproduced"] == 1
     assert without["fidelity"] is None
 
@@ -121,13 +124,18 @@ def test_names_and_fields():
 @pytest.mark.slow
 def test_the_command(model, tmp_path, monkeypatch):
     """Tables, Parquet and a picture, with counted forward passes: a third one a step. The attack has a test beside."""
-    attacked = []
+    attacked, sampled_with = [], []
 
     def attack(sd, prompts, images, mitigation, *arguments):
         attacked.append((list(prompts), images.shape, type(mitigation).__name__))
         return {"retriggered": 0.5, "control": 0.0}
 
-    monkeypatch.setattr("memattn_jax.evaluation.adversarial.retriggered", attack)
+    def sample(sd, prompts, seeds, mitigation, *settings):
+        sampled_with.append(type(mitigation).__name__)
+        return sample_prompts(sd, prompts, seeds, mitigation, *settings)
+
+    monkeypatch.setattr("memattn_jax.commands.mitigation_study.retriggered", attack)
+    monkeypatch.setattr("memattn_jax.commands.mitigation_study.sample_prompts", sample)
     texts, folder, rng = tmp_path / "memorized.csv", tmp_path / "pictures", np.random.default_rng(0)
     texts.write_text(
         "prompt,sort\n" + "".join(f"{prompt},{sort}\n" for prompt, sort in zip(MEMORIZED, "vt", strict=True))
@@ -171,8 +179,21 @@ def test_the_command(model, tmp_path, monkeypatch):
     assert "| `guard_guidance:repulsion=1` |" in (tmp_path / "out" / "mitigations.md").read_text()
     with Image.open(tmp_path / "out" / "mitigations.png") as picture:
         assert picture.width > 300
-    with pytest.raises(InputError, match="overwrite"):
-        options.check()
+    assert sampled_with == ["Mitigation"] * 2 + ["GuardGuidance"] * 2
+    manifest = json.loads((options.out / "manifest.json").read_text())
+    del manifest["parts"]["guard_guidance:repulsion=1"]  # as if killed before it was done
+    (options.out / "manifest.json").write_text(json.dumps(manifest))
+    options.check()
+    evaluate.main(options)
+    assert sampled_with[4:] == ["GuardGuidance"] * 2
+    resumed = json.loads((options.out / "mitigations.json").read_text())["mitigations"]
+    assert list(resumed) == list(found)
+    assert resumed["none"] == found["none"]
+    timed = ("seconds", "memory")
+    for name, value in resumed["guard_guidance:repulsion=1"].items():
+        assert name in timed or value == found["guard_guidance:repulsion=1"][name], name
+    with pytest.raises(InputError, match=r"holds a run with other settings: steps 3 is now 4; .*--overwrite"):
+        evaluate.main(dataclasses.replace(options, steps=4))
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": MEMORIZED[0]}) + "\n")
     with pytest.raises(InputError, match=MEMORIZED[1]):
         evaluate_mitigations(options, MEMORIZED, CLEAN)
@@ -193,6 +214,39 @@ def test_the_command(model, tmp_path, monkeypatch):
 def test_wrong_options_are_named(options, named, tmp_path):
     with pytest.raises(InputError, match=named):
         evaluate.Options(out=tmp_path, **options).check()
+
+
+@pytest.mark.parametrize(
+    ("mitigation", "error"),
+    [("paraphrase_guidance", InputError), ("stability_clamp:clean=gone.txt", FileNotFoundError)],
+)
+def test_a_mitigation_without_its_file_is_refused_before_a_model_is_loaded(mitigation, error, tmp_path, monkeypatch):
+    monkeypatch.setattr("memattn_jax.pipeline.StableDiffusion.from_pretrained", None)
+    with pytest.raises(error, match=r"paraphrases=FILE|gone\.txt"):
+        evaluate.main(evaluate.Options(out=tmp_path, mitigations=mitigation))
+
+
+def test_parts_of_a_run(tmp_path):
+    """What is done is found again; other settings, shared or a part's own, are refused; damage is done again."""
+    store, same = Store(tmp_path), {"command": "evaluate --mitigations", "model": "m", "seed": 0}
+    part = Part({"share": 0.5}, {"images": np.arange(4, dtype=np.uint8)})
+    Parts(store, same, overwrite=False).write("one", {"scale": 1.0}, part)
+    parts = Parts(store, same, overwrite=False)
+    found = parts.read("one", {"scale": 1.0})
+    assert found.results == part.results
+    np.testing.assert_array_equal(found.arrays["images"], part.arrays["images"])
+    assert parts.read("two", {}) is None
+    with pytest.raises(InputError, match=r"one\.scale 1\.0 is now 2"):
+        parts.read("one", {"scale": 2})
+    with pytest.raises(InputError, match="seed 0 is now 1"):
+        Parts(store, same | {"seed": 1}, overwrite=False)
+    assert Parts(store, same | {"seed": 1}, overwrite=True).read("one", {"scale": 1.0}) is None
+    parts.write("two", {}, part)
+    (tmp_path / "001.npz").write_bytes((tmp_path / "001.npz").read_bytes()[:90])
+    assert Parts(store, same, overwrite=False).read("two", {}) is None
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(InputError, match="damaged"):
+        Parts(store, same, overwrite=False)
 
 
 def test_an_embedding_of_textual_inversion_needs_no_mitigation(tmp_path):

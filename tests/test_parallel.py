@@ -30,7 +30,7 @@ from memattn_jax import Guard, InputError, StableDiffusion
 from memattn_jax.checkpoints import filling
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.detectors import scorer
-from memattn_jax.detectors.first_step import Inputs, NoiseLevel, Unconditional
+from memattn_jax.detectors.first_step import Inputs, Levels, NoiseLevel, Unconditional
 from memattn_jax.detectors.programs import score_first_step
 from memattn_jax.detectors.scorer import named_detectors
 from memattn_jax.diffusion import run as sampling_run
@@ -57,7 +57,9 @@ DEVICES = 8
 MESHES = ("data=8", "data=4,model=2")
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter)(?:-start)?\(")
 PROMPTS = ("the cat", "a", "an odd and long line on the hill", "x y z", "zebra")
-DETECTORS = (*FIRST_STEP, "noise_norm_steps", "entropy_d")
+LIKE_OTHERS = ("dsm", "condition_jacobian")  # forwards and derivatives as others have them, which take long to compile
+OF_FIRST_STEP = tuple(name for name in FIRST_STEP if name not in LIKE_OTHERS)
+DETECTORS = (*OF_FIRST_STEP, "noise_norm_steps", "entropy_d", "bottleneck_spikiness")
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 SITE = f"{BLOCK}.attn2"
 
@@ -170,7 +172,7 @@ def full_size(names: tuple[str, ...]) -> list[dict]:
             keep_rows_together(unet)
         noise, text, number = shape(1, 1, 64, 64, 4), shape(8, 77, 768, spec=Spec("data")), shape()
         lengths = jax.ShapeDtypeStruct((8,), jnp.int32, sharding=text.sharding and NamedSharding(mesh, Spec("data")))
-        levels = (NoiseLevel(*[number] * 4),) * 2
+        levels = Levels(*[NoiseLevel(*[number] * 4)] * 3)
         inputs = Inputs(unet, noise, text, shape(1, 77, 768), lengths, levels, Unconditional(*[noise] * 3))
         return measured(score_first_step.lower(inputs, named_detectors(names, site=unet.sites[3])))
 

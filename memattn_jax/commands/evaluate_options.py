@@ -83,8 +83,8 @@ class Options(ModelOptions):
             raise InputError("no prompts: give --memorized FILE and --clean FILE")
         if (self.memorized is None) != (self.clean is None):
             raise InputError(f"--{'memorized' if self.memorized is None else 'clean'} FILE is required too")
-        made = "evaluation.json" if self.mitigations is None else "mitigations.json"
-        if (self.out / made).exists() and not self.overwrite:
+        done = (self.out / "evaluation.json").exists() and self.mitigations is None  # mitigations are resumed
+        if done and not self.overwrite:
             raise InputError(f"{self.out}: already holds an evaluation; choose another --out or add --overwrite")
         self.check_model(self.steps, self.site)
         self.check_mitigations()

@@ -1,29 +1,25 @@
 """`memattn evaluate --mitigations`: what each mitigation does to memorized and to clean prompts, on equal seeds."""
 
 import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from memattn_jax import demo
-from memattn_jax.commands.mitigating import make_mitigation
+from memattn_jax.commands.mitigating import describe, make_mitigation
 from memattn_jax.commands.naming import Named, named_mitigations
 from memattn_jax.errors import InputError
 from memattn_jax.prompts import stream_prompts
 from memattn_jax.registries import PRESETS
-from memattn_jax.runs.versions import versions
-from memattn_jax.text import printable
+from memattn_jax.text import counted, printable
 
 if TYPE_CHECKING:
     from memattn_jax.commands.evaluate_options import Options
     from memattn_jax.copies.embedding import Embedding
-    from memattn_jax.evaluation.mitigated import Fidelity, Prompts
+    from memattn_jax.evaluation.mitigated import Fidelity
     from memattn_jax.mitigations import Mitigation
-    from memattn_jax.pipeline import StableDiffusion
 
-PLAIN = "none"
 LEARNED_FROM = 50  # clean prompts that a mitigation is fitted to
 
 
@@ -115,67 +111,47 @@ def fidelity_of(options: "Options") -> "Fidelity | None":
 
 
 def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[str]) -> None:
-    """Samples both sets with every mitigation, and writes tables and a picture."""
+    """Samples both sets with every mitigation, and writes tables and a picture; resumes what --out holds."""
     clean_for_fits = demo.clean_prompts() if options.built_in_prompts else clean
     made = make_all(options, memorized, clean_for_fits)
     kinds, fidelity, embeddings = read_kinds(options, memorized), fidelity_of(options), embeddings_of(options)
     images = training_images(options, memorized)
     from tqdm import tqdm
 
-    from memattn_jax.evaluation.adversarial import Attack, retriggered
-    from memattn_jax.evaluation.mitigated import Prompts, describe, sample_prompts
+    from memattn_jax.commands.mitigation_study import PLAIN, Study, about_run, identity, measure
+    from memattn_jax.evaluation.mitigated import Prompts
     from memattn_jax.mitigations import Mitigation
     from memattn_jax.pictures.decoding import resize_and_crop
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.mitigations import write_mitigations
+    from memattn_jax.runs.parts import Parts
+    from memattn_jax.runs.store import Store
     from memattn_jax.sharding.placement import make_mesh
 
     mesh = make_mesh(options.mesh)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
-    run = {name: getattr(options, name) for name in ("steps", "guidance_scale", "scheduler")}
-    seeds = range(options.seed, options.seed + options.images_per_prompt)
+    references = None
+    if images is not None:
+        size = [side * sd.vae.config.scale for side in sd.latent_shape()[:2]]
+        references = np.stack([resize_and_crop(image, *size) for image in images])
+    study = Study(sd, Prompts(memorized, clean, references, kinds), options, fidelity, embeddings)
+    parts = Parts(Store(options.out), identity(study), overwrite=options.overwrite)
+    about, plain = about_run(study), None
     entries: dict[str, Any] = {}
-    shown: dict[str, np.ndarray] = {}
-    with tqdm(total=1 + len(made), unit="mitigation", disable=None) as bar:
-        for name, mitigation in {PLAIN: Mitigation(), **made}.items():
-            fitted = mitigation.fit(sd, **run)
-            sets = [sample_prompts(sd, texts, seeds, fitted, options.batch_size, run) for texts in (memorized, clean)]
+    shown = {} if references is None else {"training image": references}
+    try:
+        for name, mitigation in tqdm({PLAIN: Mitigation(), **made}.items(), unit="mitigation", disable=None):
+            fields = describe(mitigation)
+            part = parts.read(name, fields)
+            if part is None:
+                part = measure(study, mitigation, plain)
+                parts.write(name, fields, part)
             if name == PLAIN:
-                plain = (sets[0], sets[1])
-                size = plain[0].images.shape[2:4]
-                references = None if images is None else np.stack([resize_and_crop(image, *size) for image in images])
-                prompts = Prompts(memorized, clean, references, kinds)
-                shown = {} if references is None else {"training image": references}
-            entries[name] = describe(prompts, (sets[0], sets[1]), plain, fidelity, embeddings)
-            if options.adversarial and references is not None:
-                count = options.adversarial
-                attack = Attack(seed=options.seed)
-                attacked = retriggered(sd, memorized[:count], references[:count], fitted, attack, run)
-                entries[name]["adversarial"] = attacked
-            shown[name] = sets[0].images[:, 0]
-            bar.update()
-            about = about_run(options, sd, prompts, run)
-            text = write_mitigations(options.out, entries, shown, memorized, about)  # what is done is kept
+                plain = part.arrays["memorized"], part.arrays["clean"]
+            entries[name], shown[name] = part.results, part.arrays["shown"]
+            text = write_mitigations(options.out, entries, shown, memorized, about)
+    except KeyboardInterrupt:
+        done = f"{len(entries)} of {counted(1 + len(made), 'mitigation')} are kept in {options.out}"
+        raise KeyboardInterrupt(f"{done}; the same command resumes") from None
     print(text, end="")
     print(f"mitigations.json, .md, .parquet and .png in {options.out}")
-
-
-def about_run(options: "Options", sd: "StableDiffusion", prompts: "Prompts", run: Mapping[str, Any]) -> dict[str, Any]:
-    """What the numbers were measured with, and on what."""
-    reference = "the prompt's training image"
-    if prompts.references is None:
-        reference = "the model's own image on the same seed, without a mitigation"
-    fidelity = "CLIP" if options.clip is not None else "objects found by the built-in classifier"
-    return {
-        "model": options.model_name,
-        "fingerprint": sd.fingerprint(pictures=True),
-        "measure": "correlation, each channel less its mean, without shifts",
-        "reference": reference,
-        "fidelity_by": fidelity if options.clip is not None or options.built_in_prompts else None,
-        "memorized": len(prompts.memorized),
-        "clean": len(prompts.clean),
-        "seeds": options.images_per_prompt,
-        "first_seed": options.seed,
-        "settings": {**run, "dtype": sd.dtype, "batch_size": options.batch_size},
-        "versions": versions(),
-    }

@@ -11,7 +11,14 @@ calibration/                                         from scores to verdicts
 from memattn_jax.detectors.detection import Detection
 from memattn_jax.detectors.entropy_metrics import entropy_d, entropy_e
 from memattn_jax.detectors.first_step import FirstStep
-from memattn_jax.detectors.protocol import Detector, FirstStepDetector, PromptDetector, TrajectoryDetector
+from memattn_jax.detectors.protocol import (
+    Detector,
+    FirstStepDetector,
+    ImageDetector,
+    Images,
+    PromptDetector,
+    TrajectoryDetector,
+)
 from memattn_jax.detectors.scorer import Scorer
 from memattn_jax.registries import DETECTORS
 
@@ -21,6 +28,8 @@ __all__ = [
     "Detector",
     "FirstStep",
     "FirstStepDetector",
+    "ImageDetector",
+    "Images",
     "PromptDetector",
     "Scorer",
     "TrajectoryDetector",

@@ -4,6 +4,7 @@ probes                 unit noise, the same for every prompt or each prompt's ow
   │ conditional        one forward a prompt and probe, linearised if a detector needs derivatives
   │ unconditional      for shared probes, computed once a model
   │ late               a second forward on the same noise, at the third timestep from the end
+  │ predict            a further forward, on other latents or after the step
 FirstStep              what detectors read; what no detector reads is not computed
 """
 
@@ -36,8 +37,16 @@ class NoiseLevel(NamedTuple):
     sigma: Array
 
 
-def noise_levels(scheduler_config: dict, steps: int) -> tuple[NoiseLevel, NoiseLevel]:
-    """The first and the late level of DDIM with this many steps.
+class Levels(NamedTuple):
+    """Where the first step looks: the first timestep, the one that follows it, and the late one."""
+
+    first: NoiseLevel
+    second: NoiseLevel
+    late: NoiseLevel
+
+
+def noise_levels(scheduler_config: dict, steps: int) -> Levels:
+    """The levels of DDIM with this many steps.
 
     Raises:
       InputError: fewer than three steps, or a first timestep without signal.
@@ -53,13 +62,13 @@ def noise_levels(scheduler_config: dict, steps: int) -> tuple[NoiseLevel, NoiseL
         sigma = np.sqrt(1 - signal[int(timestep)])
         return NoiseLevel(timestep, table["noise_latents"][number], table["noise_output"][number], jnp.float32(sigma))
 
-    first, late = level(0), level(LATE)
-    if float(first.output) == 0:
+    levels = Levels(level(0), level(1), level(LATE))
+    if float(levels.first.output) == 0:
         raise InputError(
-            f"at the first timestep, {float(first.timestep):.0f}, this model's latents have no signal "
+            f"at the first timestep, {float(levels.first.timestep):.0f}, this model's latents have no signal "
             "(rescale_betas_zero_snr), so prompts cannot change the noise; use timestep_spacing 'leading'"
         )
-    return first, late
+    return levels
 
 
 class Unconditional(NamedTuple):
@@ -88,7 +97,7 @@ class Inputs:
       context: text embeddings of the prompts [batch, tokens, channels].
       empty: of the empty prompt [1, tokens, channels].
       lengths: int32 [batch], tokens of each prompt, begin and end token counted; only own taps may read them.
-      levels: the first and the late noise level.
+      levels: of noise.
       unconditional: parts computed before.
       velocity: whether the model predicts velocity.
       entropy_site: the cross-attention layer that metric E is read at.
@@ -99,7 +108,7 @@ class Inputs:
     context: Array
     empty: Array
     lengths: Array
-    levels: tuple[NoiseLevel, NoiseLevel]
+    levels: Levels
     unconditional: Unconditional = Unconditional()
     velocity: bool = static(default=False)
     entropy_site: str = static(default="")
@@ -119,7 +128,7 @@ class FirstStep:
 
     def __init__(self, inputs: Inputs, *, linearize: bool = False, taps: Mapping[str, Tap] | None = None):
         self.inputs, self.linearize = inputs, linearize
-        self.first, self.late_level = inputs.levels
+        self.first, self.second, self.late_level = inputs.levels
         self.velocity, self.entropy_site = inputs.velocity, inputs.entropy_site
         self.shape = (inputs.context.shape[0], *inputs.probes.shape[1:])
         lengths = jnp.repeat(inputs.lengths, self.shape[1])
@@ -132,9 +141,16 @@ class FirstStep:
         output, taps = self.inputs.unet(latents, level.timestep, context, interceptor)
         return output.astype(jnp.float32), taps
 
-    def _noise(self, latents: Array, context: Array, interceptor: Interceptor = Interceptor()) -> tuple[Array, Any]:  # noqa: B008 -- immutable
-        output, taps = self._call(latents, context, self.first, interceptor)
-        return self.first.latents * latents + self.first.output * output, taps
+    def _noise(
+        self,
+        latents: Array,
+        context: Array,
+        interceptor: Interceptor = Interceptor(),  # noqa: B008 -- immutable
+        level: NoiseLevel | None = None,
+    ) -> tuple[Array, Any]:
+        level = self.first if level is None else level
+        output, taps = self._call(latents, context, level, interceptor)
+        return level.latents * latents + level.output * output, taps
 
     @cached_property
     def _latents(self) -> Array:
@@ -171,9 +187,23 @@ class FirstStep:
         """ε_c."""
         return self._conditional[0].reshape(self.shape)
 
-    def predict(self, latents: Array) -> Array:
-        """ε_c of other latents than the probes, [batch, probes, h, w, channels]: one more forward."""
-        return self._noise(self._rows(latents), self.inputs.context)[0].reshape(self.shape)
+    def predict(self, latents: Array, level: NoiseLevel | None = None) -> Array:
+        """ε_c of other latents than the probes, any number a prompt, at the first level or another: more forwards.
+
+        Args:
+          latents: float32 [batch, number, h, w, channels].
+          level: None is the first.
+
+        Returns:
+          The same shape.
+        """
+        return self._noise(self._rows(latents), self.inputs.context, level=level)[0].reshape(latents.shape)
+
+    def after_step(self, noise: Array) -> Array:
+        """The latents at the second level after DDIM's step with this prediction of the noise, of the same shape."""
+        first, second = self.first, self.second
+        clean = (self.inputs.probes - first.sigma * noise) / jnp.sqrt(1 - first.sigma**2)
+        return jnp.sqrt(1 - second.sigma**2) * clean + second.sigma * noise
 
     @cached_property
     def unconditional(self) -> Array:
@@ -214,6 +244,12 @@ class FirstStep:
         # [batch / shared, shared · probes, h, w, channels]
         grouped = tangent.reshape(-1, *self._rows(self.inputs.probes).shape)
         return (own - self._rows(jax.vmap(unconditional)(grouped))).reshape(self.shape)
+
+    def context_jvp(self, tangent: Array) -> Array:
+        """Forward derivative of ε_c by the text embeddings, along [batch, tokens, channels]."""
+        _, conditional, _ = self._conditional
+        assert conditional is not None
+        return conditional(jnp.zeros_like(self._latents), tangent).reshape(self.shape)
 
     def vjp(self, cotangent: Array) -> tuple[Array, Array]:
         """Reverse derivative of ε_c: J_cᵀ cotangent, and by the text embeddings, [batch, tokens, channels]."""

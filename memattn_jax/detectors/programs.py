@@ -10,7 +10,8 @@ from jax import Array
 
 from memattn_jax.detectors.attribution import token_gradients
 from memattn_jax.detectors.first_step import FirstStep, Inputs, Unconditional
-from memattn_jax.detectors.protocol import FirstStepDetector, TrajectoryDetector
+from memattn_jax.detectors.noises import other_noise
+from memattn_jax.detectors.protocol import FirstStepDetector, ImageDetector, Images, TrajectoryDetector
 from memattn_jax.diffusion.sampling import Call, Plan, observe
 from memattn_jax.entropy import mean_over_sites
 from memattn_jax.errors import InputError
@@ -66,9 +67,9 @@ def score_first_step(
 
 @partial(jax.jit, static_argnames="probes")
 def score_trajectory(
-    plan: Plan, detectors: Mapping[str, TrajectoryDetector], *, probes: int
+    plan: Plan, detectors: Mapping[str, TrajectoryDetector | ImageDetector], *, probes: int
 ) -> tuple[dict[str, Array], Kept]:
-    """Scores of trajectory detectors in one sampling run.
+    """Scores of trajectory and image detectors in one sampling run.
 
     Args:
       plan: a run of DDIM whose rows are prompts times probes, a prompt's probes beside each other; without taps.
@@ -84,7 +85,7 @@ def score_trajectory(
     def observer(call: Call) -> Kept:
         return {name: detector.observe(call) for name, detector in detectors.items()}
 
-    _, kept = observe(Plan(**(vars(plan) | {"taps": taps})), observer)
+    latents, kept = observe(Plan(**(vars(plan) | {"taps": taps})), observer)
     prompts = len(plan.noise) // probes
 
     def mean(score: Array) -> Array:
@@ -95,7 +96,10 @@ def score_trajectory(
 
     scores, unfitted = {}, {}
     for name, detector in detectors.items():
-        if detector.fitted:
+        if detector.needs == "image":
+            images = Images(plan.unet, latents, other_noise(plan.noise, 1), plan.context, plan.negative)
+            scores[name] = mean(detector.score(images))  # type: ignore[attr-defined]
+        elif detector.fitted:
             scores[name] = mean(detector.finish(kept[name], plan.lengths))
         else:
             scores[name] = jnp.full(prompts, jnp.nan)

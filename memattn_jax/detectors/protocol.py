@@ -4,7 +4,7 @@ A larger score means that memorization is more likely. The scorer computes what 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -13,7 +13,7 @@ from memattn_jax.detectors.first_step import FirstStep
 from memattn_jax.diffusion.sampling import Call
 from memattn_jax.interceptors import Tap
 
-Needs = Literal["first step", "trajectory", "prompt"]
+Needs = Literal["first step", "trajectory", "image", "prompt"]
 
 
 class FirstStepDetector:
@@ -25,7 +25,7 @@ class FirstStepDetector:
       needs: what it looks at.
       shared: parts of the empty prompt that it reads, "noise", "late" or "energy_gradient": what all prompts share is
         computed once a model, see `Unconditional`.
-      derivatives: whether it calls `FirstStep.jvp` or `FirstStep.vjp`.
+      derivatives: whether it calls `FirstStep.jvp`, `FirstStep.context_jvp` or `FirstStep.vjp`.
     """
 
     needs: ClassVar[Needs] = "first step"
@@ -87,6 +87,41 @@ class TrajectoryDetector:
         return self
 
 
+class Images(NamedTuple):
+    """Images to score, as latents.
+
+    Attributes:
+      unet: see `memattn_jax.models.protocols`.
+      latents: without noise, float32 [rows, h, w, channels].
+      noise: of unit variance, likewise, as good as independent of the latents.
+      context: text embeddings of the prompts, [rows, tokens, channels].
+      empty: of the empty prompt, likewise.
+    """
+
+    unet: Any
+    latents: Array
+    noise: Array
+    context: Array
+    empty: Array
+
+
+class ImageDetector(TrajectoryDetector):
+    """Uses the image that a sampling run ends with; the run is that of the trajectory detectors.
+
+    Override `score`.
+    """
+
+    needs: ClassVar[Needs] = "image"
+
+    def observe(self, call: Call) -> Any:
+        """Nothing."""
+        return ()
+
+    def score(self, images: Images) -> Array:
+        """Scores of images, float32 [rows]."""
+        raise NotImplementedError
+
+
 class PromptDetector:
     """Uses the prompt's text only; does not affect verdicts."""
 
@@ -101,7 +136,7 @@ class PromptDetector:
         raise NotImplementedError
 
 
-Detector = FirstStepDetector | TrajectoryDetector | PromptDetector
+Detector = FirstStepDetector | TrajectoryDetector | ImageDetector | PromptDetector
 
 
 def is_fitted(detector: Detector) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from memattn_jax.detectors.detection import Detection, first_rows
-from memattn_jax.detectors.first_step import Inputs, NoiseLevel, Unconditional, noise_levels
+from memattn_jax.detectors.first_step import Inputs, Levels, Unconditional, noise_levels
 from memattn_jax.detectors.programs import describe_unconditional, score_first_step, score_trajectory
 from memattn_jax.detectors.protocol import Detector, FirstStepDetector, TrajectoryDetector
 from memattn_jax.diffusion.model import Model
@@ -132,8 +132,8 @@ class Scorer:
 
     @cached_property
     def trajectory(self) -> dict[str, TrajectoryDetector]:
-        """The detectors that use a sampling run."""
-        return {name: one for name, one in self.detectors.items() if one.needs == "trajectory"}
+        """The detectors that use a sampling run, or the image that it ends with."""
+        return {name: one for name, one in self.detectors.items() if one.needs in ("trajectory", "image")}
 
     @property
     def unfitted(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class Scorer:
         return self.model.site_of_entropy(self.site)
 
     @cached_property
-    def _levels(self) -> tuple[NoiseLevel, NoiseLevel]:
+    def _levels(self) -> Levels:
         with jax.ensure_compile_time_eval():
             return replicate(noise_levels(self.model.scheduler_config, self.steps), self.model.mesh)
 

@@ -99,7 +99,7 @@ def sample_prompts(
 def describe(
     prompts: Prompts,
     sampled: tuple[Sampled, Sampled],
-    plain: tuple[Sampled, Sampled],
+    plain: tuple[np.ndarray, np.ndarray],
     fidelity: Fidelity | None = None,
     embeddings: Sequence[tuple[Embedding, float]] = (),
 ) -> dict[str, Any]:
@@ -108,14 +108,14 @@ def describe(
     Args:
       prompts: what was sampled.
       sampled: images of the memorized and of the clean prompts, with the mitigation.
-      plain: the same without one, on the same seeds.
+      plain: their images without one, on the same seeds.
       fidelity: how well an image follows its prompt.
       embeddings: such as SSCD, each with the similarity from which an image is a copy.
     """
     memorized, clean = sampled
-    references = plain[0].images if prompts.references is None else prompts.references[:, None]
+    references = plain[0] if prompts.references is None else prompts.references[:, None]
     near = pairwise(memorized.images, references)
-    changed = pairwise(clean.images, plain[1].images)[clean.finite]
+    changed = pairwise(clean.images, plain[1])[clean.finite]
     entry: dict[str, Any] = {
         "samples": int(memorized.finite.size),
         "prompts": len(prompts.memorized),
@@ -125,7 +125,7 @@ def describe(
         "agreement": agreement(memorized),
         "diversity_clean": None if (own := agreement(clean)) is None else 1 - own,
         "change_clean": 1 - float(changed.mean()) if clean.finite.any() else None,
-        **distance(clean.images, plain[1].images),
+        **distance(clean.images, plain[1]),
         "forwards": memorized.forwards,
         "seconds": memorized.seconds,
         "memory": memorized.memory,

@@ -31,7 +31,9 @@ class UNet(Protocol):
     """Predicts noise, or velocity, from noisy latents and text.
 
     A method `text_keys_values(context)` is optional. What it makes of the text embeddings once is passed in their place
-    to each call of a sampling run: for what no step changes, as keys and values.
+    to each call of a sampling run: for what no step changes, as keys and values. So is a method
+    `bottleneck(latents, timesteps, context)`, the features [batch, ...] at its lowest resolution, which one detector
+    reads.
     """
 
     @property

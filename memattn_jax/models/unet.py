@@ -204,28 +204,10 @@ class UNet2DConditionModel(nnx.Module):
         context = context.astype(self.dtype)
         return {layer.site: layer.keys_values(context) for layer in self._cross_attentions()}
 
-    def __call__(
-        self,
-        latents: Array,
-        timesteps: Array,
-        context: Array | Text,
-        interceptor: Interceptor = Interceptor(),  # noqa: B008 -- immutable
-    ) -> tuple[Array, Taps]:
-        """One forward pass.
-
-        Args:
-          latents: [batch, height, width, in_channels], any height and width.
-          timesteps: [] or [batch], in the noise schedule's training steps.
-          context: text embeddings [batch, tokens, cross_attention_dim], or their `text_keys_values`. Where it has fewer
-            rows, the batch is a multiple, and each text serves that many neighbouring rows.
-          interceptor: what to edit and what to return of the cross-attention.
-
-        Returns:
-          The prediction [batch, height, width, out_channels] in the dtype of the weights, and `{name: {site: tap}}`.
-
-        Raises:
-          InputError: the interceptor names a site that this model lacks.
-        """
+    def _down(
+        self, latents: Array, timesteps: Array, context: Array | Text, interceptor: Interceptor
+    ) -> tuple[Array, list[Array], Array, Text, Interceptor, Taps]:
+        """Down to the bottleneck: its output, then what the way up needs, and the taps."""
         interceptor.check_sites(self.sites)
         interceptor = interceptor.at(timesteps)
         text = context if isinstance(context, dict) else self.text_keys_values(context)
@@ -248,6 +230,38 @@ class UNet2DConditionModel(nnx.Module):
         if self.mid_block is not None:
             hidden, new = self._run(self.mid_block, hidden, time, text, interceptor)
             taps |= new
+        return hidden, skips, time, text, interceptor, taps
+
+    def bottleneck(self, latents: Array, timesteps: Array, context: Array | Text) -> Array:
+        """The output of the middle block, [batch, h, w, channels] at the lowest resolution; arguments as in a call.
+
+        A model without such a block gives that of its last block on the way down.
+        """
+        return self._down(latents, timesteps, context, Interceptor())[0]
+
+    def __call__(
+        self,
+        latents: Array,
+        timesteps: Array,
+        context: Array | Text,
+        interceptor: Interceptor = Interceptor(),  # noqa: B008 -- immutable
+    ) -> tuple[Array, Taps]:
+        """One forward pass.
+
+        Args:
+          latents: [batch, height, width, in_channels], any height and width.
+          timesteps: [] or [batch], in the noise schedule's training steps.
+          context: text embeddings [batch, tokens, cross_attention_dim], or their `text_keys_values`. Where it has fewer
+            rows, the batch is a multiple, and each text serves that many neighbouring rows.
+          interceptor: what to edit and what to return of the cross-attention.
+
+        Returns:
+          The prediction [batch, height, width, out_channels] in the dtype of the weights, and `{name: {site: tap}}`.
+
+        Raises:
+          InputError: the interceptor names a site that this model lacks.
+        """
+        hidden, skips, time, text, interceptor, taps = self._down(latents, timesteps, context, interceptor)
         for up in self.up_blocks:
             skips, own = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
             size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None

@@ -55,6 +55,7 @@ class TorchDetectors:
         self.recorded: dict[str, torch.Tensor] = {}
         names = [name.removesuffix(".processor") for name in self.unet.attn_processors]
         # Keys of this dictionary are in the order of definition, up before mid; forward order is that of recording.
+        self.unet.mid_block.register_forward_hook(lambda module, given, output: setattr(self, "middle", output))
         self.unet.set_attn_processor({f"{n}.processor": RecordingProcessor(n, self.recorded) for n in names})
         self.empty = self.embed("")
 
@@ -67,11 +68,11 @@ class TorchDetectors:
     def length(self, prompt: str) -> int:
         return len(self.tokenizer(prompt).input_ids)
 
-    def alpha_sigma(self, t: torch.Tensor) -> tuple[float, float]:
+    def alpha_sigma(self, t: torch.Tensor | int) -> tuple[float, float]:
         signal = self.scheduler.alphas_cumprod[t].double()
         return float(signal.sqrt()), float((1 - signal).sqrt())
 
-    def raw(self, x: torch.Tensor, t: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+    def raw(self, x: torch.Tensor, t: torch.Tensor | int, e: torch.Tensor) -> torch.Tensor:
         """What the UNet puts out."""
         return self.unet(x, t, e).sample
 
@@ -99,14 +100,42 @@ class TorchDetectors:
         (pulled,) = torch.autograd.grad(v, x, w, create_graph=True)
         return torch.autograd.grad(pulled, w, v.detach())[0]
 
+    def context_product(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """The derivative of ε by the embedding, along that less the empty prompt's; as above."""
+        e = e.clone().requires_grad_()
+        eps = self.eps(x, self.timesteps[0], e)
+        w = torch.zeros_like(eps).requires_grad_()
+        (pulled,) = torch.autograd.grad(eps, e, w, create_graph=True)
+        return torch.autograd.grad(pulled, w, (e - self.empty).detach())[0]
+
+    @torch.no_grad()
+    def second_step(self, x: torch.Tensor, e: torch.Tensor, scale: float = 7.5) -> torch.Tensor:
+        """What one guided step changes of the prompt's prediction."""
+        t, after = self.timesteps[:2]
+        u, c = self.raw(x, t, self.empty), self.raw(x, t, e)
+        moved = self.scheduler.step(u + scale * (c - u), t, x).prev_sample
+        return self.eps(moved, after, e) - self.eps(x, t, e)
+
+    def other_noise(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        """The probe's numbers, permuted; their order is that of our last axes."""
+        flat = x[0].permute(1, 2, 0).flatten()
+        order = np.random.default_rng(number).permutation(len(flat))
+        return flat[torch.from_numpy(order)].reshape(*x.shape[2:], x.shape[1]).permute(2, 0, 1)[None]
+
+    @torch.no_grad()
+    def spikiness(self, latents: torch.Tensor, noise: torch.Tensor, t: int = 50) -> torch.Tensor:
+        """Of the middle block for an image with noise, and no prompt."""
+        alpha, sigma = self.alpha_sigma(t)
+        self.raw(alpha * latents + sigma * noise, t, self.empty)
+        return self.middle.std(unbiased=False)
+
     @torch.no_grad()
     def agreement(self, x: torch.Tensor, e: torch.Tensor, noises: int = 4, kernel: int = 3) -> torch.Tensor:
         """NeMo's, over the probe and others with its numbers permuted; latents of 4 pixels have one scale."""
-        flat, found = x[0].permute(1, 2, 0).flatten(), []  # the order in which ours permutes
+        found = []
         for number in range(noises):
-            order = np.random.default_rng(number).permutation(len(flat)) if number else np.arange(len(flat))
-            noise = flat[torch.from_numpy(order)].reshape(*x.shape[2:], x.shape[1]).permute(2, 0, 1)
-            difference = self.eps(noise[None], self.timesteps[0], e)[0] - noise
+            noise = self.other_noise(x, number) if number else x
+            difference = self.eps(noise, self.timesteps[0], e)[0] - noise[0]
             low, high = difference.amin((1, 2), keepdim=True), difference.amax((1, 2), keepdim=True)
             found.append(((difference - low) / (high - low)).float())
         pairs = itertools.combinations(found, 2)
@@ -125,6 +154,8 @@ class TorchDetectors:
 
         scores["sharpness"] = norm(self.sharpness_product(x, e))
         scores["prediction_agreement"] = self.agreement(x, e)
+        scores["condition_jacobian"] = norm(self.context_product(x, e))
+        scores["dsm"] = norm(self.second_step(x, e)) ** 2
 
         with torch.no_grad():
             late_u, late_c = (self.raw(x, self.timesteps[-3], context) for context in (self.empty, e))
@@ -175,7 +206,7 @@ class TorchDetectors:
         `chosen` are the steps of `noise_norm_steps`, `clean` are mean and deviation of clean runs' steps.
         """
         context, length = torch.cat([self.empty, self.embed(prompt)]), self.length(prompt)
-        attention, differences, moves = [], [], []
+        attention, differences, moves, noise = [], [], [], self.other_noise(x, 1)
         for t in self.timesteps:
             u, c = self.raw(torch.cat([x, x]), t, context).chunk(2)
             alpha, _ = self.alpha_sigma(t)
@@ -196,5 +227,6 @@ class TorchDetectors:
             "entropy_d_paper": e[-last:].mean() + (s[-last:] - s[0]).abs().mean(),
             "noise_norm_steps": norms[list(chosen)].mean(),
             "bright_ending": torch.stack([norm(d * mask) for d in differences]).mean() / mask.mean(),
+            "bottleneck_spikiness": self.spikiness(x, noise),
             "latent_step_deviation": ((torch.stack(moves) - clean[0]).abs() / clean[1]).max(),
         }
