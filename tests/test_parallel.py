@@ -67,7 +67,7 @@ SITE = f"{BLOCK}.attn2"
 def detectors_on(mesh: str | None) -> tuple:
     """With two of a stranger's. Derivatives take long to compile; of split weights, `attribute` has some."""
     if mesh == "data=4,model=2":
-        return "noise_norm", "entropy_e", "noise_norm_steps", "entropy_d"
+        return "noise_norm", "entropy_e", "noise_norm_steps", "entropy_d", "bottleneck_spikiness"
     return *DETECTORS, LargestDifference(), PeakDrift()
 
 
