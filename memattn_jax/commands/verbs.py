@@ -11,6 +11,7 @@ VERBS = {  # a verb's code is the module of its name in `memattn_jax.commands`
     "detect": "Score prompts for memorization and name the tokens that stand out.",
     "evaluate": "Measure how well detectors separate memorized from clean prompts.",
     "visualize": "Draw where the tokens of a prompt look, and how memorized prompts differ.",
+    "audit": "Audit a checkpoint for memorization, with evidence that can be checked again.",
     "copies": "Find the training image that each image is most like, or how far seeds agree.",
     "finetune": "Fine-tune a checkpoint, with or without a memorization gate.",
     "convert": "Export detectors as one file that runs without this package.",

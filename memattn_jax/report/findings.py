@@ -126,7 +126,7 @@ def summarize(
     kind: Kind | None,
     carried: Carried,
     listed: int = LISTED,
-) -> Settle:
+) -> tuple[Settle, float | None]:
     """Prints a summary; copies the rows to results.jsonl if they are few and this is the only process.
 
     With `rule.fdr`, writes _verdicts.parquet once all rows exist; of several processes, the last one to finish does.
@@ -140,7 +140,8 @@ def summarize(
       listed: prompts on the terminal, those that score highest.
 
     Returns:
-      Maps rows to the same with their final verdicts.
+      What maps rows to the same with their final verdicts, and the level of the joint p-value that these follow from;
+      None without a rule, or where rows are missing that it depends on.
     """
     found = find(table, detectors, rule)
     alone, whole = table.processes == 1, found.rows == table.jobs
@@ -168,7 +169,7 @@ def summarize(
     repeated = " and results.jsonl" if alone and write_json_lines(table, found.rows, settle) else ""
     rest = "" if alone else f" of {table.jobs}, by all {table.processes} processes so far"
     print(f"{counted(found.rows, 'prompt')}{rest} in {table.store}, as Parquet files{repeated}")
-    return settle
+    return settle, level
 
 
 def print_verdicts(found: Findings, rule: Rule, level: float | None) -> None:

@@ -1,0 +1,40 @@
+"""Whether optimised embeddings bring extracted training images back, without and with a mitigation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memattn_jax.copies.search import decoded, fitted
+from memattn_jax.evaluation.adversarial import Attack, retriggered
+
+if TYPE_CHECKING:
+    from memattn_jax.mitigations import Mitigation
+    from memattn_jax.pipeline import StableDiffusion
+
+
+def bring_back(
+    sd: "StableDiffusion",
+    items: Sequence[Mapping[str, Any]],
+    folders: tuple[Path, Path],
+    mitigations: Mapping[str, "Mitigation"],
+    seed: int,
+    run: dict[str, Any],
+) -> dict[str, Any]:
+    """The block of audit.json: an entry of `retriggered` for each mitigation.
+
+    Args:
+      sd: the model.
+      items: lines of items.jsonl, of prompts that were extracted.
+      folders: of the audit, and of the training images.
+      mitigations: fitted, by name.
+      seed: of the optimisation and of the images.
+      run: settings of a sampling run.
+    """
+    out, pictures = folders
+    first = decoded(out / next(image["file"] for image in items[0]["images"] if image["file"] is not None))
+    sources = [next(image["nearest_source"] for image in item["images"] if image["copy"]) for item in items]
+    images = np.stack([fitted(pictures / source, first.height, first.width) for source in sources])
+    texts, attack = [item["prompt"] for item in items], Attack(seed=seed)
+    return {name: retriggered(sd, texts, images, one, attack, run) for name, one in mitigations.items()}

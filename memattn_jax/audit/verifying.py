@@ -1,0 +1,104 @@
+"""Whether a finished audit still holds: digests, schema, and rates that follow from its lines."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memattn_jax.audit import schema
+from memattn_jax.audit.folder import AUDIT, ITEMS, MADE, SIDE, digests
+from memattn_jax.audit.rates import rates_of
+from memattn_jax.errors import InputError
+from memattn_jax.text import printable
+
+NAMED = 80  # characters of a file's name in a message
+
+
+def side_digests(folder: Path) -> dict[str, str]:
+    """{file: SHA-256} of audit.json and what is made of it, as its side file has them.
+
+    Raises:
+      InputError: no side file, or one that names other files.
+    """
+    path = folder / SIDE
+    if not path.is_file():
+        raise InputError(f"{path}: missing, so that {AUDIT} cannot be checked")
+    found = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        value, _, name = line.partition("  ")
+        if name not in (AUDIT, *MADE):
+            raise InputError(f"{path}: '{printable(name, NAMED)}' is not a file that it should name")
+        found[name] = value
+    if AUDIT not in found:
+        raise InputError(f"{path}: says nothing of {AUDIT}")
+    return found
+
+
+def check_files(folder: Path, expected: Mapping[str, str]) -> None:
+    """Raises InputError that names the first file that is missing or has other bytes."""
+    names = sorted(expected)
+    for name in names:
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+            raise InputError(f"{folder}: {printable(name, NAMED)} is missing")
+    for name, found in zip(names, digests(folder / name for name in names), strict=True):
+        if found != expected[name]:
+            raise InputError(f"{folder}: {printable(name, NAMED)} has changed: its SHA-256 is not the one recorded")
+
+
+def lines_of(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of items.jsonl, each checked against the schema."""
+    with (folder / ITEMS).open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            item = json.loads(line)
+            schema.check(item, f"{ITEMS} line {number}", "item")
+            yield item
+
+
+def sizes_of(audit: Mapping[str, Any]) -> dict[tuple[str, str | None], int]:
+    """Number of the log's prompts by stratum and kind, as `rates_of` takes them.
+
+    Prompts without a kind are what the kinds leave of the whole stratum.
+    """
+    strata: Sequence[Mapping[str, Any]] = audit["confirmation"]["strata"]
+    sizes = {(one["stratum"], one["kind"]): one["prompts"] for one in strata}
+    for name in {name for name, _ in sizes}:
+        sizes[name, None] -= sum(count for (own, kind), count in sizes.items() if own == name and kind is not None)
+    return sizes
+
+
+def check_rates(audit: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> int:
+    """The number of rates that follow from the lines; raises InputError that names one that does not."""
+    again = rates_of(items, sizes_of(audit), audit["training_pictures"] is not None)
+    known = {(one["what"], one["of"], one["kind"]): one for one in again}
+    for entry in audit["rates"]:
+        name = entry["what"], entry["of"], entry["kind"]
+        other = known.pop(name, None)
+        if other is None or any(not alike(entry[key], other[key]) for key in entry):
+            shown = ", ".join(printable(str(part), NAMED // 3) for part in name if part is not None)
+            raise InputError(f"{AUDIT}: the rate of {shown} does not follow from {ITEMS}")
+    if known:
+        raise InputError(f"{AUDIT}: {len(known)} rates that follow from {ITEMS} are missing")
+    return len(again)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values are equal, numbers up to rounding: another version of scipy may differ in the last digits."""
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return abs(one - other) <= 1e-9
+    return one == other
+
+
+def check_folder(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """audit.json and the lines of items.jsonl of an audit all of whose files are as they were written.
+
+    Raises:
+      InputError: names the first file or place that is not.
+    """
+    check_files(folder, side_digests(folder))
+    audit = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    schema.check(audit, AUDIT)
+    check_files(folder, audit["files"])
+    items = list(lines_of(folder))
+    check_rates(audit, items)
+    return audit, items

@@ -1,0 +1,88 @@
+"""What an audit says in words: its verdict, how sure it is, and what it cannot say."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memattn_jax.audit.rates import WIDTH
+from memattn_jax.text import counted
+
+MEANING = {
+    "memorized": "are memorized",
+    "extracted": "returned a training picture",
+}
+
+
+def percent(share: float) -> str:
+    """A share as a percentage, with as many digits as prompts allow."""
+    return f"{100 * share:.1f} %"
+
+
+def headline_of(rates: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The rate that the verdict states: extracted where training pictures were given, else memorized."""
+    of_log = {one["what"]: one for one in rates if one["of"] == "log" and one["kind"] is None}
+    return of_log.get("extracted", of_log["memorized"])
+
+
+def verdict(rates: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
+    """The block of audit.json: one sentence, how sure it is, and why there is no headline where there is none."""
+    rate = headline_of(rates)
+    found = f"between {percent(rate['low'])} and {percent(rate['high'])}"
+    sampled = f"{counted(rate['samples'], 'prompt')} sampled with {counted(seeds, 'seed')} each"
+    sure = (
+        f"Exact 95 % interval over prompts, strata combined by Bonferroni; {sampled}. At most 5 % of such intervals "
+        "miss the rate that they are about."
+    )
+    if rate["headline"]:
+        share = percent(rate["rate"])
+        sentence = f"{share} of the log's prompts {MEANING[rate['what']]} ({found}, with 95 % confidence; {sampled})."
+        return {"sentence": sentence, "sure": sure, "refused": None}
+    refused = (
+        f"No headline: {sampled} leave the rate {found}, wider than {100 * WIDTH:g} percentage points; "
+        f"{rate['needed']} prompts are needed at the rates found."
+    )
+    return {"sentence": refused, "sure": sure, "refused": refused}
+
+
+def limits(facts: Mapping[str, Any]) -> list[str]:
+    """What the audit cannot say.
+
+    Args:
+      facts: "pictures", whether there are training pictures; "measures", the deciding ones by what they compare with;
+        "adversarial"; "repeated", number of sampled prompts that repeat another one; "not_finite", number of sampled
+        images that are not; "built_in".
+    """
+    said = [
+        "Rates hold for prompts like those of the log, with these settings of the sampler; other prompts and settings "
+        "may return more or less.",
+        "Flagged is the detector's verdict and nothing more: what is flagged need not be memorized, and what is not "
+        "may be. The rates rest on sampled images.",
+    ]
+    measure = facts["measures"].get("training pictures")
+    if facts["pictures"]:
+        by = f"{measure['name']} of {measure['threshold']:g} or more" if measure else "no image that could be compared"
+        said.append(
+            f"Extracted means a copy of one of the given training pictures by {by}; copies of other pictures, and "
+            "copies that are cropped, mirrored or changed in style, are not found."
+        )
+    else:
+        said.append(
+            "Without training pictures, nothing is known to be extracted: seeds that agree are evidence of "
+            "memorization, not of what was memorized."
+        )
+    if measure is None or not measure["name"].startswith("sscd"):
+        said.append("Images were compared by their pixels, without SSCD, which most papers use.")
+    if not facts["adversarial"]:
+        said.append("No adversarial test was made: a mitigation that hides a picture need not have removed it.")
+    if facts["repeated"]:
+        said.append(
+            f"{counted(facts['repeated'], 'sampled prompt')} repeated another one of the log; intervals take prompts "
+            "to be independent."
+        )
+    if facts["not_finite"]:
+        said.append(f"{counted(facts['not_finite'], 'sampled image')} with NaN or infinity: in no rate.")
+    if facts["built_in"]:
+        said.append(
+            "The built-in model names the layer that entropy_e reads, chosen on half of these prompts: how well they "
+            "are flagged is flattered, the rates of what is sampled are not."
+        )
+    return said

@@ -1,0 +1,196 @@
+"""Audit a checkpoint for memorization: `memattn audit`.
+
+Scores a prompt log by calibrated detectors, samples the flagged prompts and as many others as a control, compares the
+images with the training images and the seeds of each prompt with each other, and repeats them with a mitigation. Writes
+to --out: audit.json with rates and exact intervals, by the schema memattn_jax/audit/audit.schema.json; items.jsonl, one
+line per sampled prompt; the images; report.html and model-card.md. An interrupted audit resumes when the same command
+is run again. Without a model and prompts, the built-in model is audited, of which the truth is known. --verify checks a
+finished audit.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from memattn_jax import demo
+from memattn_jax.commands.audit_options import Options
+from memattn_jax.commands.command import FORMAT, run_command
+from memattn_jax.commands.mitigating import make_mitigation
+from memattn_jax.pictures.files import image_files
+from memattn_jax.prompts import read_prompts
+from memattn_jax.text import counted
+
+if TYPE_CHECKING:
+    from memattn_jax.commands.auditing import Audit
+    from memattn_jax.pipeline import StableDiffusion
+
+
+def main(options: Options) -> None:
+    """Audits the model, or verifies a finished audit."""
+    if options.verify is not None:
+        from memattn_jax.commands.verifying import verify
+
+        verify(options)
+        return
+    if options.named is not None:
+        make_mitigation(options.named.name, options.named.options)  # a wrong field is refused before a model is loaded
+    sources = read_sources(options)
+    from memattn_jax.audit.folder import Times, claim
+    from memattn_jax.commands.auditing import Audit, StoppedError
+    from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.sharding.placement import make_mesh
+
+    mesh = make_mesh(options.mesh)
+    sd = StableDiffusion.from_pretrained(
+        demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
+    )
+    plan = plan_of(options, sd, sources)
+    store = claim(options.out, plan, options.overwrite)
+    identity = {"command": "audit", "format": FORMAT, "model": plan["model"], "settings": plan["sampling"]}
+    audit = Audit(options, sd, options.out, Times(store), identity)
+    print_cost(audit, sources)
+    try:
+        document = carry_out(audit, sources)
+    except StoppedError:
+        print("stopped; the same command resumes")
+        return
+    verdict = document["verdict"]
+    print(verdict["sentence"])
+    print(f"audit.json, items.jsonl and {counted(len(document['files']), 'file')} in {options.out}")
+
+
+def read_sources(options: Options) -> dict[str, Any]:
+    """The blocks of audit.json on prompts and training images; raises InputError where one cannot be read."""
+    from memattn_jax.audit.folder import digest_of_all, digest_of_prompts, file_digest
+
+    def block(source: str | None, own: Sequence[str], about: dict[str, Any]) -> dict[str, Any]:
+        if source is not None and Path(source).is_file():
+            found = {"source": source, "sha256": file_digest(Path(source)), "hashed": "file"}
+        else:
+            texts = own if source is None else read_prompts(source, options.column)
+            found = {"source": source or "built-in", "sha256": digest_of_prompts(texts), "hashed": "prompts"}
+        return found | {"prompts": 0, "unreadable": 0, "kind_column": None} | about
+
+    from memattn_jax.commands.auditing import built_in_log
+
+    named = {"provenance": "see docs/demo-model.md", "licence": "MIT"}
+    log: dict[str, Any] = {"provenance": options.provenance, "licence": options.licence, "kind_column": options.kind}
+    clean = {"provenance": options.clean_provenance, "licence": options.clean_licence}
+    records = built_in_log() if options.built_in_log else []
+    if options.built_in_log:
+        log = named | {"kind_column": "kind"}
+    own_clean = demo.clean_prompts() if options.clean is None else []
+    found: dict[str, Any] = {
+        "log": block(options.prompts, [record.text for record in records], log),
+        "clean": block(options.clean, own_clean, named if options.clean is None else clean),
+        "training_pictures": None,
+    }
+    found["clean"]["prompts"] = len(own_clean or read_prompts(str(options.clean), options.column))
+    if options.pictures is not None:
+        paths = image_files([options.pictures])
+        found["training_pictures"] = {
+            "source": "built-in" if options.training_pictures is None else str(options.training_pictures),
+            "pictures": len(paths),
+            "sha256": digest_of_all(options.pictures, paths),
+        }
+    return found
+
+
+def plan_of(options: Options, sd: "StableDiffusion", sources: dict[str, Any]) -> dict[str, Any]:
+    """Everything that an audit depends on; a run resumes only a folder with the same plan."""
+    from memattn_jax.audit.folder import file_digest
+
+    pictures = sources["training_pictures"]
+    detecting = {"detectors": options.detectors, options.control[0]: options.control[1], "kind": options.kind}
+    comparing = {"sscd": None if options.sscd is None else file_digest(options.sscd), "preset": options.preset}
+    return {
+        "command": "audit",
+        "format": FORMAT,
+        "model": sd.fingerprint(pictures=True),
+        "prompts": {name: sources[name]["sha256"] for name in ("log", "clean")},
+        "training_pictures": None if pictures is None else pictures["sha256"],
+        "sampling": {
+            "steps": options.chosen.steps,
+            "guidance_scale": options.guidance_scale,
+            "scheduler": options.scheduler,
+            "dtype": sd.dtype,
+        },
+        "settings": {
+            **options.chosen._asdict(),
+            **detecting,
+            **comparing,
+            "mitigation": options.mitigating,
+            "seed": options.seed,
+            "batch_size": options.batch_size,
+            "column": options.column,
+        },
+    }
+
+
+def print_cost(audit: "Audit", sources: dict[str, Any]) -> None:
+    """Prints what the audit costs at most, in forward passes and time on this device."""
+    import jax
+
+    from memattn_jax.audit.cost import forwards_to_score, seconds_of_forward, table_of
+    from memattn_jax.commands.scoring import given_calibration, make_scorer
+
+    options, profile = audit.options, audit.options.chosen
+    asked = audit.detect_options()
+    scorer = make_scorer(audit.sd, asked, given_calibration(asked))
+    log = audit.log()
+    prompts = 0 if log.total is None else log.total()
+    image = 2 * profile.steps
+    flagged = min(prompts, profile.prompts)
+    fitting = 0 if asked.calibrate is None else sources["clean"]["prompts"]
+    parts = {
+        "calibration": fitting * forwards_to_score(scorer),
+        "detection": prompts * forwards_to_score(scorer),
+        "confirmation, at most": min(prompts, 2 * flagged) * profile.images_per_prompt * image,
+        "heatmaps, at most": flagged * image,
+    }
+    if options.named is not None:
+        others = min(prompts - flagged, flagged)
+        parts["mitigation, at most"] = (flagged * profile.images_per_prompt + others) * image
+    if profile.adversarial:
+        runs = 2 if options.named is not None else 1
+        parts["adversarial test, at most"] = 2 * runs * profile.adversarial * (50 * 8 * 3 + image)
+    print(f"profile {options.profile_name}: {counted(prompts, 'prompt')}, {profile.images_per_prompt} seeds, ", end="")
+    print(f"{profile.steps} steps")
+    seconds = seconds_of_forward(audit.sd, options.batch_size)
+    print(*table_of(parts, seconds, jax.devices()[0].device_kind), sep="\n", flush=True)
+
+
+def carry_out(audit: "Audit", sources: dict[str, Any]) -> dict[str, Any]:
+    """Runs the stages, writes everything, and returns audit.json."""
+    from memattn_jax.audit.folder import AUDIT, ITEMS, to_json, write_side_file
+    from memattn_jax.commands.audit_document import document
+
+    times, store = audit.times, audit.times.store
+    with times.add("detection"):
+        found = audit.detection()
+    print(f"sampling {counted(len(found.rows), 'prompt')} with {counted(len(audit.seeds), 'seed')} each")
+    with times.add("confirmation"):
+        shots = audit.confirmation(found)
+    with times.add("mitigation"):
+        mitigation = audit.mitigation(found)
+        mitigated = audit.mitigated(found, mitigation)
+    with times.add("heatmaps"):
+        heatmaps = audit.heatmaps(found)
+    with times.add("comparison"):
+        facts, measures = audit.compare(shots, mitigated)
+        facts.heatmaps = heatmaps
+    items = audit.items(found, shots, mitigated, facts)
+    with times.add("adversarial"):
+        adversarial = audit.adversarial(items, facts, mitigation)
+    lines = "".join(json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in items)
+    store.write(ITEMS, lines.encode())
+    made = document(audit, sources, found, items, measures, adversarial)
+    store.write(AUDIT, to_json(made))
+    write_side_file(audit.out, store)
+    return made
+
+
+def cli(*, alone: bool = False) -> NoReturn:
+    """Runs `memattn audit`; for `alone` see `run_command`."""
+    run_command("audit", Options, main, kept="what --out holds is kept; the same command resumes", alone=alone)
