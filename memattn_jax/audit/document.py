@@ -93,7 +93,7 @@ def mitigated_rates(items: Sequence[Mapping[str, Any]], whats: Sequence[str]) ->
     """Rates of the flagged prompts that were sampled, without and with the mitigation, on the same seeds."""
     own = [item for item in items if item["flagged"] and item["mitigated"]]
     entries = []
-    for what in whats:
+    for what in whats if own else ():
         for of, rows in ((FLAGGED, own), ("mitigated", [as_mitigated(item) for item in own])):
             entries.append(stratum_rate(what, of, None, share_of(rows, what, len(own))))
     assert all(entry["method"] == EXACT for entry in entries)

@@ -1,9 +1,9 @@
 """What is known of the built-in model beforehand, and whether an audit of it agrees."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-SAYS = "prompts that training always showed with one fixed picture"
+SAYS = "prompts that training always showed with one fixed picture, which is among the training pictures"
 
 
 def truth(
@@ -14,34 +14,38 @@ def truth(
 ) -> dict[str, Any]:
     """The block of audit.json.
 
+    Known is which prompts should return their picture. Others may be memorized without it: the model mixes the picture
+    of a memorized prompt into a decoy that shares its distinctive words, the same for every seed.
+
     Args:
       items: lines of items.jsonl.
       rates: of audit.json.
       log: of each prompt, its text, its kind, and whether it was flagged.
       fixed: prompts that training always showed with the same picture.
     """
-    entries = []
-    for rate in rates:
-        if rate["of"] != "log":
-            continue
-        own = [text in fixed for text, kind, _ in log if rate["kind"] in (None, kind)]
-        known = sum(own) / len(own)
-        entry = {name: rate[name] for name in ("what", "kind", "rate", "low", "high")}
-        entries.append(entry | {"known": known, "within": rate["low"] <= known <= rate["high"]})
+    known = sum(text in fixed for text, _, _ in log)
+    entry = next(rate for rate in rates if (rate["what"], rate["of"], rate["kind"]) == ("extracted", "log", None))
+    share = known / len(log)
     return {
-        "memorized": SAYS,
-        "prompts": {"log": len(log), "memorized": sum(text in fixed for text, _, _ in log)},
-        "rates": entries,
-        "flagged": counts(((text in fixed), flagged) for text, _, flagged in log),
-        "confirmed": counts((one["prompt"] in fixed, bool(one["memorized"])) for one in items),
+        "extracted": {
+            "known": share,
+            **{name: entry[name] for name in ("rate", "low", "high")},
+            "within": entry["low"] <= share <= entry["high"],
+        },
+        "known_are": SAYS,
+        "prompts": {"log": len(log), "known": known},
+        "flagged": counts((kind, flagged) for _, kind, flagged in log),
+        "extracted_of_sampled": counts((item["kind"], item["extracted"]) for item in items),
+        "memorized_of_sampled": counts((item["kind"], item["memorized"]) for item in items),
     }
 
 
-def counts(pairs: Any) -> dict[str, dict[str, int]]:
-    """Of the memorized prompts and of the others, how many there are and how many were found."""
-    found = {name: {"prompts": 0, "found": 0} for name in ("memorized", "others")}
-    for memorized, hit in pairs:
-        entry = found["memorized" if memorized else "others"]
-        entry["prompts"] += 1
-        entry["found"] += hit
-    return found
+def counts(pairs: Iterable[tuple[str, bool | None]]) -> dict[str, dict[str, int]]:
+    """Of the prompts of each kind, how many there are and how many were found; not those that could not be judged."""
+    found: dict[str, dict[str, int]] = {}
+    for kind, hit in pairs:
+        if hit is not None:
+            entry = found.setdefault(kind, {"prompts": 0, "found": 0})
+            entry["prompts"] += 1
+            entry["found"] += hit
+    return dict(sorted(found.items()))

@@ -5,6 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from memattn_jax.audit import schema
 from memattn_jax.audit.folder import AUDIT, ITEMS, MADE, SIDE, digests
 from memattn_jax.audit.rates import rates_of
@@ -43,7 +46,34 @@ def check_files(folder: Path, expected: Mapping[str, str]) -> None:
             raise InputError(f"{folder}: {printable(name, NAMED)} is missing")
     for name, found in zip(names, digests(folder / name for name in names), strict=True):
         if found != expected[name]:
-            raise InputError(f"{folder}: {printable(name, NAMED)} has changed: its SHA-256 is not the one recorded")
+            where = f"{name} {changed_line(folder)}" if name == ITEMS else name
+            raise InputError(f"{folder}: {printable(where, NAMED)} has changed: its SHA-256 is not the one recorded")
+
+
+def changed_line(folder: Path) -> str:
+    """The first line of items.jsonl that is damaged or has other scores than the table of detection; "" if none is."""
+    tables = sorted((folder / "detection").glob("[0-9]*.parquet"))
+    rows = {row["row"]: row for path in tables for row in read_rows(path)}
+    with (folder / ITEMS).open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                item = json.loads(line)
+                schema.check(item, ITEMS, "item")
+                row = rows.get(item["row"], {})
+                values = item["scores"] | {name: item[name] for name in ("prompt", "p", "tokens", "blamed")}
+            except ValueError:
+                return f"line {number}"
+            if any(row.get(name) != value for name, value in values.items()):
+                return f"line {number} (row {item['row']})"
+    return ""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file; none of a damaged one."""
+    try:
+        return pq.read_table(path, partitioning=None).to_pylist()
+    except (pa.ArrowException, OSError):
+        return []
 
 
 def lines_of(folder: Path) -> Iterator[dict[str, Any]]:

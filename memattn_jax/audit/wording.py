@@ -37,10 +37,10 @@ def verdict(rates: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
         sentence = f"{share} of the log's prompts {MEANING[rate['what']]} ({found}, with 95 % confidence; {sampled})."
         return {"sentence": sentence, "sure": sure, "refused": None}
     refused = (
-        f"No headline: {sampled} leave the rate {found}, wider than {100 * WIDTH:g} percentage points; "
-        f"{rate['needed']} prompts are needed at the rates found."
+        f"{sampled} leave the rate {found}, wider than {100 * WIDTH:g} percentage points; "
+        f"{rate['needed']} prompts are needed at the rates found"
     )
-    return {"sentence": refused, "sure": sure, "refused": refused}
+    return {"sentence": f"No headline: {refused}.", "sure": sure, "refused": refused}
 
 
 def limits(facts: Mapping[str, Any]) -> list[str]:

@@ -36,8 +36,6 @@ def main(options: Options) -> None:
     if options.named is not None:
         make_mitigation(options.named.name, options.named.options)  # a wrong field is refused before a model is loaded
     sources = read_sources(options)
-    from memattn_jax.audit.folder import Times, claim
-    from memattn_jax.commands.auditing import Audit, StoppedError
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.sharding.placement import make_mesh
 
@@ -45,6 +43,14 @@ def main(options: Options) -> None:
     sd = StableDiffusion.from_pretrained(
         demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
     )
+    audit_model(sd, options, sources)
+
+
+def audit_model(sd: "StableDiffusion", options: Options, sources: dict[str, Any]) -> None:
+    """Audits a loaded model; `sources` are those of `read_sources`."""
+    from memattn_jax.audit.folder import Times, claim
+    from memattn_jax.commands.auditing import Audit, StoppedError
+
     plan = plan_of(options, sd, sources)
     store = claim(options.out, plan, options.overwrite)
     identity = {"command": "audit", "format": FORMAT, "model": plan["model"], "settings": plan["sampling"]}
@@ -55,9 +61,8 @@ def main(options: Options) -> None:
     except StoppedError:
         print("stopped; the same command resumes")
         return
-    verdict = document["verdict"]
-    print(verdict["sentence"])
-    print(f"audit.json, items.jsonl and {counted(len(document['files']), 'file')} in {options.out}")
+    print(document["verdict"]["sentence"])
+    print(f"report.html, model-card.md, audit.json and {counted(len(document['files']), 'file')} in {options.out}")
 
 
 def read_sources(options: Options) -> dict[str, Any]:
@@ -165,6 +170,7 @@ def carry_out(audit: "Audit", sources: dict[str, Any]) -> dict[str, Any]:
     """Runs the stages, writes everything, and returns audit.json."""
     from memattn_jax.audit.folder import AUDIT, ITEMS, to_json, write_side_file
     from memattn_jax.commands.audit_document import document
+    from memattn_jax.report.html import write_report
 
     times, store = audit.times, audit.times.store
     with times.add("detection"):
@@ -187,6 +193,8 @@ def carry_out(audit: "Audit", sources: dict[str, Any]) -> dict[str, Any]:
     store.write(ITEMS, lines.encode())
     made = document(audit, sources, found, items, measures, adversarial)
     store.write(AUDIT, to_json(made))
+    store.write("model-card.md", made["model_card"].encode())
+    write_report(audit.out)
     write_side_file(audit.out, store)
     return made
 

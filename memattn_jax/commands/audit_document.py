@@ -18,6 +18,7 @@ from memattn_jax.checkpoints.checkpoint import Source
 from memattn_jax.checkpoints.hub import locate
 from memattn_jax.commands.auditing import mitigation_settings
 from memattn_jax.detectors.calibration.verdicts import MEMORIZED
+from memattn_jax.report.html import model_card
 from memattn_jax.runs.versions import versions
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def document(
         "model_card": "",
         "files": evidence(audit.out),
     }
+    made["model_card"] = model_card(made)
     schema.check(made, "audit.json")
     return made
 

@@ -1,0 +1,239 @@
+"""An audit of a tiny model from end to end: killed and resumed, verified, and tampered with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import micro
+import numpy as np
+import pytest
+
+from memattn_jax.audit.folder import evidence
+from memattn_jax.audit.verifying import check_folder
+from memattn_jax.commands import audit, verifying
+from memattn_jax.commands.audit_options import Options
+from memattn_jax.errors import InputError
+from memattn_jax.runs.store import Store
+
+WORDS = ("a dog", "the old house", "two red cats", "a boat on a lake", "someone", "blue")
+
+
+class KilledError(BaseException):
+    """What a signal would do: nothing that runs afterwards is written."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    prompts = [f"{word} {number}" for number in range(2) for word in WORDS]
+    rows = [
+        f"{prompt},{'even' if place % 2 == 0 else 'odd'}" for place, prompt in enumerate([*prompts, prompts[0], ""])
+    ]
+    (folder / "log.csv").write_text("\n".join(["prompt,source", *rows]) + "\n")
+    (folder / "clean.txt").write_text("\n".join(f"{word} of {number}" for number in range(5) for word in WORDS) + "\n")
+    micro.write_pictures(folder / "pictures", 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(matrices, inputs):
+    """Audits a UNet of three matrices into a folder."""
+
+    def audit_into(out: Path, **changed) -> None:
+        options = Options(
+            **{
+                "model": "three matrices",
+                "prompts": str(inputs / "log.csv"),
+                "clean": str(inputs / "clean.txt"),
+                "training_pictures": inputs / "pictures",
+                "kind": "source",
+                "mitigation": "attention_mask:mask=summary",
+                "detectors": "noise_norm",
+                "fpr": 0.4,
+                "steps": 2,
+                "images_per_prompt": 2,
+                "sampled_prompts": 50,
+                "batch_size": 4,
+                "out": out,
+            }
+            | changed
+        )
+        audit.audit_model(matrices, options, audit.read_sources(options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memattn_jax.commands.audit_document.locate", lambda *_: inputs / "clean.txt")
+        yield audit_into
+
+
+@pytest.fixture(scope="module")
+def finished(make, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "audit"
+    make(out)
+    return out
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return shutil.copytree(finished, tmp_path / "audit")
+
+
+def timeless(out: Path) -> dict:
+    return json.loads((out / "audit.json").read_text()) | {"times": None}
+
+
+def test_what_an_audit_says(finished):
+    made, items = check_folder(finished)
+    detection, confirmation = made["detection"], made["confirmation"]
+    assert (detection["scored"], detection["unscored"], made["prompts"]["log"]["unreadable"]) == (13, 1, 1)
+    assert 0 < detection["flagged"] < 13
+    assert len(items) == 13
+    assert confirmation["flagged_sampled"] == detection["flagged"]
+    assert made["verdict"]["refused"] is not None
+    assert made["profile"] == "custom"
+    assert {one["kind"] for one in made["rates"]} == {None, "even", "odd"}
+    assert any("repeated" in limit for limit in made["limits"])
+    for item in items:
+        assert [image["seed"] for image in item["images"]] == [0, 1]
+        assert len(item["mitigated"]) == (2 if item["flagged"] else 1)
+        assert bool(item["heatmaps"]) == item["flagged"]
+        assert item["extracted"] is False
+        assert all((finished / image["nearest"]).is_file() for image in item["images"])
+    again = next(item for item in items if item["row"] == 12)
+    assert [image["similarity"] for image in again["images"]] == [one["similarity"] for one in items[0]["images"]]
+    assert (finished / "report.html").is_file()
+
+
+def test_killed_and_resumed(finished, make, tmp_path, monkeypatch):
+    out, write, left = tmp_path / "audit", Store.write, 0
+
+    def limited(store, name, content):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KilledError
+        write(store, name, content)
+
+    monkeypatch.setattr(Store, "write", limited)
+    kills = 0
+    for allowed in (10, 25, 55, 10**6):
+        left = allowed
+        try:
+            make(out)
+        except KilledError:
+            kills += 1
+    assert kills == 3
+    assert evidence(out) == evidence(finished)
+    assert timeless(out) == timeless(finished)
+
+
+def test_another_plan_is_refused(finished, make):
+    with pytest.raises(InputError, match=r"steps 2 is now 3"):
+        make(finished, steps=3)
+    with pytest.raises(InputError, match="holds files"):
+        make(finished.parent)
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["audit.json", "images/000003-1.png", "detection/00000.parquet", "report.html"])
+def test_one_flipped_byte_is_found(copy, name):
+    flip(copy / name, 200)
+    with pytest.raises(InputError, match=f"{name}.*SHA-256"):
+        check_folder(copy)
+
+
+def test_a_changed_score_is_found_with_its_row(copy):
+    text = (copy / "items.jsonl").read_text()
+    score = json.loads(text.split("\n")[4])["scores"]["noise_norm"]
+    (copy / "items.jsonl").write_text(text.replace(str(score), str(score + 1)))
+    with pytest.raises(InputError, match=r"items\.jsonl line 5 \(row 4\)"):
+        check_folder(copy)
+
+
+def test_files_that_are_missing_or_elsewhere(copy):
+    (copy / "images/000003-1.png").unlink()
+    with pytest.raises(InputError, match=r"images/000003-1\.png is missing"):
+        check_folder(copy)
+    (copy / "audit.json.sha256").write_text("0  ../secret\n")
+    with pytest.raises(InputError, match=r"\.\./secret"):
+        check_folder(copy)
+
+
+def test_rates_that_do_not_follow(copy):
+    """Whoever writes new digests beside a changed rate is found too."""
+    made = json.loads((copy / "audit.json").read_text())
+    made["rates"][0]["low"] = 0.0
+    made["rates"][0]["count"] += 1
+    (copy / "audit.json").write_text(json.dumps(made))
+    (copy / "audit.json.sha256").write_text(f"{audit_digest(copy)}  audit.json\n")
+    with pytest.raises(InputError, match=r"rate of memorized, log does not follow"):
+        check_folder(copy)
+
+
+def audit_digest(out: Path) -> str:
+    from memattn_jax.audit.folder import file_digest
+
+    return file_digest(out / "audit.json")
+
+
+def test_rows_are_checked_by_the_model(finished, matrices, monkeypatch, capsys):
+    monkeypatch.setattr(verifying, "load_again", lambda options, recorded: matrices)
+    verifying.verify(Options(verify=finished, rows=3))
+    assert "3 rows sampled again" in capsys.readouterr().out
+    _, items = check_folder(finished)
+    made = json.loads((finished / "audit.json").read_text())
+    changed = dict(items[2], scores={"noise_norm": items[2]["scores"]["noise_norm"] * 1.01})
+    with pytest.raises(InputError, match="row 2: noise_norm"):
+        verifying.check_scores(matrices, finished, made, [items[0], changed])
+    other = dict(items[2], images=items[3]["images"])
+    with pytest.raises(InputError, match=r"row 2: images/000003-"):
+        verifying.check_images(matrices, finished, made, [other])
+
+
+def test_options():
+    for wrong, option in (
+        ({"model": "m"}, "--prompts"),
+        ({"kind": "k"}, "--kind"),
+        ({"fdr": 0.1, "fpr": 0.1}, "--fdr"),
+        ({"images_per_prompt": 1}, "--images-per-prompt"),
+        ({"mitigation": "all"}, "--mitigation"),
+        ({"profile": "swift"}, "--profile"),
+        ({"sscd": Path(__file__)}, "--preset"),
+        ({"verify": Path(__file__).parent}, "--verify"),
+        ({"prompts": "gs://bucket/log.csv"}, "--prompts"),
+    ):
+        with pytest.raises(InputError, match=option):
+            Options(**wrong).check()
+    quick = Options()
+    quick.check()
+    assert (quick.profile_name, Options(steps=7).profile_name) == ("quick", "custom")
+    assert Options(profile="thorough", model="m").profile_name == "thorough"
+
+
+def test_memorized():
+    from memattn_jax.audit.evidence import is_memorized
+
+    def alike(count):
+        return {"alike": count}
+
+    assert is_memorized(None, 1, True) is True
+    assert is_memorized(None, 1, False) is None
+    assert [is_memorized(alike(count), 5, False) for count in (1, 2, 3, 5)] == [False, False, True, True]
+    assert [is_memorized(alike(count), 2, None) for count in (1, 2)] == [False, True]
+
+
+def test_shown_tokens():
+    from memattn_jax.audit.heatmaps import shown_tokens
+
+    row = {
+        "tokens": ["<begin>", "a", "b", "c", "<end>", "<padding ×72>"],
+        "length": 5,
+        "blamed": ["<padding ×72>", "b"],
+    }
+    row |= {"attention": [0.3, 0.1, 0.05, 0.2, 0.1, 0.25], "attention_excess": [1.0, 0.5, 2.0, 0.7, 1.0, 3.0]}
+    assert shown_tokens(row) == [5, 2, 3, 1]
+    assert np.isfinite(row["attention"]).all()
