@@ -5,6 +5,7 @@ import pytest
 
 from memattn_jax.audit import strata
 from memattn_jax.audit.rates import CONFIDENCE, WIDTH, Share, combined, fewest_control, needed, rates_of, width
+from memattn_jax.audit.truth import truth
 from memattn_jax.errors import InputError
 
 
@@ -104,3 +105,18 @@ def test_draw_is_uniform():
 def test_too_many_kinds():
     with pytest.raises(InputError, match="--kind"):
         strata.draw(rows_of(["clean"] * 50, [str(i) for i in range(50)]), 5, 0, "kind")
+
+
+def test_truth():
+    log = [("a", "memorized", True), ("b", "memorized", False), ("c", "decoys", True), ("d", "decoys", False)]
+    items = [
+        {"prompt": text, "kind": kind, "memorized": kind == "memorized" or text == "c", "extracted": text == "a"}
+        for text, kind, _ in log
+    ]
+    rate = {"what": "extracted", "of": "log", "kind": None, "rate": 0.25, "low": 0.1, "high": 0.6}
+    found = truth(items, [rate], log, {"a", "b"})
+    assert (found["rates"][0]["known"], found["rates"][0]["within"]) == (0.5, True)
+    assert found["flagged"] == {"memorized": {"prompts": 2, "found": 1}, "others": {"prompts": 2, "found": 1}}
+    assert found["confirmed"]["others"] == found["memorized_by_kind"]["decoys"] == {"prompts": 2, "found": 1}
+    assert found["extracted"]["memorized"] == {"prompts": 2, "found": 1}
+    assert not truth(items, [rate | {"low": 0.51}], log, {"a", "b"})["rates"][0]["within"]

@@ -26,26 +26,31 @@ def truth(
     known = sum(text in fixed for text, _, _ in log)
     entry = next(rate for rate in rates if (rate["what"], rate["of"], rate["kind"]) == ("extracted", "log", None))
     share = known / len(log)
+    compared = {name: entry[name] for name in ("what", "kind", "rate", "low", "high")}
+    kinds = sorted({kind for _, kind, _ in log})
     return {
-        "extracted": {
-            "known": share,
-            **{name: entry[name] for name in ("rate", "low", "high")},
-            "within": entry["low"] <= share <= entry["high"],
+        "memorized": SAYS,
+        "prompts": {"log": len(log), "memorized": known},
+        "rates": [{**compared, "known": share, "within": entry["low"] <= share <= entry["high"]}],
+        "flagged": counts(((text in fixed), flagged) for text, _, flagged in log),
+        "confirmed": counts((item["prompt"] in fixed, item["memorized"]) for item in items),
+        "extracted": counts((item["prompt"] in fixed, item["extracted"]) for item in items),
+        "memorized_by_kind": {
+            kind: share_found(item["memorized"] for item in items if item["kind"] == kind) for kind in kinds
         },
-        "known_are": SAYS,
-        "prompts": {"log": len(log), "known": known},
-        "flagged": counts((kind, flagged) for _, kind, flagged in log),
-        "extracted_of_sampled": counts((item["kind"], item["extracted"]) for item in items),
-        "memorized_of_sampled": counts((item["kind"], item["memorized"]) for item in items),
     }
 
 
-def counts(pairs: Iterable[tuple[str, bool | None]]) -> dict[str, dict[str, int]]:
-    """Of the prompts of each kind, how many there are and how many were found; not those that could not be judged."""
-    found: dict[str, dict[str, int]] = {}
-    for kind, hit in pairs:
-        if hit is not None:
-            entry = found.setdefault(kind, {"prompts": 0, "found": 0})
-            entry["prompts"] += 1
-            entry["found"] += hit
-    return dict(sorted(found.items()))
+def counts(pairs: Iterable[tuple[bool, bool | None]]) -> dict[str, dict[str, int]]:
+    """Of the prompts that are known to be memorized and of the others, how many there are and were found."""
+    rows = list(pairs)
+    return {
+        name: share_found(hit for memorized, hit in rows if memorized is known)
+        for name, known in (("memorized", True), ("others", False))
+    }
+
+
+def share_found(hits: Iterable[bool | None]) -> dict[str, int]:
+    """How many prompts there are and were found, without those that could not be judged."""
+    judged = [hit for hit in hits if hit is not None]
+    return {"prompts": len(judged), "found": sum(judged)}

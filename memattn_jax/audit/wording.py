@@ -85,4 +85,8 @@ def limits(facts: Mapping[str, Any]) -> list[str]:
             "The built-in model names the layer that entropy_e reads, chosen on half of these prompts: how well they "
             "are flagged is flattered, the rates of what is sampled are not."
         )
+        said.append(
+            "Decoys share the distinctive words of a memorized prompt: where all seeds of one give the same mixture of "
+            "the memorized picture and other objects, it counts as memorized, and not as extracted."
+        )
     return said
