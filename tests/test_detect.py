@@ -266,7 +266,7 @@ def test_a_messy_log(command, model, tmp_path):
     ]
     path.write_text("\n".join([*lines, "6;;v", f"7;{long};u", f"8;{long}cat;t", '9;"two\nlines";s']), encoding="utf-8")
     own = ("--model", model, "--prompts", path, "--no-explain", *FAST)
-    status, printed, errors = command("detect", *own, "--keep", "id,length", "--out", tmp_path / "out")
+    status, printed, errors = command("detect", *own, "--keep", "id,length", "--report", "--out", tmp_path / "out")
     rows = read(tmp_path / "out" / "results.jsonl")
     assert status == 0
     assert [row["row"] for row in rows] == list(range(9))
@@ -283,6 +283,8 @@ def test_a_messy_log(command, model, tmp_path):
     assert any(line.startswith("2 prompts cut to 77 tokens") for line in printed)
     assert all(line.isprintable() for line in (*printed, *errors))
     assert any(r"\x1b[2J\u202ecat\x07" in line for line in printed)
+    assert "report.html with 9 prompts" in printed
+    assert "9 prompts were scored" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     for options, message in (
         (("--keep", "id"), "keep"),
         (("--keep", "user"), "no column 'user'; "),
@@ -535,7 +537,7 @@ def test_evaluate(command, model, files, tiny, tmp_path):
     np.testing.assert_allclose(fit["deviation"], runs.std(axis=(0, 1)), rtol=1e-3)
     status, printed, errors = command(
         "evaluate", "--model", model, "--memorized", files / "new.txt", "--clean", files / "clean.txt",
-        "--detectors", ",".join(names[:3]), "--out", tmp_path / "e", *FAST,
+        "--detectors", ",".join(names[:3]), "--out", tmp_path / "e", *FAST, "--report",
         "--calibration", tmp_path / "c" / "calibration.json",
     )  # fmt: skip
     assert status == 0
@@ -562,6 +564,7 @@ def test_evaluate(command, model, files, tiny, tmp_path):
     assert [row["prompt"] for row in rows] == [*NEW, *CLEAN]
     assert [row["memorized"] for row in rows] == ["1"] * len(NEW) + ["0"] * len(CLEAN)
     np.testing.assert_allclose([float(row["noise_norm"]) for row in rows], scores["noise_norm"], rtol=1e-4)
+    assert all(f">{name}<" in (tmp_path / "e" / "report.html").read_text(encoding="utf-8") for name in names)
     with Image.open(tmp_path / "e" / "roc.png") as picture:
         assert picture.width > 500
     status, _, errors = command(

@@ -45,7 +45,7 @@ def out(model, tmp_path_factory):
     )
     command = [sys.executable, "-m", "memattn_jax.generate", "--model", model, "--steps", "4"]
     command += ["--prompts", folder / "prompts.jsonl", "--seed", "3", "--batch-size", "2", "--out", folder / "out"]
-    command += ["--mitigation", "attention_mask", "--mitigation-options", "mask=summary", "begin_scale=1.1"]
+    command += ["--mitigation", "attention_mask", "--mitigation-options", "mask=summary", "begin_scale=1.1", "--report"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "out", done
@@ -67,6 +67,7 @@ def test_results(out, sd):
     assert rows[4]["tokens"][0] == "<|startoftext|>"
     assert rows[4]["tokens"][-1] == "<|endoftext|>"
     assert len(rows[0]["tokens"]) == len(rows[0]["attention"]) == 6
+    assert "5 images." in (folder / "report.html").read_text(encoding="utf-8")
 
     mitigation = mitigations.AttentionMask(begin_scale=1.1, mask="summary")
     expected = sd.sample(["the"], seeds=3, steps=4, mitigation=mitigation)

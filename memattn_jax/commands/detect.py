@@ -59,7 +59,13 @@ def main(options: Options) -> None:
     done = score_log(sd, options, scored, given, store, part)
     if done is not None:
         kind = None if done.calibration is None else done.calibration.kind
-        summarize(done.table, tuple(done.scorer.detectors), done.rule, kind, done.carried)
+        detectors = tuple(done.scorer.detectors)
+        settle, level = summarize(done.table, detectors, done.rule, kind, done.carried)
+        if options.report:
+            from memattn_jax.report.html.runs import Judged, write_detection_page
+
+            about = {"model": options.model_name} | done.table.identity["settings"]
+            print(write_detection_page(done.table, detectors, Judged(done.rule, level, settle), about))
 
 
 def cli(*, alone: bool = False) -> NoReturn:

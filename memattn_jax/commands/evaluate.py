@@ -171,6 +171,10 @@ def evaluate_detectors(options: Options, memorized: list[str], clean: list[str])
     }
     print(write_evaluation(options.out, evaluated, len(memorized), len(clean), about), end="")
     print(f"entropy_e reads {scorer.read_site}")
+    if options.report:
+        from memattn_jax.report.html.evaluations import write_evaluation_page
+
+        print(f"{write_evaluation_page(options.out)} in {options.out}")
     print(f"evaluation.json, evaluation.md, roc.png and scores.csv in {options.out}")
 
 

@@ -48,6 +48,8 @@ class Options(ModelOptions):
     """Number of prompts scored at once, rounded up to a multiple of the number of devices."""
     out: Path = Path("out/evaluate")
     """Output folder."""
+    report: bool = False
+    """Also write report.html, a page that needs no network."""
     mitigations: Annotated[str | None, BY_DEFAULT] = None
     """Evaluate mitigations instead of detectors: names separated by commas, each with fields of its own if need be, as
     attention_mask:mask=summary; or all. Samples every prompt on the same seeds with each of them."""

@@ -154,4 +154,8 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
         done = f"{len(entries)} of {counted(1 + len(made), 'mitigation')} are kept in {options.out}"
         raise KeyboardInterrupt(f"{done}; the same command resumes") from None
     print(text, end="")
+    if options.report:
+        from memattn_jax.report.html.evaluations import write_mitigations_page
+
+        print(f"{write_mitigations_page(options.out)} in {options.out}")
     print(f"mitigations.json, .md, .parquet and .png in {options.out}")

@@ -279,6 +279,11 @@ def main(options: Options) -> None:
     made, total = gallery.count()
     print(f"E reads {site_of(sd)['entropy_site']}")
     repeated = ", results.jsonl" if processes == 1 and write_json_lines(table, total) else ""
+    if options.report:
+        from memattn_jax.report.html.runs import write_images_page
+
+        limit = None if watch is None else watch.threshold
+        print(write_images_page(table, made, settings(runs[0]) | site_of(sd), limit))
     written = f"Parquet files{repeated}{', showcase.png' if showcase else ''} and entropy.png"
     print(f"{counted(made, 'image')}, {written} in {store}")
 

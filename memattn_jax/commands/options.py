@@ -178,8 +178,12 @@ class RunOptions:
     """Index of this process, from 0."""
     coordinator: Annotated[str | None, BY_DEFAULT] = None
     """host:port of process 0, through which the processes connect at startup. Default: they do not connect."""
+    report: bool = False
+    """Also write report.html, a page that needs no network, with up to 3000 rows."""
 
     def check_run(self) -> None:
-        """Raises InputError for numbers out of range."""
+        """Raises InputError for numbers out of range, and for a report of a process that sees a part of the rows."""
         at_least(self, 1, "shard_rows", "num_processes")
         at_least(self, 0, "process_id")
+        if self.report and (self.distributed or (self.num_processes or 1) > 1):
+            raise InputError("--report needs all rows: repeat the command as a single process once they are written")

@@ -4,6 +4,7 @@ import shutil
 
 import audit_example
 import pytest
+import report_pages
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
@@ -37,8 +38,15 @@ def report(tmp_path_factory):
     return write_report(folder).as_uri()
 
 
+@pytest.fixture(scope="module")
+def other_pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    made = [report_pages.write_detection(folder / "detect"), report_pages.write_images(folder / "generate")]
+    return [path.as_uri() for path in made + report_pages.write_evaluations(folder)]
+
+
 @pytest.fixture
-def page(browser, report, request):
+def page(browser, report, other_pages, request):
     """The report, opened in one colour scheme and width. What it says and asks for must be nothing."""
     scheme, width = getattr(request, "param", ("light", 1400))
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
@@ -49,7 +57,7 @@ def page(browser, report, request):
     opened.goto(report)
     yield opened
     assert said == []
-    assert {url.split("#")[0] for url in asked if not url.startswith("data:")} == {report}
+    assert {url.split("#")[0] for url in asked if not url.startswith("data:")} <= {report, *other_pages}
     context.close()
 
 
@@ -63,15 +71,23 @@ def faults(page) -> list[str]:
 
 
 @pytest.mark.parametrize("page", VIEWS, indirect=True)
-def test_page_is_accessible_and_fits(page):
+def test_page_fits_and_shows_where_a_token_looks(page):
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") in ("rgb(255, 255, 255)", "rgb(21, 24, 28)")
+    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
+    page.locator("#gallery button").first.click()
+    assert page.evaluate("(it => it.scrollWidth - it.clientWidth)(document.querySelector('#prompt'))") == 0
+    heat = page.locator(".stack img").nth(1)
+    expect(heat).to_be_hidden()
+    page.locator(".token").nth(1).hover()
+    expect(heat).to_be_visible()
+    expect(page.locator(".read")).to_contain_text("of the attention")
+
+
+@pytest.mark.parametrize("page", [("light", 1400), ("dark", 400)], indirect=True)
+def test_page_is_accessible(page):
     assert faults(page) == []
     page.locator("#gallery button").first.click()
     assert faults(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") in ("rgb(255, 255, 255)", "rgb(21, 24, 28)")
-    page.locator(".token").nth(1).hover()
-    expect(page.locator(".heat")).to_be_visible()
-    expect(page.locator(".read")).to_contain_text("of the attention")
 
 
 def test_prompts_are_sorted_filtered_and_searched(page):
@@ -114,13 +130,13 @@ def test_a_prompt_opens_from_the_keyboard_and_from_its_address(page, report):
     expect(dialog).to_be_hidden()
     expect(page.locator("#gallery button").nth(1)).to_be_focused()
     page.goto(f"{report}#prompt-3")
-    expect(page.locator("#prompt-title")).to_have_text("Row 3 of the log")
+    expect(page.locator("#prompt-title")).to_have_text("Row 3")
 
 
 def test_prompts_of_strangers_are_only_text(page, report):
     def opened(row):
         page.goto(f"{report}#prompt-{row}")
-        expect(page.locator("#prompt-title")).to_have_text(f"Row {row} of the log")
+        expect(page.locator("#prompt-title")).to_have_text(f"Row {row}")
         return page.locator("#prompt .text")
 
     assert opened(1).inner_text() == audit_example.PROMPTS[1]
@@ -140,3 +156,17 @@ def test_the_card_is_copied(page, report):
     page.locator("#copy").click()
     expect(page.locator("#copied")).to_have_text("Copied.")
     assert page.evaluate("navigator.clipboard.readText()") == page.locator("#card-text").text_content()
+
+
+@pytest.mark.parametrize("page", [("dark", 400)], indirect=True)
+def test_pages_of_other_commands(page, other_pages):
+    for address in other_pages:
+        page.goto(address)
+        assert faults(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") == 400
+    for address in other_pages[:2]:
+        page.goto(address)
+        page.locator("#gallery button").first.click()
+        page.locator(".token").nth(1).hover()
+        expect(page.locator(".read")).to_contain_text("of the attention")
+        assert faults(page) == []

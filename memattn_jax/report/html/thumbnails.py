@@ -2,13 +2,14 @@
 
 import base64
 import io
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from memattn_jax.errors import InputError
+from memattn_jax.pictures.skipped import first_line
 
 QUALITY = 80
 MASK_EDGE = 32  # of a map of where the copy is, which is smooth
@@ -44,17 +45,13 @@ def plan(seeds: int, images: int, others: int) -> Plan:
 
 
 class Thumbnails:
-    """Reads picture files of a folder and makes data URIs of them, several at a time."""
+    """Makes data URIs of picture files, several at a time."""
 
-    def __init__(self, folder: Path, edge: int, pool: ThreadPoolExecutor) -> None:
-        self.folder, self.edge, self.pool = folder, edge, pool
+    def __init__(self, read: Callable[[str], bytes], edge: int, pool: ThreadPoolExecutor) -> None:
+        self.read, self.edge, self.pool = read, edge, pool
 
     def pictures(self, files: list[str]) -> list[str]:
-        """Data URIs of pictures in colour.
-
-        Raises:
-          InputError: a file is missing or no picture.
-        """
+        """Data URIs of pictures in colour; raises InputError where a file is no picture."""
         return list(self.pool.map(lambda file: self.encode(file, "RGB", self.edge), files))
 
     def mask(self, file: str) -> str:
@@ -65,10 +62,10 @@ class Thumbnails:
         """One data URI, of a picture that is never enlarged."""
         sink = io.BytesIO()
         try:
-            with Image.open(self.folder / file) as picture:
+            with Image.open(io.BytesIO(self.read(file))) as picture:
                 small = picture.convert(mode)
         except OSError as error:
-            raise InputError(f"{self.folder / file}: cannot be read as a picture of the audit ({error})") from None
+            raise InputError(f"{file}: cannot be read as a picture ({first_line(error)})") from None
         small.thumbnail((edge, edge), Image.Resampling.LANCZOS, reducing_gap=2.0)
         small.save(sink, "WEBP", quality=QUALITY, method=2)
         return "data:image/webp;base64," + base64.b64encode(sink.getvalue()).decode()

@@ -1,5 +1,6 @@
 """Numbers and names of an audit as its report and its model card put them."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,9 +31,11 @@ def interval(rate: Mapping[str, Any]) -> str:
     return f"{digits(rate['low'])} to {percent(rate['high'])}"
 
 
-def number(value: float | None) -> str:
-    """A score with four significant digits."""
-    return "–" if value is None else f"{value:.4g}"
+def number(value: float | int | None) -> str:
+    """A count as it is, a score with three significant digits; a dash where there is none."""
+    if isinstance(value, int):
+        return str(value)
+    return "–" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
 def seconds(value: float) -> str:
@@ -78,4 +81,4 @@ def flat(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(values, list):
         yield name, ", ".join(map(str, values)) or "none"
     else:
-        yield name, "none" if values is None else f"{values:.6g}" if isinstance(values, float) else str(values)
+        yield name, "none" if values in (None, "") else f"{values:.6g}" if isinstance(values, float) else str(values)

@@ -51,27 +51,31 @@
 
   /* Which prompts, and in which order. */
   const SHOWN = {
-    all: ["All sampled prompts", () => true],
+    all: [`All ${facts.noun}`, () => true],
     flagged: ["Flagged", (entry) => entry.flagged],
     extracted: ["Extracted", (entry) => entry.extracted],
     memorized: ["Memorized", (entry) => entry.memorized],
     alarms: ["Flagged, not memorized", (entry) => entry.flagged && entry.memorized === false],
-    control: ["Not flagged (control)", (entry) => !entry.flagged],
+    control: ["Not flagged", (entry) => entry.flagged === false],
     missed: ["Memorized, not flagged", (entry) => entry.memorized && !entry.flagged],
     returned: ["Copies with the mitigation", (entry) => entry.returned > 0],
     errors: ["Errors", (entry) => entry.error],
   };
   const strength = (entry) => 4 * entry.extracted + 2 * entry.memorized + entry.flagged;
-  const descending = (value) => (a, b) => (value(b) ?? -Infinity) - (value(a) ?? -Infinity) || a.row - b.row;
-  const SORTED = {
-    evidence: ["Strongest evidence", (a, b) => strength(b) - strength(a) || descending((entry) => entry.similarity)(a, b)],
-    similarity: ["Similarity to a training picture", descending((entry) => entry.similarity)],
-    agreement: ["Agreement between seeds", descending((entry) => entry.agreement)],
-    p: ["p-value, lowest first", (a, b) => (a.p ?? Infinity) - (b.p ?? Infinity) || a.row - b.row],
-    ...Object.fromEntries(facts.detectors.map(({ name }, at) => [`score-${name}`, [`Score of ${name}`,
-      descending((entry) => entry.scores[at])]])),
-    row: ["Row in the log", (a, b) => a.row - b.row],
-    prompt: ["Prompt, A to Z", (a, b) => (a.text < b.text ? -1 : a.text > b.text ? 1 : a.row - b.row)],
+  const by = (name) => (entry) => entry[name];
+  const rising = (value) => (a, b) => (value(a) ?? Infinity) - (value(b) ?? Infinity) || a.row - b.row;
+  const falling = (value) => (a, b) => (value(b) ?? -Infinity) - (value(a) ?? -Infinity) || rising(by("p"))(a, b);
+  const SORTED = { // of each: its label, how it compares, and what must be known of a prompt at least
+    evidence: ["Strongest evidence", (a, b) => strength(b) - strength(a) || falling(by("similarity"))(a, b), by("flagged")],
+    similarity: ["Similarity to a training picture", falling(by("similarity")), by("similarity")],
+    agreement: ["Agreement between seeds", falling(by("agreement")), by("agreement")],
+    p: ["p-value, lowest first", rising(by("p")), by("p")],
+    ...Object.fromEntries(facts.detectors.map(({ name }, at) => {
+      const score = (entry) => entry.scores[at];
+      return [`score-${name}`, [`Score ${name}`, falling(score), score]];
+    })),
+    row: ["Row", (a, b) => a.row - b.row, by("row")],
+    prompt: ["Prompt, A to Z", (a, b) => (a.text < b.text ? -1 : a.text > b.text ? 1 : a.row - b.row), by("row")],
   };
   let matching = [];
   let current = 0;
@@ -91,7 +95,7 @@
     const part = matching.slice(current * PAGE, (current + 1) * PAGE);
     $("gallery").replaceChildren(...part.map(card));
     const shown = part.length === matching.length ? "" : `; ${current * PAGE + 1} to ${current * PAGE + part.length} shown`;
-    $("count").textContent = `${matching.length} of ${index.length} prompts${shown}`;
+    $("count").textContent = `${matching.length} of ${index.length} ${facts.noun}${shown}`;
     $("page").value = current + 1;
     $("page").max = pages();
     $("pages").textContent = `of ${pages()}`;
@@ -126,9 +130,9 @@
     const other = data.images.find((each, at) => at !== data.best && each.file in data.pictures);
     return other ? h("figure", {}, photo(data, other.file, `Picture of seed ${other.seed}`), caption(other)) : null;
   };
-  const badges = (entry) => {
+  const badges = (entry, data) => {
     const words = [[entry.extracted, "extracted", "strong"], [entry.memorized, "memorized", "some"],
-      [entry.flagged, "flagged", ""], [!entry.flagged, "not flagged", ""], [entry.returned, "copy with mitigation", "some"],
+      [entry.flagged, "flagged", ""], [entry.flagged === false, "not flagged", ""], [data.verdict === "unknown", "no verdict", ""], [entry.returned, "copy with mitigation", "some"],
       [entry.error, "error", "some"]];
     return h("p", { class: "badges" }, ...words.filter(([applies]) => applies)
       .map(([, word, look]) => h("span", { class: `badge ${look}` }, word)));
@@ -156,11 +160,11 @@
     const open = h("button", { type: "button", dir: "auto" }, title(entry));
     open.addEventListener("click", () => show(entry));
     return h("li", { class: "card" },
-      h("div", { class: "pair" },
+      facts.pictures ? h("div", { class: "pair" },
         made ? h("figure", {}, photo(data, made.file, `Picture of seed ${made.seed}`), caption(made))
           : h("div", { class: "blank" }, "no picture"),
-        partner(data) ?? ""),
-      h("h3", {}, open), badges(entry), scores(entry, data.over));
+        partner(data) ?? "") : "",
+      h("h3", {}, open), badges(entry, data), scores(entry, data.over));
   };
 
   /* One prompt, over the page. */
@@ -199,19 +203,20 @@
     const forward = button("Next", "forward", () => step(1));
     back.disabled = at <= 0;
     forward.disabled = at < 0 || at === matching.length - 1;
-    const bar = h("div", { class: "bar" }, h("h2", { id: "prompt-title" }, `Row ${entry.row} of the log`), back, forward, button("Close", "close", () => dialog.close()));
+    const bar = h("div", { class: "bar" }, h("h2", { id: "prompt-title" }, `Row ${entry.row}`), back, forward, button("Close", "close", () => dialog.close()));
     const words = h("p", { class: "text", dir: "auto", tabIndex: 0 });
     const write = (text) => words.replaceChildren(text === "" ? h("em", {}, "empty prompt") : visible(text));
     write(cut(data.prompt, CLIP));
     const all = button(`Show all ${data.prompt.length} characters`, "", () => { write(data.prompt); all.remove(); words.focus(); });
     const { stage, tokens } = attention(data);
-    return [bar, h("div", { class: "sheet" }, stage,
-      h("div", { class: "told" }, badges(entry), h("h3", {}, "Prompt"), words, data.prompt.length > CLIP ? all : "",
+    return [bar, h("div", { class: facts.pictures ? "sheet" : "sheet bare" }, facts.pictures ? stage : "",
+      h("div", { class: "told" }, badges(entry, data), h("h3", {}, "Prompt"), words, data.prompt.length > CLIP ? all : "",
         entry.kind === null ? "" : h("p", { class: "muted small" }, `Kind: ${plain(facts.kinds[entry.kind])}`),
         data.error === null ? "" : h("p", { class: "notice" }, visible(data.error)),
         tokens ?? "",
-        h("h3", {}, "Scores against thresholds"), scores(entry, data.over),
-        h("p", { class: "small" }, `Joint p-value ${number(entry.p)}. Verdict of the detectors: ${data.verdict}.`)),
+        h("h3", {}, facts.detectors.some(({ threshold }) => threshold !== null) ? "Scores against thresholds" : "Scores"),
+        scores(entry, data.over),
+        data.verdict === null ? "" : h("p", { class: "small" }, `Joint p-value ${number(entry.p)}. Verdict of the detectors: ${data.verdict}.`)),
       h("div", { class: "seeds" },
         ...strip("All seeds", data, data.images, data.agreement),
         ...strip("The same seeds with the mitigation", data, data.mitigated, data.mitigated_agreement)))];
@@ -219,7 +224,7 @@
   const agreement = (found, images) => (found === null ? "" : h("p", { class: "small muted" },
     `${found.alike > 1 ? found.alike : "No two"} of ${images.length} agree at ${found.measure} ≥ ${number(found.threshold)}: ` +
     `mean ${number(found.mean)}, highest ${number(found.highest)}.`));
-  const strip = (label, data, images, found) => (images.length === 0 ? [] : [h("h3", {}, label), agreement(found, images),
+  const strip = (label, data, images, found) => (images.length < 2 ? [] : [h("h3", {}, label), agreement(found, images),
     h("ul", { class: "strips" }, ...images.map((made) => {
       const picture = photo(data, made.file, `Picture of seed ${made.seed}, full size`);
       return h("li", {}, h("figure", {}, picture.tagName === "IMG" ? link(made.file, picture) : picture,
@@ -235,7 +240,8 @@
     stack.append(heat);
     const reading = h("p", { class: "read small muted", role: "status" });
     const stage = h("div", { class: "stage" }, h("div", { class: "pair" },
-      h("figure", {}, stack, made ? caption(made) : ""), partner(data) ?? ""));
+      h("figure", {}, stack, made ? caption(made) : "", made?.file ? h("div", { class: "small" }, link(made.file, "Full size")) : ""),
+      partner(data) ?? ""));
     let pinned = null; // the button whose map stays
     const look = (button) => {
       heat.hidden = !button?.map;
@@ -259,6 +265,9 @@
       stage.append(pressable(Object.assign(button, { map: data.mask, look: "mask", told: "Bright: where the copy is." })));
     }
     if (data.tokens.length === 0) return { stage, tokens: null };
+    const relative = data.excess.length > 0; // else there are no clean prompts to compare with
+    const most = Math.max(...data.attention);
+    const shade = (excess, share) => (relative ? Math.log(excess) / Math.log(SHADES) : share / most);
     const buttons = data.tokens.map((text, at) => {
       const [excess, share] = [data.excess[at] ?? null, data.attention[at] ?? null];
       const told = `“${plain(text)}”: ${share === null ? "" : `${number(100 * share)} % of the attention`}` +
@@ -266,7 +275,7 @@
         `${data.heat[at] ? ". Lighter: where it looks more." : "."}`;
       const button = h("button", { type: "button", dir: "auto", tabIndex: at ? -1 : 0, "aria-pressed": "false",
         class: data.blamed?.includes(text) ? "token blamed" : "token" }, visible(text));
-      button.style.setProperty("--shade", excess === null ? 0 : Math.min(1, Math.max(0, Math.log(excess) / Math.log(SHADES))));
+      button.style.setProperty("--shade", Math.min(1, Math.max(0, shade(excess, share) || 0)));
       return pressable(Object.assign(button, { map: data.heat[at], look: "heat", told }));
     });
     const group = h("div", { class: "tokens", role: "group", "aria-label": "Tokens; arrow keys move between them" }, ...buttons);
@@ -280,15 +289,15 @@
       to.tabIndex = 0;
       to.focus();
     });
-    const legend = h("p", { class: "muted small" }, "Shade: attention relative to clean prompts, 1 ", h("span", { class: "scale" }),
-      ` ${SHADES} times or more. Underlined: the token stands out.`);
+    const legend = h("p", { class: "muted small" }, relative ? "Shade: attention relative to clean prompts, 1 " : "Shade: attention, 0 ",
+      h("span", { class: "scale" }), relative ? ` ${SHADES} times or more. Underlined: the token stands out.` : ` ${number(100 * most)} %.`);
     return { stage, tokens: h("div", {}, h("h3", {}, "Tokens"), group, reading, legend) };
   };
 
   /* Controls. */
   const option = (value, label) => h("option", { value }, label);
   $("show").append(...Object.entries(SHOWN).filter(([, [, keep]]) => index.some(keep)).map(([name, [label, keep]]) => option(name, `${label} (${index.filter(keep).length})`)));
-  $("sort").append(...Object.entries(SORTED).filter(([name]) => facts.measure !== null || name !== "similarity").map(([name, [label]]) => option(name, label)));
+  $("sort").append(...Object.entries(SORTED).filter(([, [,, known]]) => index.some((entry) => known(entry) !== null)).map(([name, [label]]) => option(name, label)));
   $("kind").append(option("", "All"), ...facts.kinds.map((name, at) => option(String(at), plain(name))));
   $("kind-label").hidden = facts.kinds.length === 0;
   if (index.some((entry) => entry.flagged)) $("show").value = "flagged";
@@ -303,7 +312,7 @@
   $("previous").addEventListener("click", () => leaf(current - 1));
   $("next").addEventListener("click", () => leaf(current + 1));
   $("page").addEventListener("change", (event) => leaf(Number(event.target.value) - 1));
-  $("copy").addEventListener("click", async () => {
+  $("copy")?.addEventListener("click", async () => {
     const text = $("card-text");
     try {
       await navigator.clipboard.writeText(text.textContent);
