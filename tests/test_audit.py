@@ -7,6 +7,7 @@ from pathlib import Path
 import micro
 import numpy as np
 import pytest
+from PIL import Image
 
 from memattn_jax.audit.folder import evidence
 from memattn_jax.audit.verifying import check_folder
@@ -237,3 +238,22 @@ def test_shown_tokens():
     row |= {"attention": [0.3, 0.1, 0.05, 0.2, 0.1, 0.25], "attention_excess": [1.0, 0.5, 2.0, 0.7, 1.0, 3.0]}
     assert shown_tokens(row) == [5, 2, 3, 1]
     assert np.isfinite(row["attention"]).all()
+
+
+def test_masks_show_where_the_copy_is(tmp_path):
+    from memattn_jax.audit.evidence import Nearest
+    from memattn_jax.audit.masks import write_masks
+
+    rng = np.random.default_rng(0)
+    reference = rng.integers(0, 255, (64, 96, 3), np.uint8)
+    image = reference.copy()
+    image[:, 48:] = rng.integers(0, 255, (64, 48, 3), np.uint8)
+    for name, pixels in (("3-0.png", image), ("reference.png", reference)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    near = {tmp_path / "3-0.png": Nearest({"correlation": 0.95}, tmp_path / "reference.png", True)}
+    shots = {3: [{"file": "3-0.png"}, {"file": None}], 4: [{"file": "4-0.png"}]}
+    assert write_masks(shots, tmp_path, near, Store(tmp_path / "masks")) == {3: "masks/000003.png"}
+    mask = np.asarray(Image.open(tmp_path / "masks" / "000003.png"))
+    assert mask.shape == (64, 96)
+    assert mask[:, :40].min() > 250
+    assert mask[:, 60:].mean() < 80

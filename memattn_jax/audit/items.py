@@ -25,6 +25,7 @@ class Facts:
       thumbnails: {training picture: its file in the audit's folder}.
       pictures: folder of the training pictures; None without.
       heatmaps: of each prompt, {row: entries}.
+      masks: where the copy is, {row: file in the audit's folder}.
     """
 
     images: Path
@@ -35,6 +36,7 @@ class Facts:
     thumbnails: Mapping[Path, str] = field(default_factory=dict)
     pictures: Path | None = None
     heatmaps: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    masks: Mapping[int, str] = field(default_factory=dict)
 
     def image(self, shot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """An entry for a sampled image."""
@@ -109,7 +111,7 @@ def item(
         "mitigated": [facts.image(shot, facts.mitigated) for shot in mitigated],
         "mitigated_agreement": facts.mitigated_agreement.get(row["row"]),
         "heatmaps": list(facts.heatmaps.get(row["row"], ())),
-        "copy_mask": None,
+        "copy_mask": facts.masks.get(row["row"]),
         "error": "; ".join(dict.fromkeys(errors)) or None,
     }
 

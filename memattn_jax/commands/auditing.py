@@ -12,6 +12,7 @@ from memattn_jax.audit.evidence import agreements, nearest, write_thumbnail
 from memattn_jax.audit.folder import INDEX, Times, to_json
 from memattn_jax.audit.heatmaps import draw_heatmaps
 from memattn_jax.audit.items import Facts, item, shots_by_row
+from memattn_jax.audit.masks import write_masks
 from memattn_jax.audit.rates import FLAGGED, NOT_FLAGGED
 from memattn_jax.audit.sampling import Camera, Shot, sample_shots
 from memattn_jax.audit.strata import Drawn, draw, stratum_of
@@ -227,6 +228,8 @@ class Audit:
             facts.nearest, measures = nearest(search, every, image_files([facts.pictures]))
             plain = {one.reference for path, one in facts.nearest.items() if path.parent == facts.images}
             store = Store(self.out / "references")
+            masks = Store(self.out / "masks")
+            facts.masks = write_masks(shots_by_row(shots), folders["images"], facts.nearest, masks)
             facts.thumbnails = {path: f"references/{write_thumbnail(path, store)}" for path in sorted(plain)}
         for name, rows in (("agreement", shots), ("mitigated_agreement", mitigated)):
             folder = folders["images" if name == "agreement" else "mitigated"]
