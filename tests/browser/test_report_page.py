@@ -129,6 +129,9 @@ def test_a_prompt_opens_from_the_keyboard_and_from_its_address(page, report):
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(page.locator("#gallery button").nth(1)).to_be_focused()
+    page.locator("#strongest button").nth(2).click()
+    page.keyboard.press("Escape")
+    expect(page.locator("#strongest button").nth(2)).to_be_focused()
     page.goto(f"{report}#prompt-3")
     expect(page.locator("#prompt-title")).to_have_text("Row 3")
 

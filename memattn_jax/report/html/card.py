@@ -29,7 +29,7 @@ def paragraphs(audit: Mapping[str, Any]) -> Iterator[str]:
         stated = [rate for rate in overall(audit["rates"], LOG) if rate["headline"]]
         yield f"Of {prompts}, an estimated {' and '.join(map(sentence, stated))}."
     else:
-        yield f"Measured with {prompts}. {escape(refused, None)}"
+        yield f"Measured with {prompts}. No rate is stated for all of them: {escape(refused, None).rstrip('.')}."
     yield table(audit)
     yield definitions(audit)
     yield (

@@ -4,6 +4,7 @@
   const read = (id) => JSON.parse($(id).textContent);
   const facts = read("facts");
   const PAGE = 24; // prompts shown at once; only theirs are decoded
+  const STRONGEST = 4; // cases beside the verdict
   const CLIP = 1500; // characters of a prompt before "show all"
   const SHADES = 8; // excess of the darkest token
   const NAMES = ["row", "flagged", "memorized", "extracted", "returned", "p", "similarity", "agreement", "kind", "error",
@@ -93,7 +94,7 @@
   const turn = (page) => {
     current = Math.min(Math.max(page, 0), pages() - 1);
     const part = matching.slice(current * PAGE, (current + 1) * PAGE);
-    $("gallery").replaceChildren(...part.map(card));
+    $("gallery").replaceChildren(...part.map((entry) => card(entry)));
     const shown = part.length === matching.length ? "" : `; ${current * PAGE + 1} to ${current * PAGE + part.length} shown`;
     $("count").textContent = `${matching.length} of ${index.length} ${facts.noun}${shown}`;
     $("page").value = current + 1;
@@ -154,7 +155,7 @@
   }));
   const title = (entry) => (entry.head === "" ? h("em", {}, "empty prompt") : visible(cut(entry.head, 200)));
 
-  const card = (entry) => {
+  const card = (entry, brief = false) => {
     const data = block(entry);
     const made = data.images[data.best];
     const open = h("button", { type: "button", dir: "auto" }, title(entry));
@@ -164,16 +165,20 @@
         made ? h("figure", {}, photo(data, made.file, `Picture of seed ${made.seed}`), caption(made))
           : h("div", { class: "blank" }, "no picture"),
         partner(data) ?? "") : "",
-      h("h3", {}, open), badges(entry, data), scores(entry, data.over));
+      h("h3", {}, open), badges(entry, data), brief ? "" : scores(entry, data.over));
   };
 
   /* One prompt, over the page. */
   const dialog = $("prompt");
   let opened = null;
+  let first = null; // what the dialog was opened for; where the focus returns to by itself
   const show = (entry) => {
     opened = entry;
     dialog.replaceChildren(...sheet(entry, block(entry)));
-    if (!dialog.open) dialog.showModal();
+    if (!dialog.open) {
+      first = entry;
+      dialog.showModal();
+    }
     dialog.scrollTop = 0;
     history.replaceState(null, "", `#prompt-${entry.row}`);
   };
@@ -187,6 +192,7 @@
   dialog.addEventListener("close", () => {
     dialog.replaceChildren();
     history.replaceState(null, "", "#prompts");
+    if (opened === first) return;
     const at = matching.indexOf(opened) - current * PAGE;
     $("gallery").children[at]?.querySelector("button").focus();
   });
@@ -323,6 +329,11 @@
     }
   });
   select();
+  const strongest = index.filter((entry) => entry.memorized).sort(SORTED.evidence[1]).slice(0, STRONGEST);
+  if ($("strongest") && strongest.length > 0) {
+    $("strongest").hidden = false;
+    $("strongest").lastElementChild.append(...strongest.map((entry) => card(entry, true)));
+  }
   const follow = () => {
     const wanted = /^#prompt-(\d+)$/.exec(location.hash);
     const entry = wanted && index.find(({ row }) => row === Number(wanted[1]));
