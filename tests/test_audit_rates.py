@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from memattn_jax.audit import strata
-from memattn_jax.audit.rates import CONFIDENCE, WIDTH, Share, combined, fewest_control, needed, rates_of, width
+from memattn_jax.audit.rates import CONFIDENCE, CONTROL, WIDTH, Share, combined, fewest_control, needed, rates_of, width
 from memattn_jax.audit.truth import truth
 from memattn_jax.errors import InputError
 
@@ -43,11 +43,11 @@ def test_needed_is_what_makes_the_interval_narrow():
     assert needed([Share(50, 0, 0), Share(10, 3, 1)]) > 20
 
 
-def test_a_control_without_memorized_prompts_is_enough_for_a_headline():
+def test_a_control_without_memorized_prompts_adds_little():
     control = fewest_control()
     for size, within in ((control, True), (control - 1, False)):
         high = Share(10**6, size, 0).interval(1 - (1 - CONFIDENCE) / 2)[1]
-        assert (high <= WIDTH) is within
+        assert (high <= CONTROL) is within
 
 
 def an_item(stratum, kind, memorized, copies=(None,), extracted=None):

@@ -19,7 +19,8 @@ from typing import Any
 from memattn_jax.evaluation.shares import share_interval
 
 CONFIDENCE = 0.95
-WIDTH = 0.1  # of an interval at most, for a rate that is stated as a headline: 10 percentage points
+WIDTH = 0.2  # of an interval at most, for a rate that is stated as a headline: ± 10 percentage points
+CONTROL = 0.1  # width at most that a stratum may add of which nothing is memorized
 FLAGGED, NOT_FLAGGED, UNKNOWN = STRATA = ("flagged", "not flagged", "unknown")
 WHATS = ("memorized", "extracted", "regurgitated")
 EXACT, STRATIFIED = "Clopper–Pearson", "stratified, Clopper–Pearson with Bonferroni"
@@ -90,9 +91,9 @@ def needed(shares: Sequence[Share], most: float = WIDTH) -> int:
 
 
 def fewest_control() -> int:
-    """Prompts of a stratum of which none is memorized, for an interval that does not rule out a headline by itself."""
+    """Prompts to sample of those that are not flagged, so that they add at most `CONTROL` where none is memorized."""
     tail = (1 - CONFIDENCE) / 4  # two strata, two sides
-    return math.ceil(math.log(tail) / math.log(1 - WIDTH))
+    return math.ceil(math.log(tail) / math.log(1 - CONTROL))
 
 
 def found(item: Mapping[str, Any], what: str) -> float | None:
