@@ -11,7 +11,7 @@ PACKAGE = Path(memattn_jax.__file__).parent
 # From the lowest layer up: a file may import from its own layer's earlier names and from what is below.
 LAYERS = (
     ("text", "errors", "typed", "settings", "keys", "registries", "pytree", "entropy", "heatmaps", "ssim", "pictures"),
-    ("interceptors",),
+    ("storage", "prompts", "interceptors"),
     ("schedulers", "models", "sharding"),
     ("checkpoints",),
     ("diffusion",),
@@ -20,7 +20,7 @@ LAYERS = (
     ("copies", "evaluation"),
     ("pipeline",),
     ("demo", "runs", "search"),
-    ("prompts", "training"),
+    ("training",),
     ("report",),
     ("audit",),
     ("commands",),

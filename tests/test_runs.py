@@ -21,9 +21,9 @@ from memattn_jax.errors import LIMIT
 from memattn_jax.runs.progress import Progress
 from memattn_jax.runs.refusal import differences, refusal
 from memattn_jax.runs.run import batch_size, batches, fill_up, run
-from memattn_jax.runs.store import Store
 from memattn_jax.runs.stream import Overlap, asked_to_stop
 from memattn_jax.runs.table import ShardedTable
+from memattn_jax.storage import Store
 
 SCHEMA = pa.schema([("row", pa.int64()), ("prompt", pa.string()), ("score", pa.float32()), ("error", pa.string())])
 IDENTITY = {"model": "m", "settings": {"steps": 50, "thresholds": {"a": 0.1}}}

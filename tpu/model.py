@@ -13,7 +13,7 @@ from pathlib import Path
 
 from memattn_jax.checkpoints.checkpoint import PARTS
 from memattn_jax.checkpoints.hub import locate
-from memattn_jax.runs.store import open_filesystem
+from memattn_jax.storage import open_filesystem
 
 INDEX = "model_index.json"
 FOLDERS = (*PARTS, "tokenizer", "scheduler")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from memattn_jax.audit.folder import file_digest
 from memattn_jax.copies.search import Match, Search, decoded
-from memattn_jax.runs.store import Store
+from memattn_jax.storage import Store
 
 DIGITS = 6  # of similarities; what lies beyond differs between batches
 THUMBNAIL = 256  # pixels of a reference's longer side

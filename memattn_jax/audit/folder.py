@@ -13,7 +13,7 @@ from typing import Any
 
 from memattn_jax.errors import InputError
 from memattn_jax.runs.refusal import refusal
-from memattn_jax.runs.store import Store
+from memattn_jax.storage import Store
 
 PLAN, TIMES = "plan.json", "times.json"
 AUDIT, ITEMS, SIDE = "audit.json", "items.jsonl", "audit.json.sha256"

@@ -11,10 +11,10 @@ from memattn_jax.audit.folder import image_name
 from memattn_jax.report.results import NO_IMAGE, png
 from memattn_jax.runs.progress import Progress
 from memattn_jax.runs.run import batches, fill_up, run
-from memattn_jax.runs.store import Store
 from memattn_jax.runs.table import ShardedTable
 from memattn_jax.runs.versions import versions
 from memattn_jax.sharding.placement import rows_multiple
+from memattn_jax.storage import Store
 
 if TYPE_CHECKING:
     from memattn_jax.pipeline import Samples, StableDiffusion

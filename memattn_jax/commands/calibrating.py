@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from memattn_jax.detectors import Detection, Scorer
     from memattn_jax.detectors.calibration import Calibration
     from memattn_jax.detectors.calibration.verdicts import Rule
-    from memattn_jax.runs.store import Store
+    from memattn_jax.storage import Store
 
 FPR = 0.01
 

@@ -40,9 +40,9 @@ def read_log(options: Options) -> Log:
 
 def main(options: Options) -> None:
     """Scores the prompts and writes the table."""
-    from memattn_jax.runs.store import Store
     from memattn_jax.sharding.placement import make_mesh
     from memattn_jax.sharding.processes import start_processes
+    from memattn_jax.storage import Store
 
     log = read_log(options)
     given = given_calibration(options)

@@ -214,9 +214,9 @@ def main(options: Options) -> None:
     """Generates the images, or without a model and prompts shows what memorization is."""
     from memattn_jax.runs.progress import Progress
     from memattn_jax.runs.run import batch_size, batches, run
-    from memattn_jax.runs.store import Store
     from memattn_jax.sharding.placement import make_mesh, rows_multiple
     from memattn_jax.sharding.processes import start_processes
+    from memattn_jax.storage import Store
 
     runs, showcase = [options], options.showcase
     if showcase:

@@ -9,7 +9,7 @@ import tyro
 
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import PRESETS
-from memattn_jax.runs.store import is_local
+from memattn_jax.storage import is_local
 from memattn_jax.text import printable
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from memattn_jax.detectors.calibration.verdicts import Rule
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.carried import Carried
-    from memattn_jax.runs.store import Store
     from memattn_jax.runs.table import ShardedTable
+    from memattn_jax.storage import Store
 
 
 class Log(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from memattn_jax.errors import InputError
 from memattn_jax.prompts.record import Wanted
-from memattn_jax.runs.store import is_local, open_filesystem
+from memattn_jax.storage import is_local, open_filesystem
 from memattn_jax.text import counted, printable
 
 FORMATS = {  # by suffix, case-insensitive; all but Parquet may be followed by .gz

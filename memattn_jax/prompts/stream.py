@@ -13,7 +13,7 @@ from memattn_jax.prompts.files import Source, find_files, format_of
 from memattn_jax.prompts.json_values import parse_json
 from memattn_jax.prompts.plain import parse_lines
 from memattn_jax.prompts.record import Prompt, Wanted
-from memattn_jax.runs.store import is_local
+from memattn_jax.storage import is_local
 
 AHEAD = 1000  # records, at least one of which must be a prompt
 CHECKED = 1000  # files of a folder that are checked before the first is read

@@ -23,8 +23,8 @@ from memattn_jax.text import printable
 if TYPE_CHECKING:
     from memattn_jax.checkpoints.tokenizer import Tokenizer
     from memattn_jax.pipeline import Samples
-    from memattn_jax.runs.store import Store
     from memattn_jax.runs.table import ShardedTable
+    from memattn_jax.storage import Store
 
 
 LABEL = 60  # characters of a prompt in a legend or a line on the terminal

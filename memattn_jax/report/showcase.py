@@ -18,7 +18,7 @@ from memattn_jax.report.plots import BAND, MITIGATED, PLAIN, draw_band
 if TYPE_CHECKING:
     from memattn_jax.checkpoints.tokenizer import Tokenizer
     from memattn_jax.pipeline import Samples
-    from memattn_jax.runs.store import Store
+    from memattn_jax.storage import Store
 
 HOW_TO_READ = (
     "How to read it: for a memorized prompt, attention leaves the words and spreads over the end token and the padding "

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from memattn_jax.errors import InputError
 from memattn_jax.runs.refusal import refusal
-from memattn_jax.runs.store import Store
+from memattn_jax.storage import Store
 from memattn_jax.text import counted, printable
 
 MANIFEST = "manifest.json"
