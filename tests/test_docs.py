@@ -2,11 +2,14 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_type_hints
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ README = PAGES["README.md"]
 EXTENDING = "docs/extending.md"
 LORA = "docs/lora.md"
 COPIES = "docs/copies.md"
+ENGINES = "docs/engines.md"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -84,9 +88,32 @@ def test_readme(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md", LORA, COPIES, EXTENDING}))
+@pytest.mark.parametrize(
+    "page", sorted(WITH_PYTHON - {"README.md", "docs/quickstart.md", LORA, COPIES, EXTENDING, ENGINES})
+)
 def test_python_of_other_pages_runs(page, model):
     assert run(page, model)
+
+
+@pytest.mark.slow
+def test_engines(model, monkeypatch):
+    """With names alone of the engines' packages."""
+    for name, module in {
+        "ray": MagicMock(),
+        "apache_beam.ml.inference.base": SimpleNamespace(ModelHandler=object),
+        "pyspark.ml.functions": SimpleNamespace(predict_batch_udf=lambda make, **settings: make),
+    }.items():
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:end]), MagicMock())
+        monkeypatch.setitem(sys.modules, name, module)
+    scope = run(ENGINES, model)
+    expected = scope["scored"]["noise_norm"]
+    assert [error is None for error in scope["scored"]["error"]] == [True, False]
+    handler = scope["Scores"]()
+    rows = handler.run_inference(["a dog"], handler.load_model())
+    np.testing.assert_allclose(rows[0]["noise_norm"], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(scope["noise_norm"]()(["a dog"])["noise_norm"], expected[:1], rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from memattn_jax.commands.model_options import ModelOptions
 from memattn_jax.commands.options import (
@@ -61,6 +61,12 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     """Sampling steps that noise_norm_steps averages over, counted from 0 and separated by commas. Default: all."""
     batch_size: int = 16
     """Number of prompts scored at once."""
+    engine: Literal["own", "ray"] = "own"
+    """Where prompts are scored: in this process, or by Ray's actors, which load the model from the same path."""
+    ray_address: Annotated[str | None, BY_DEFAULT] = None
+    """Ray cluster, such as auto or ray://host:10001. Default: Ray is started on this machine."""
+    ray_actors: Annotated[int | None, BY_DEFAULT] = None
+    """Number of Ray actors. Default: one per GPU, else one per TPU host, else one per node."""
 
     def __post_init__(self) -> None:
         fill_out(self, "out/detect" if self.has_prompts or self.calibrate else "out/detect-demo")
@@ -70,7 +76,9 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         self.check_prompts(needed=not self.built_in and self.calibrate is None)
         self.check_run()
         names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
-        at_least(self, 1, "batch_size", "probes", "steps")
+        at_least(self, 1, "batch_size", "probes", "steps", "ray_actors")
+        if self.engine != "ray" and (self.ray_address, self.ray_actors) != (None, None):
+            raise InputError("--ray-address and --ray-actors have no effect without --engine ray")
         finite(self, "guidance_scale")
         seeds(self.seed or 0, self.probes or 1)
         rates(self, "fpr", "fdr")

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memattn_jax import demo
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from memattn_jax.detectors.calibration.verdicts import Rule
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.carried import Carried
+    from memattn_jax.runs.ray_engine import Pending
     from memattn_jax.runs.table import ShardedTable
     from memattn_jax.storage import Store
 
@@ -37,6 +39,17 @@ class Log(NamedTuple):
     prompts: Iterator[Prompt]
     batch: int
     total: Callable[[], int] | None
+
+
+def load_scorer(options: Options, calibration: "Calibration | None") -> "Scorer":
+    """Model and detectors, as an engine's worker loads them; see `make_scorer`."""
+    from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.sharding.placement import make_mesh
+
+    model = options.model or demo.MODEL
+    mesh = make_mesh(options.mesh)
+    sd = StableDiffusion.from_pretrained(model, dtype=options.model_dtype, mesh=mesh, **options.source)
+    return make_scorer(sd, options, calibration)
 
 
 class Detected(NamedTuple):
@@ -149,7 +162,9 @@ def score_log(
     from memattn_jax.report.detection import Ground, detection_rows, detection_schema
     from memattn_jax.report.findings import VERDICTS
     from memattn_jax.runs.progress import Progress
+    from memattn_jax.runs.ray_engine import RayActors
     from memattn_jax.runs.run import batches, fill_up, run
+    from memattn_jax.runs.stream import AHEAD
     from memattn_jax.runs.table import ShardedTable
     from memattn_jax.sharding.placement import rows_multiple
 
@@ -185,17 +200,21 @@ def score_log(
     progress = Progress("prompt", log.total)
     ground = Ground(rule, None if calibration is None else calibration.attention, sd.tokenizer, scorer.read_site)
     padded = rows_multiple(log.batch, sd.mesh)
+    engine: Scorer | RayActors = scorer
+    if options.engine == "ray":
+        engine = RayActors(partial(load_scorer, options, calibration), options.ray_address, options.ray_actors)
 
-    def start(jobs: list[Prompt]) -> "Detection":
+    def start(jobs: list[Prompt]) -> "Detection | Pending":
         texts = [job.text for job in fill_up(jobs, padded)]
-        return scorer.start(texts, [noise_seed(text, options.seed or 0, scorer.probes) for text in texts])
+        return engine.start(texts, [noise_seed(text, options.seed or 0, scorer.probes) for text in texts])
 
     def describe(batch: list[tuple[int, Prompt]], detection: "Detection | None") -> list[dict[str, Any]]:
         rows = detection_rows(batch, detection, ground)
         return [carried(row, prompt) for row, (_, prompt) in zip(rows, batch, strict=True)]
 
     work = batches(table.missing(log.prompts, lambda job: job.text), log.batch, options.shard_rows, twins=table.twins)
-    if not run(table, work, start, describe, progress, carried.repeat):
+    ahead = getattr(engine, "ahead", AHEAD)
+    if not run(table, work, start, describe, progress, carried.repeat, ahead):
         print(f"stopped after {counted(progress.rows, 'prompt')}, all of them written; the same command resumes")
         return None
     return Detected(table, scorer, calibration, rule, carried)

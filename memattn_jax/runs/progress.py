@@ -73,6 +73,7 @@ class Progress:
         metrics = {
             "rows": self.rows,
             "seconds": round(now - self.start, 2),
+            "first_row_seconds": None if self.first is None else round(then - self.start, 2),
             "rows_per_second": None if self.rows <= first else round((self.rows - first) / (now - then), 2),
             **values,
         }

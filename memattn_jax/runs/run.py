@@ -7,7 +7,7 @@ from itertools import chain, islice, takewhile
 from typing import Any
 
 from memattn_jax.runs.progress import Progress
-from memattn_jax.runs.stream import Overlap, asked_to_stop
+from memattn_jax.runs.stream import AHEAD, Overlap, asked_to_stop
 from memattn_jax.runs.table import J, Row, ShardedTable
 from memattn_jax.text import counted
 
@@ -67,6 +67,7 @@ def run(
     describe: Callable[[Batch, Any], list[Row]],
     progress: Progress,
     repeat: Callable[[Row, int, Any], Row] = lambda row, number, job: row | {"row": number},
+    ahead: int = AHEAD,
 ) -> bool:
     """Computes rows until the table is complete or the process is asked to stop; finished rows are always written.
 
@@ -77,6 +78,7 @@ def run(
       describe: makes table rows from a batch and the fetched result, which is None where no job had a prompt.
       progress: updated after every batch.
       repeat: makes a row from its twin, its number and its job.
+      ahead: batches in progress at once.
 
     Returns:
       Whether the table is complete; False after SIGTERM.
@@ -85,7 +87,7 @@ def run(
       OSError: rows could not be written; rows written before are intact.
       KeyboardInterrupt: the user pressed Ctrl-C; the message says what is kept.
     """
-    overlap = Overlap()
+    overlap = Overlap(ahead)
     errors = repeated = 0
 
     def launch(batch: Batch) -> Any:

@@ -26,7 +26,9 @@ class Overlap:
       elapsed: seconds from the end of the first batch to the end of the last one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = AHEAD) -> None:
+        """With `ahead` batches in progress at once."""
+        self.ahead = ahead
         self.busy = self.elapsed = 0.0
         self._ready: float | None = None  # when the last batch was done
 
@@ -51,7 +53,7 @@ class Overlap:
             for batch in batches:
                 started = start(batch)
                 running.append((batch, waiter.submit(self._finish, fetch, started, time.perf_counter())))
-                if len(running) == AHEAD:
+                if len(running) == self.ahead:
                     done, result = running.popleft()
                     yield done, result.result()
             for done, result in running:
