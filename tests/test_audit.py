@@ -14,7 +14,7 @@ from memattn_jax.audit.verifying import check_folder
 from memattn_jax.commands import audit, verifying
 from memattn_jax.commands.audit_options import Options
 from memattn_jax.errors import InputError
-from memattn_jax.runs.store import Store
+from memattn_jax.storage import Store
 
 WORDS = ("a dog", "the old house", "two red cats", "a boat on a lake", "someone", "blue")
 

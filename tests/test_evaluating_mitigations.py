@@ -19,7 +19,7 @@ from memattn_jax.demo.objects import Classifier, ObjectsFound, save_classifier
 from memattn_jax.evaluation.mitigated import Prompts, Sampled, describe, sample_prompts
 from memattn_jax.evaluation.shares import bootstrap_interval, frechet_distance, share_interval
 from memattn_jax.runs.parts import Part, Parts
-from memattn_jax.runs.store import Store
+from memattn_jax.storage import Store
 
 MEMORIZED, CLEAN = ["the cat", "a hill"], ["the land", "Z"]
 STEPS = 3

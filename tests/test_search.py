@@ -11,6 +11,7 @@ from memattn_jax.demo import grammar
 from memattn_jax.errors import InputError
 from memattn_jax.search import Chain, Search, Slots, search
 from memattn_jax.search.gibbs import move
+from memattn_jax.search.state import from_json, to_json
 
 LETTERS = tuple("abcdefghij")
 SLOTS = Slots((LETTERS,) * 4, most=5)
@@ -35,7 +36,10 @@ def test_goes_on_from_any_state():
     states = list(search(overlap, SLOTS, settings))
     assert any(state.ended for state in states)
     for cut in (0, 5, 10):
-        assert list(search(overlap, SLOTS, settings, states[cut])) == states[cut + 1 :]
+        kept = from_json(to_json(states[cut], {"seed": 0}), {"seed": 0})
+        assert kept == states[cut]
+        assert list(search(overlap, SLOTS, settings, kept)) == states[cut + 1 :]
+    assert from_json(to_json(states[0], {"seed": 0}), {"seed": 1}) is None
 
 
 def test_other_seeds_draw_others():

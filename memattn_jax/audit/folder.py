@@ -18,7 +18,9 @@ from memattn_jax.storage import Store
 PLAN, TIMES = "plan.json", "times.json"
 AUDIT, ITEMS, SIDE = "audit.json", "items.jsonl", "audit.json.sha256"
 MADE = ("report.html", "model-card.md")  # of audit.json, so their digests cannot be in it
-EVIDENCE = ("detection", "confirmation", "images", "mitigation", "mitigated", "heatmaps", "masks", "references")
+SEARCHED = "search/found.txt"  # the log, where a search made it
+EVIDENCE: tuple[str, ...] = ("search", "detection", "confirmation", "images", "mitigation", "mitigated")
+EVIDENCE += ("heatmaps", "masks", "references")
 EVIDENCE_FILES = (PLAN, ITEMS, "adversarial.json")
 INDEX = "index"  # vectors for comparing images: a cache, and no evidence
 THREADS = 8

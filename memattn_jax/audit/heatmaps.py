@@ -9,8 +9,8 @@ import numpy as np
 from memattn_jax.audit.sampling import Camera, Shot
 from memattn_jax.report.heatmaps import encode_png, overlay
 from memattn_jax.runs.run import fill_up
-from memattn_jax.runs.store import Store
 from memattn_jax.sharding.placement import rows_multiple
+from memattn_jax.storage import Store
 
 BLAMED, OTHERS = 4, 2  # tokens of a prompt
 

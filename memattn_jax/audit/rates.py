@@ -136,6 +136,11 @@ def rates_of(
     return entries
 
 
+def without_headlines(rates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rates of prompts that a search found, which are no sample of any log."""
+    return [{**rate, "headline": False, "needed": None} for rate in rates]
+
+
 def log_rate(what: str, kind: str | None, shares: Sequence[Share]) -> dict[str, Any]:
     """An entry for the whole log; that over all kinds is a headline where it is precise enough."""
     rate, low, high = combined(shares)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memattn_jax.audit import schema
-from memattn_jax.audit.folder import AUDIT, ITEMS, MADE, SIDE, digests
-from memattn_jax.audit.rates import rates_of
+from memattn_jax.audit.folder import AUDIT, ITEMS, MADE, SEARCHED, SIDE, digests
+from memattn_jax.audit.rates import rates_of, without_headlines
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
@@ -100,6 +100,8 @@ def sizes_of(audit: Mapping[str, Any]) -> dict[tuple[str, str | None], int]:
 def check_rates(audit: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> int:
     """The number of rates that follow from the lines; raises InputError that names one that does not."""
     again = rates_of(items, sizes_of(audit), audit["training_pictures"] is not None)
+    if SEARCHED in audit["files"]:
+        again = without_headlines(again)
     known = {(one["what"], one["of"], one["kind"]): one for one in again}
     for entry in audit["rates"]:
         name = entry["what"], entry["of"], entry["kind"]

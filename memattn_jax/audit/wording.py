@@ -43,6 +43,22 @@ def verdict(rates: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
     return {"sentence": f"No headline: {refused}.", "sure": sure, "refused": refused}
 
 
+def yield_of_search(items: Sequence[Mapping[str, Any]], pictures: bool) -> dict[str, Any]:
+    """The block of audit.json where a search found the prompts, which are no sample of any log.
+
+    Args:
+      items: lines of items.jsonl.
+      pictures: whether they were compared with training images.
+    """
+    name = "extracted" if pictures else "memorized"
+    count = sum(bool(item[name]) for item in items)
+    of = f"{counted(count, 'prompt')} of the {len(items)} that were sampled"
+    sentence = f"The search found prompts that nobody gave: {of} {MEANING[name]}."
+    refused = "The prompts were found by a search and are no sample of any log, so no rate follows from them."
+    sure = "Each of these is shown below with its images. How many more there are is not known."
+    return {"sentence": sentence, "sure": sure, "refused": refused}
+
+
 def limits(facts: Mapping[str, Any]) -> list[str]:
     """What the audit cannot say.
 

@@ -53,6 +53,11 @@ def audit_model(sd: "StableDiffusion", options: Options, sources: dict[str, Any]
 
     plan = plan_of(options, sd, sources)
     store = claim(options.out, plan, options.overwrite)
+    if options.search:
+        from memattn_jax.commands.searching import search_log
+
+        options = search_log(sd, options)
+        sources = read_sources(options)
     identity = {"command": "audit", "format": FORMAT, "model": plan["model"], "settings": plan["sampling"]}
     audit = Audit(options, sd, options.out, Times(store), identity)
     print_cost(audit, sources)
@@ -126,6 +131,7 @@ def plan_of(options: Options, sd: "StableDiffusion", sources: dict[str, Any]) ->
             **detecting,
             **comparing,
             "mitigation": options.mitigating,
+            "search": options.searching,
             "seed": options.seed,
             "batch_size": options.batch_size,
             "column": options.column,

@@ -11,9 +11,9 @@ from memattn_jax.audit import schema
 from memattn_jax.audit.change import changes
 from memattn_jax.audit.document import confirmation_block, detection_block, mitigated_rates, model_files
 from memattn_jax.audit.folder import evidence
-from memattn_jax.audit.rates import WHATS, rates_of
+from memattn_jax.audit.rates import WHATS, rates_of, without_headlines
 from memattn_jax.audit.truth import truth
-from memattn_jax.audit.wording import limits, verdict
+from memattn_jax.audit.wording import limits, verdict, yield_of_search
 from memattn_jax.checkpoints.checkpoint import Source
 from memattn_jax.checkpoints.hub import locate
 from memattn_jax.commands.auditing import mitigation_settings
@@ -60,6 +60,8 @@ def document(
     assert detected.rule is not None
     pictures = options.pictures is not None
     rates = rates_of(items, drawn.sizes, pictures)
+    if options.search:
+        rates = without_headlines(rates)
     scored = sum(drawn.sizes.values())
     log = sources["log"] | {"prompts": scored, "unreadable": drawn.unscored}
     calibration = audit.out / "detection" / "calibration.json"
@@ -93,7 +95,7 @@ def document(
         "mitigation": mitigation,
         "adversarial": adversarial,
         "truth": truth_of(found, items, rates) if options.built_in_log else None,
-        "verdict": verdict(rates, len(seeds)),
+        "verdict": yield_of_search(items, pictures) if options.search else verdict(rates, len(seeds)),
         "limits": limits(facts_of(audit, items, measures, adversarial)),
         "model_card": "",
         "files": evidence(audit.out),

@@ -1,8 +1,9 @@
 """Options of `memattn audit`, its profiles, and the checks that run before a model is loaded."""
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from memattn_jax import demo
 from memattn_jax.commands.model_options import ModelOptions
@@ -19,9 +20,10 @@ from memattn_jax.commands.options import (
     seeds,
     some_of,
 )
+from memattn_jax.commands.own import check_own
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DETECTORS, PRESETS, SCHEDULERS
-from memattn_jax.runs.store import is_local
+from memattn_jax.storage import is_local
 
 
 class Profile(NamedTuple):
@@ -103,6 +105,18 @@ class Options(ModelOptions):
     """Where the clean prompts come from, for the report."""
     clean_licence: Annotated[str | None, BY_DEFAULT] = None
     """Licence of the clean prompts, for the report."""
+    search: bool = False
+    """Audit prompts that a search finds, instead of a log: a Gibbs sampler over words that raises noise_norm. Its yield
+    is no rate."""
+    proposals: Annotated[str | None, BY_DEFAULT] = None
+    """With --search, where words come from, such as a masked language model of yours: FILE.py:NAME or MODULE:NAME, see
+    memattn_jax.search. Default for the built-in model: its grammar."""
+    search_chains: int = 8
+    """With --search: number of prompts that change side by side."""
+    search_steps: int = 40
+    """With --search: number of words that change in each."""
+    search_temperature: float = 0.3
+    """With --search: how far worse words may be; in standard deviations of clean prompts' scores."""
     verify: Annotated[Path | None, BY_DEFAULT] = None
     """Check a finished audit instead: the digests of its files, its schema, its rates, and some rows by the model."""
     rows: int = 3
@@ -140,14 +154,29 @@ class Options(ModelOptions):
         files(self, "prompts", "clean", "training_pictures", "sscd")
         for name in ("prompts", "clean"):
             value = getattr(self, name)
-            if value is None and not self.built_in:
+            if value is None and not self.built_in and not (self.search and name == "prompts"):
                 raise InputError(f"--{name} FILE is required with --model")
             if value == "-" or (value is not None and not is_local(value)):
                 raise InputError(f"--{name} {value}: an audit needs a local file or folder, to read it again")
+        self.check_search()
         if self.kind is not None and self.prompts is None:
             raise InputError("--kind names a column of a prompt file: add --prompts FILE")
         if not is_local(str(self.out)):
             raise InputError(f"--out {self.out}: an audit needs a local folder")
+
+    def check_search(self) -> None:
+        """Raises InputError for options of --search that do not go together."""
+        if self.search and self.prompts is not None:
+            raise InputError("--search and --prompts are mutually exclusive: a search needs no log")
+        if self.search and self.proposals is None and not self.built_in:
+            raise InputError("--search needs --proposals FILE.py:NAME with --model: words for your prompts")
+        if self.proposals is not None:
+            if not self.search:
+                raise InputError("--proposals has no effect without --search")
+            check_own(self.proposals, "--proposals")
+        at_least(self, 1, "search_chains", "search_steps")
+        if not 0 < self.search_temperature < inf:
+            raise InputError(f"--search-temperature {self.search_temperature}: must be positive")
 
     def check_verify(self) -> None:
         """Raises InputError for a folder without an audit."""
@@ -159,7 +188,13 @@ class Options(ModelOptions):
     @property
     def built_in_log(self) -> bool:
         """Whether the log is that of the built-in model."""
-        return self.built_in and self.prompts is None
+        return self.built_in and self.prompts is None and not self.search
+
+    @property
+    def searching(self) -> dict[str, Any] | None:
+        """Settings of the search; None without one."""
+        names = ("search_chains", "search_steps", "search_temperature", "proposals")
+        return {name: getattr(self, name) for name in names} if self.search else None
 
     @property
     def pictures(self) -> Path | None:

@@ -28,8 +28,8 @@ from memattn_jax.pictures.files import image_files
 from memattn_jax.prompts import Prompt, count_prompts, read_prompts, stream_prompts
 from memattn_jax.registries import PRESETS
 from memattn_jax.report.findings import Settle, in_parts, pick, summarize
-from memattn_jax.runs.store import Store
 from memattn_jax.runs.versions import versions
+from memattn_jax.storage import Store
 
 if TYPE_CHECKING:
     from memattn_jax.mitigations import Mitigation

@@ -7,12 +7,10 @@ small shifts and the tiled l2 distance of Carlini et al., and with --sscd or --e
 copies.json holds the settings. Vectors are kept in --index, where only new and changed files are embedded again.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,6 +18,7 @@ import tyro
 
 from memattn_jax.commands.command import run_command
 from memattn_jax.commands.options import BY_DEFAULT, at_least, check_sscd, files, finite, one_of
+from memattn_jax.commands.own import check_own, load_own
 from memattn_jax.errors import InputError
 from memattn_jax.pictures.files import image_files, texts_of
 from memattn_jax.registries import PRESETS
@@ -75,8 +74,8 @@ class Options:
             raise InputError("no images: name files or folders of images")
         files(self, "references", "sscd")
         check_sscd(self)
-        if self.embedding is not None and not all(self.embedding.partition(":")):
-            raise InputError(f"--embedding {printable(self.embedding, 60)}: expected FILE.py:NAME or MODULE:NAME")
+        if self.embedding is not None:
+            check_own(self.embedding, "--embedding")
         finite(self, "threshold")
         if self.threshold is not None and self.sscd is None and self.embedding is None:
             raise InputError("--threshold has no effect without --sscd or --embedding")
@@ -102,33 +101,6 @@ def without_plots(images: list[Path]) -> list[Path]:
     return kept
 
 
-def load_embedding(place: str) -> "Embedding | Preparing":
-    """The object that FILE.py:NAME or MODULE:NAME names, or an instance of the class.
-
-    Raises:
-      InputError: no such file, module or name.
-    """
-    source, _, name = place.rpartition(":")
-    if source.endswith(".py"):
-        if not Path(source).is_file():
-            raise InputError(f"--embedding {printable(source, 100)}: no such file")
-        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
-    else:
-        try:
-            module = import_module(source)
-        except ModuleNotFoundError as error:
-            raise InputError(f"--embedding {printable(source, 60)}: {error}") from None
-    if not hasattr(module, name):
-        raise InputError(f"--embedding {printable(place, 100)}: no such name in it")
-    found = getattr(module, name)
-    found = found() if isinstance(found, type) else found
-    if not hasattr(found, "measure"):
-        raise InputError(f"--embedding {printable(place, 80)}: no attribute `measure`; expected Measure(model, preset)")
-    return found
-
-
 def embeddings_of(options: Options) -> "list[tuple[Embedding | Preparing, float]]":
     """The embeddings that the options name, each with the similarity from which images are alike."""
     found: list[tuple[Embedding | Preparing, float]] = []
@@ -138,7 +110,7 @@ def embeddings_of(options: Options) -> "list[tuple[Embedding | Preparing, float]
         sscd = load_sscd(options.sscd, options.preset)
         found.append((sscd, PRESETS[options.preset] if options.threshold is None else options.threshold))
     if options.embedding is not None:
-        own = load_embedding(options.embedding)
+        own = load_own(options.embedding, "--embedding", "measure")
         found.append((own, THRESHOLD if options.threshold is None else options.threshold))
     return found
 

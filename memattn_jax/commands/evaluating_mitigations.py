@@ -125,8 +125,8 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.mitigations import write_mitigations
     from memattn_jax.runs.parts import Parts
-    from memattn_jax.runs.store import Store
     from memattn_jax.sharding.placement import make_mesh
+    from memattn_jax.storage import Store
 
     mesh = make_mesh(options.mesh)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)

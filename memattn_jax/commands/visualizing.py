@@ -27,9 +27,9 @@ from memattn_jax.report.figures.pages import PAGES, Seen, where_of
 from memattn_jax.report.figures.rendering import render
 from memattn_jax.report.figures.separation import plot_separation, separation
 from memattn_jax.report.figures.tokens import check_tokens, shown_tokens
-from memattn_jax.runs.store import Store
 from memattn_jax.runs.versions import versions
 from memattn_jax.sharding.placement import make_mesh, rows_multiple
+from memattn_jax.storage import Store
 from memattn_jax.text import counted, printable
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import numpy as np
 
 from memattn_jax.errors import InputError
 from memattn_jax.runs.refusal import refusal
-from memattn_jax.runs.store import Store
 from memattn_jax.runs.table import MANIFEST
+from memattn_jax.storage import Store
 
 
 class Part(NamedTuple):

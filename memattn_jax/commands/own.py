@@ -1,0 +1,47 @@
+"""Objects of a user's own that an option names, as FILE.py:NAME or MODULE:NAME."""
+
+import importlib.util
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from memattn_jax.errors import InputError
+from memattn_jax.text import printable
+
+
+def check_own(place: str, option: str) -> None:
+    """Raises InputError where a value names no object."""
+    if not all(place.rpartition(":")[::2]):
+        raise InputError(f"{option} {printable(place, 60)}: expected FILE.py:NAME or MODULE:NAME")
+
+
+def load_own(place: str, option: str, member: str) -> Any:
+    """The object, or an instance of the class, that a value names.
+
+    Args:
+      place: FILE.py:NAME or MODULE:NAME; the file or module is run.
+      option: that the value is of.
+      member: an attribute that the object must have.
+
+    Raises:
+      InputError: no such file, module or name, or an object without the member.
+    """
+    source, _, name = place.rpartition(":")
+    if source.endswith(".py"):
+        if not Path(source).is_file():
+            raise InputError(f"{option} {printable(source, 100)}: no such file")
+        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    else:
+        try:
+            module = import_module(source)
+        except ModuleNotFoundError as error:
+            raise InputError(f"{option} {printable(source, 60)}: {error}") from None
+    if not hasattr(module, name):
+        raise InputError(f"{option} {printable(place, 100)}: no such name in it")
+    found = getattr(module, name)
+    found = found() if isinstance(found, type) else found
+    if not hasattr(found, member):
+        raise InputError(f"{option} {printable(place, 80)}: no attribute `{member}`")
+    return found
