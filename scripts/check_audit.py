@@ -26,7 +26,7 @@ from memattn_jax.audit.strata import OF_VERDICT
 from memattn_jax.commands.auditing import built_in_log
 from memattn_jax.copies.search import Search
 from memattn_jax.pictures.files import image_files
-from memattn_jax.runs.store import Store
+from memattn_jax.storage import Store
 
 FAR = 100_000  # from the audit's seeds to those of the census
 KILLS = 10

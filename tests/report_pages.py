@@ -13,7 +13,7 @@ from PIL import Image
 from memattn_jax.detectors.calibration.verdicts import Joint, Rule
 from memattn_jax.report.html import evaluations, runs
 from memattn_jax.report.mitigations import COLUMNS
-from memattn_jax.runs.store import Store
+from memattn_jax.storage import Store
 
 DETECTORS = ("entropy_e", "noise_norm")
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from memattn_jax.audit.evidence import Nearest
 from memattn_jax.copies.search import decoded, fitted
-from memattn_jax.runs.store import Store
 from memattn_jax.ssim import KERNEL, terms
+from memattn_jax.storage import Store
 
 EDGE = 64  # pixels of the shorter side at which images are compared: finer ones differ where eyes see none
 

@@ -17,8 +17,8 @@ from memattn_jax.runs.table import Row
 from memattn_jax.text import counted
 
 if TYPE_CHECKING:
-    from memattn_jax.runs.store import Store
     from memattn_jax.runs.table import ShardedTable
+    from memattn_jax.storage import Store
 
 SHOWN = 3000  # rows of a page
 GUARD = "guard_score"
