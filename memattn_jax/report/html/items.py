@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from memattn_jax.detectors.calibration.verdicts import UNKNOWN
 from memattn_jax.report.html.thumbnails import Plan, Thumbnails
 
 HEAD = 300  # characters of a prompt that are searched
@@ -78,7 +79,7 @@ def index_row(item: Item, kinds: Sequence[str], detectors: Sequence[str], measur
     agreement = item["agreement"] or {}
     return [
         item["row"],
-        item["flagged"],
+        None if item["verdict"] == UNKNOWN else item["flagged"],
         item["memorized"],
         item["extracted"],
         sum(bool(image["copy"]) for image in item["mitigated"]),

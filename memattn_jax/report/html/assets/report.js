@@ -33,7 +33,8 @@
   };
 
   /* Text of strangers: what cannot be seen becomes its code point. Line ends, tabs, joiners and flags stay. */
-  const UNSEEN = /(\u{1F3F4}[\u{E0020}-\u{E007E}]+\u{E007F}|\r?\n|[\t\u200c\u200d])|([\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}])/gu;
+  const KEPT = /\u{1F3F4}[\u{E0020}-\u{E007E}]+\u{E007F}|\r?\n|[\t\u200c\u200d]/u;
+  const UNSEEN = new RegExp(`(${KEPT.source})|([\\p{Cc}\\p{Cf}\\p{Cs}\\p{Co}\\p{Cn}\\p{Zl}\\p{Zp}])`, "gu");
   const visible = (text) => {
     const parts = document.createDocumentFragment();
     let from = 0;
@@ -48,7 +49,8 @@
   };
   const plain = (text) => visible(text).textContent;
   const number = (value) => (value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))));
-  const cut = (text, length) => (text.length > length ? `${text.slice(0, length)}…` : text);
+  const whole = (text) => text.replace(/[\ud800-\udbff]$/, ""); // without half an emoji at its end
+  const cut = (text, length) => (text.length > length ? `${whole(text.slice(0, length))}…` : text);
 
   /* Which prompts, and in which order. */
   const SHOWN = {
@@ -67,7 +69,8 @@
   const rising = (value) => (a, b) => (value(a) ?? Infinity) - (value(b) ?? Infinity) || a.row - b.row;
   const falling = (value) => (a, b) => (value(b) ?? -Infinity) - (value(a) ?? -Infinity) || rising(by("p"))(a, b);
   const SORTED = { // of each: its label, how it compares, and what must be known of a prompt at least
-    evidence: ["Strongest evidence", (a, b) => strength(b) - strength(a) || falling(by("similarity"))(a, b), by("flagged")],
+    evidence: ["Strongest evidence", (a, b) => strength(b) - strength(a) || falling(by("similarity"))(a, b),
+      by("flagged")],
     similarity: ["Similarity to a training picture", falling(by("similarity")), by("similarity")],
     agreement: ["Agreement between seeds", falling(by("agreement")), by("agreement")],
     p: ["p-value, lowest first", rising(by("p")), by("p")],
@@ -109,18 +112,19 @@
   const link = (file, content) => h("a", { href: file.split("/").map(encodeURIComponent).join("/") }, content);
   const image = (source, alt) => {
     const element = h("img", { alt, decoding: "async" });
-    element.addEventListener("load", () => element.classList.toggle("tiny", element.naturalWidth <= 96));
+    element.addEventListener("load", () => element.classList.toggle("tiny", element.naturalWidth <= 64));
     element.src = source;
     return element;
   };
   const photo = (data, file, alt) => {
-    if (file === null) return h("div", { class: "blank" }, "no picture: values are not finite");
+    if (file === null) return h("div", { class: "blank" }, "no picture");
     if (!(file in data.pictures)) return h("div", { class: "blank" }, link(file, file));
     return image(data.pictures[file], alt);
   };
   const caption = (made, measures = [facts.measure]) => h("figcaption", {}, `Seed ${made.seed}`,
     made.copy ? h("span", { class: "copy-mark" }, " copy") : "",
-    ...measures.filter((name) => name in made.similarity).map((name) => h("div", {}, `${name} ${number(made.similarity[name])}`)));
+    ...measures.filter((name) => name in made.similarity)
+      .map((name) => h("div", {}, `${name} ${number(made.similarity[name])}`)));
   const partner = (data) => {
     const made = data.images[data.best];
     if (made && made.nearest) {
@@ -133,7 +137,8 @@
   };
   const badges = (entry, data) => {
     const words = [[entry.extracted, "extracted", "strong"], [entry.memorized, "memorized", "some"],
-      [entry.flagged, "flagged", ""], [entry.flagged === false, "not flagged", ""], [data.verdict === "unknown", "no verdict", ""], [entry.returned, "copy with mitigation", "some"],
+      [entry.flagged, "flagged", ""], [entry.flagged === false, "not flagged", ""],
+      [data.verdict === "unknown", "no verdict", ""], [entry.returned, "copy with mitigation", "some"],
       [entry.error, "error", "some"]];
     return h("p", { class: "badges" }, ...words.filter(([applies]) => applies)
       .map(([, word, look]) => h("span", { class: `badge ${look}` }, word)));
@@ -209,11 +214,16 @@
     const forward = button("Next", "forward", () => step(1));
     back.disabled = at <= 0;
     forward.disabled = at < 0 || at === matching.length - 1;
-    const bar = h("div", { class: "bar" }, h("h2", { id: "prompt-title" }, `Row ${entry.row}`), back, forward, button("Close", "close", () => dialog.close()));
+    const bar = h("div", { class: "bar" }, h("h2", { id: "prompt-title" }, `Row ${entry.row}`), back, forward,
+      button("Close", "close", () => dialog.close()));
     const words = h("p", { class: "text", dir: "auto", tabIndex: 0 });
     const write = (text) => words.replaceChildren(text === "" ? h("em", {}, "empty prompt") : visible(text));
     write(cut(data.prompt, CLIP));
-    const all = button(`Show all ${data.prompt.length} characters`, "", () => { write(data.prompt); all.remove(); words.focus(); });
+    const all = button(`Show all ${data.prompt.length} characters`, "", () => {
+      write(data.prompt);
+      all.remove();
+      words.focus();
+    });
     const { stage, tokens } = attention(data);
     return [bar, h("div", { class: facts.pictures ? "sheet" : "sheet bare" }, facts.pictures ? stage : "",
       h("div", { class: "told" }, badges(entry, data), h("h3", {}, "Prompt"), words, data.prompt.length > CLIP ? all : "",
@@ -222,14 +232,15 @@
         tokens ?? "",
         h("h3", {}, facts.detectors.some(({ threshold }) => threshold !== null) ? "Scores against thresholds" : "Scores"),
         scores(entry, data.over),
-        data.verdict === null ? "" : h("p", { class: "small" }, `Joint p-value ${number(entry.p)}. Verdict of the detectors: ${data.verdict}.`)),
+        data.verdict === null ? "" : h("p", { class: "small" },
+          `Joint p-value ${number(entry.p)}. Verdict of the detectors: ${data.verdict}.`)),
       h("div", { class: "seeds" },
         ...strip("All seeds", data, data.images, data.agreement),
         ...strip("The same seeds with the mitigation", data, data.mitigated, data.mitigated_agreement)))];
   };
   const agreement = (found, images) => (found === null ? "" : h("p", { class: "small muted" },
-    `${found.alike > 1 ? found.alike : "No two"} of ${images.length} agree at ${found.measure} ≥ ${number(found.threshold)}: ` +
-    `mean ${number(found.mean)}, highest ${number(found.highest)}.`));
+    `${found.alike > 1 ? found.alike : "No two"} of ${images.length} agree at ${found.measure} ≥ ` +
+    `${number(found.threshold)}: mean ${number(found.mean)}, highest ${number(found.highest)}.`));
   const strip = (label, data, images, found) => (images.length < 2 ? [] : [h("h3", {}, label), agreement(found, images),
     h("ul", { class: "strips" }, ...images.map((made) => {
       const picture = photo(data, made.file, `Picture of seed ${made.seed}, full size`);
@@ -246,7 +257,8 @@
     stack.append(heat);
     const reading = h("p", { class: "read small muted", role: "status" });
     const stage = h("div", { class: "stage" }, h("div", { class: "pair" },
-      h("figure", {}, stack, made ? caption(made) : "", made?.file ? h("div", { class: "small" }, link(made.file, "Full size")) : ""),
+      h("figure", {}, stack, made ? caption(made) : "",
+        made?.file ? h("div", { class: "small" }, link(made.file, "Full size")) : ""),
       partner(data) ?? ""));
     let pinned = null; // the button whose map stays
     const look = (button) => {
@@ -268,7 +280,8 @@
     };
     if (data.mask) {
       const button = h("button", { type: "button", class: "where", "aria-pressed": "false" }, "Where the copy is");
-      stage.append(pressable(Object.assign(button, { map: data.mask, look: "mask", told: "Bright: where the copy is." })));
+      const told = "Bright: where it is like the training picture.";
+      stage.append(pressable(Object.assign(button, { map: data.mask, look: "mask", told })));
     }
     if (data.tokens.length === 0) return { stage, tokens: null };
     const relative = data.excess.length > 0; // else there are no clean prompts to compare with
@@ -284,26 +297,32 @@
       button.style.setProperty("--shade", Math.min(1, Math.max(0, shade(excess, share) || 0)));
       return pressable(Object.assign(button, { map: data.heat[at], look: "heat", told }));
     });
-    const group = h("div", { class: "tokens", role: "group", "aria-label": "Tokens; arrow keys move between them" }, ...buttons);
+    const group = h("div", { class: "tokens", role: "group", "aria-label": "Tokens; arrow keys move between them" },
+      ...buttons);
+    const moves = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -buttons.length, End: buttons.length };
     group.addEventListener("keydown", (event) => {
-      const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -buttons.length, End: buttons.length }[event.key];
-      if (by === undefined) return;
+      const move = moves[event.key];
+      if (move === undefined) return;
       event.preventDefault();
       const at = buttons.indexOf(document.activeElement);
-      const to = buttons[Math.min(Math.max(at + by, 0), buttons.length - 1)];
+      const to = buttons[Math.min(Math.max(at + move, 0), buttons.length - 1)];
       buttons[at].tabIndex = -1;
       to.tabIndex = 0;
       to.focus();
     });
-    const legend = h("p", { class: "muted small" }, relative ? "Shade: attention relative to clean prompts, 1 " : "Shade: attention, 0 ",
-      h("span", { class: "scale" }), relative ? ` ${SHADES} times or more. Underlined: the token stands out.` : ` ${number(100 * most)} %.`);
+    const ends = relative
+      ? ["Shade: attention relative to clean prompts, 1 ", ` ${SHADES} times or more. Underlined: the token stands out.`]
+      : ["Shade: attention, 0 ", ` ${number(100 * most)} %.`];
+    const legend = h("p", { class: "muted small" }, ends[0], h("span", { class: "scale" }), ends[1]);
     return { stage, tokens: h("div", {}, h("h3", {}, "Tokens"), group, reading, legend) };
   };
 
   /* Controls. */
   const option = (value, label) => h("option", { value }, label);
-  $("show").append(...Object.entries(SHOWN).filter(([, [, keep]]) => index.some(keep)).map(([name, [label, keep]]) => option(name, `${label} (${index.filter(keep).length})`)));
-  $("sort").append(...Object.entries(SORTED).filter(([, [,, known]]) => index.some((entry) => known(entry) !== null)).map(([name, [label]]) => option(name, label)));
+  $("show").append(...Object.entries(SHOWN).filter(([, [, keep]]) => index.some(keep))
+    .map(([name, [label, keep]]) => option(name, `${label} (${index.filter(keep).length})`)));
+  $("sort").append(...Object.entries(SORTED).filter(([, [,, known]]) => index.some((entry) => known(entry) !== null))
+    .map(([name, [label]]) => option(name, label)));
   $("kind").append(option("", "All"), ...facts.kinds.map((name, at) => option(String(at), plain(name))));
   $("kind-label").hidden = facts.kinds.length === 0;
   if (index.some((entry) => entry.flagged)) $("show").value = "flagged";
