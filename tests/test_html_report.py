@@ -154,6 +154,20 @@ def test_a_refused_rate_is_not_in_the_card(tmp_path):
     assert "| all prompts |" not in card
 
 
+def test_what_a_search_found_has_no_rate(tmp_path):
+    audit = audit_example.write_audit(tmp_path, 4)
+    audit["rates"] = [rate | {"headline": False, "needed": None} for rate in audit["rates"]]
+    audit["verdict"] |= {"sentence": "The search found 3 prompts.", "refused": "They are no sample of any log."}
+    assert "The search found 3 prompts. No rate is stated" in model_card(audit)
+    assert "|" not in model_card(audit)
+    (tmp_path / "audit.json").write_text(json.dumps(audit), encoding="utf-8")
+    shown = Page(write_report(tmp_path).read_text(encoding="utf-8")).shown
+    assert "shares of what was found" in shown
+    assert (
+        "the log" not in shown.partition("Rates")[2].partition("Does attention_mask help?")[0].partition("Share of")[2]
+    )
+
+
 def test_a_card_holds_no_markup_of_others(folder):
     audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     audit["prompts"]["log"] |= {"source": "a|b # title <img src=x>", "provenance": "[x](y) `z`"}

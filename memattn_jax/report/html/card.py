@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from memattn_jax.report.html.wording import LOG, confidence, deciding, interval, percent
+from memattn_jax.report.html.wording import LOG, confidence, deciding, interval, is_sample, percent
 from memattn_jax.text import counted, printable
 
 SHOWN = 120  # characters of a name or a path
@@ -29,8 +29,10 @@ def paragraphs(audit: Mapping[str, Any]) -> Iterator[str]:
         stated = [rate for rate in overall(audit["rates"], LOG) if rate["headline"]]
         yield f"Of {prompts}, an estimated {' and '.join(map(sentence, stated))}."
     else:
-        yield f"Measured with {prompts}. No rate is stated for all of them: {escape(refused, None).rstrip('.')}."
-    yield table(audit)
+        found = "" if is_sample(audit) else f" {escape(audit['verdict']['sentence'], None)}"
+        yield f"Tested with {prompts}.{found} No rate is stated for all of them: {escape(refused, None).rstrip('.')}."
+    if is_sample(audit):
+        yield table(audit)
     yield definitions(audit)
     yield (
         f"Sampled with {counted(settings['steps'], 'step')} of {escape(settings['scheduler'])}, guidance scale "

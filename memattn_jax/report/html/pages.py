@@ -50,7 +50,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {name: getattr(wording, name) for name in WORDS}
-    made.globals |= {"axis": axis, "deciding": wording.deciding}
+    made.globals |= {"axis": axis, "deciding": wording.deciding, "is_sample": wording.is_sample}
     return made
 
 

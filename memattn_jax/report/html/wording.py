@@ -70,6 +70,11 @@ def deciding(audit: Mapping[str, Any], against: str) -> str:
     return " or ".join(map(measure_text, measures))
 
 
+def is_sample(audit: Mapping[str, Any]) -> bool:
+    """Whether prompts are a sample of a log, from which rates follow; those that a search found are none."""
+    return audit["verdict"]["refused"] is None or any(rate["needed"] is not None for rate in audit["rates"])
+
+
 def flat(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as names and values: {"control": {"rate": 0.05}} is ("control, rate", "0.05")."""
     if isinstance(values, Mapping):
