@@ -26,7 +26,7 @@ def shown_tokens(row: Mapping[str, Any]) -> list[int]:
     by_excess = sorted(range(len(tokens)), key=lambda place: -(excess[place] or 0.0))
     blamed = [place for place in by_excess if tokens[place] in (row["blamed"] or ())][:BLAMED]
     words = [place for place in range(1, row["length"] - 1) if place not in blamed]
-    words.sort(key=lambda place: -attention[place])
+    words.sort(key=lambda place: -(excess[place] or 0.0))  # the first word has most attention in any prompt
     return blamed + words[:OTHERS]
 
 
