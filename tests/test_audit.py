@@ -257,3 +257,55 @@ def test_masks_show_where_the_copy_is(tmp_path):
     assert mask.shape == (64, 96)
     assert mask[:, :40].min() > 250
     assert mask[:, 60:].max() < 20
+
+
+def test_adversarial_test_asks_for_the_extracted_pictures(monkeypatch, finished, inputs):
+    from memattn_jax.audit import adversarial
+
+    asked = []
+
+    def retriggered(sd, prompts, images, mitigation, attack, run):
+        asked.append((prompts, images, attack.seed))
+        return {"prompts": len(prompts)}
+
+    monkeypatch.setattr(adversarial, "retriggered", retriggered)
+    _, items = check_folder(finished)
+    copied = [dict(items[place], images=[dict(items[place]["images"][0], copy=True)]) for place in (2, 3)]
+    found = adversarial.bring_back(None, copied, (finished, inputs / "pictures"), {"none": None, "mask": None}, 7, {})
+    assert found == {"none": {"prompts": 2}, "mask": {"prompts": 2}}
+    prompts, images, seed = asked[0]
+    assert prompts == [item["prompt"] for item in copied]
+    assert (images.shape, images.dtype, seed) == ((2, 8, 8, 3), np.uint8, 7)
+
+
+def test_images_that_are_not_finite_are_no_evidence(tmp_path):
+    """They are written nowhere, and their prompt is neither memorized nor clean."""
+    from types import SimpleNamespace
+
+    from memattn_jax.audit.items import Facts, item
+    from memattn_jax.audit.sampling import Camera, Shot
+
+    camera = Camera(None, {}, 2, Store(tmp_path / "images"), "{}")
+    made = SimpleNamespace(finite=[False, True], images=np.zeros((2, 8, 8, 3), np.uint8))
+    shots = camera.describe([(0, Shot("a", 0, 5)), (1, Shot("a", 1, 5))], made)
+    assert [shot["file"] for shot in shots] == [None, "000005-1.png"]
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["000005-1.png"]
+    row = {
+        "row": 5,
+        "prompt": "a",
+        "length": 3,
+        "verdict": "unknown",
+        "p": None,
+        "over": [],
+        "error": None,
+        "noise_norm": None,
+    }
+    row |= {
+        "tokens": ["<begin>", "a", "<end>"],
+        "attention": [0.5, None, 0.25],
+        "attention_excess": None,
+        "blamed": None,
+    }
+    line = item(row, ["noise_norm"], None, shots, [], Facts(tmp_path / "images", tmp_path / "mitigated"))
+    assert (line["stratum"], line["memorized"], line["extracted"]) == ("unknown", None, None)
+    assert "NaN" in line["error"]

@@ -80,9 +80,17 @@ def lines_of(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of items.jsonl, each checked against the schema."""
     with (folder / ITEMS).open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
-            item = json.loads(line)
+            item = parsed(line, f"{ITEMS} line {number}")
             schema.check(item, f"{ITEMS} line {number}", "item")
             yield item
+
+
+def parsed(text: str, where: str) -> Any:
+    """The value that a text in JSON stands for; raises InputError where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise InputError(f"{where}: not JSON") from None
 
 
 def sizes_of(audit: Mapping[str, Any]) -> dict[tuple[str, str | None], int]:
@@ -128,7 +136,7 @@ def check_folder(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
       InputError: names the first file or place that is not.
     """
     check_files(folder, side_digests(folder))
-    audit = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    audit = parsed((folder / AUDIT).read_text(encoding="utf-8", errors="replace"), AUDIT)
     schema.check(audit, AUDIT)
     check_files(folder, audit["files"])
     items = list(lines_of(folder))
