@@ -11,13 +11,15 @@ import scipy.stats
 from flax import nnx
 from PIL import Image
 
-from memattn_jax import InputError
+from memattn_jax import InputError, demo
 from memattn_jax.commands import evaluate
-from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations
+from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations, make_all
+from memattn_jax.commands.mitigating import describe as describe_fields
 from memattn_jax.commands.naming import named_mitigations
 from memattn_jax.demo.objects import Classifier, ObjectsFound, save_classifier
 from memattn_jax.evaluation.mitigated import Prompts, Sampled, describe, sample_prompts
 from memattn_jax.evaluation.shares import bootstrap_interval, frechet_distance, share_interval
+from memattn_jax.registries import MITIGATIONS
 from memattn_jax.runs.parts import Part, Parts
 from memattn_jax.storage import Store
 
@@ -119,6 +121,16 @@ def test_names_and_fields():
     for text, named in (("hope", "hope"), ("attention_mask,attention_mask", "twice"), ("attention_mask,all", "all")):
         with pytest.raises(InputError, match=named):
             named_mitigations(text)
+
+
+def test_all_of_them_without_prompts():
+    """All but the one that needs a file; what they are made with can be kept."""
+    memorized, clean = demo.prompts("memorized", "report"), demo.clean_prompts()
+    with pytest.warns(UserWarning, match="left out paraphrase_guidance"):
+        made = make_all(evaluate.Options(mitigations="all"), memorized, clean)
+    assert {name.partition(":")[0] for name in made} == MITIGATIONS.keys() - {"paraphrase_guidance"}
+    fields = {name: describe_fields(mitigation) for name, mitigation in made.items()}
+    assert json.loads(json.dumps(fields)) == fields
 
 
 @pytest.mark.slow
