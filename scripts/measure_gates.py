@@ -30,7 +30,7 @@ from memattn_jax.demo.objects import ObjectsFound
 from memattn_jax.errors import InputError
 from memattn_jax.evaluation.shares import bootstrap_interval, share_interval
 from memattn_jax.runs.parts import Part, Parts
-from memattn_jax.runs.store import Store
+from memattn_jax.storage import Store
 from memattn_jax.training.gate import Gate
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import fit_gate, start, trained

@@ -5,7 +5,7 @@ import pytest
 from measure_gates import BATCH, SHARE, Pairs, batches, measure, summarize
 
 from memattn_jax.runs.parts import Part, Parts
-from memattn_jax.runs.store import Store
+from memattn_jax.storage import Store
 
 STOPPED = {"none": 0.0, "noise_norm": 0.1, "loss": 0.4, "random": 0.4}
 
