@@ -18,7 +18,7 @@ def digits(share: float) -> str:
     """A share in percent, without the sign: one decimal place, two significant digits where it is small."""
     if share in (0, 1):
         return f"{100 * share:.0f}"
-    return f"{100 * share:.2g}" if share < 0.001 else f"{100 * share:.1f}"
+    return f"{100 * share:.2g}" if 1e-6 < share < 0.001 else f"{100 * share:.1f}"
 
 
 def percent(share: float | None) -> str:
