@@ -142,7 +142,9 @@ def test_thumbnails_fit_into_a_file_that_opens(prompts, seeds, wanted):
 def test_a_stated_rate_in_the_card(folder):
     audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     card = model_card(audit)
-    assert "an estimated 25.0 % are memorized (95 % interval 15.0 to 35.0 %)" in card.replace("\u00a0", " ")
+    assert "an estimated 25.0 % are memorized (95 % interval 15.0 to 35.0 %), 25.0 % are extracted (" in card.replace(
+        "\u00a0", " "
+    )
     assert f"| all prompts | {ROWS} | 25.0 % (15.0 to 35.0 %) |" in card.replace("\u00a0", " ")
     assert "| flagged, with attention\\_mask |" in card
     assert "infring" not in card

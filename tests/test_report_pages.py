@@ -20,7 +20,7 @@ def script(page: str, name: str):
 
 def test_detections(tmp_path):
     page = report_pages.write_detection(tmp_path).read_text(encoding="utf-8")
-    assert "3 of 8 prompts are flagged at a false-positive rate of 1 %; 0.1 would be" in page
+    assert "3 of 8 prompts are flagged at a false-positive rate of 1\u00a0%; 0.1 would be" in page
     assert "m&lt;odel&gt;" in page
     assert [row[1] for row in script(page, "index")] == [True, False, False, True, False, False, True, None]
     assert [script(page, f"block-{row}")["prompt"] for row in range(len(PROMPTS))] == list(PROMPTS)

@@ -27,7 +27,7 @@ def paragraphs(audit: Mapping[str, Any]) -> Iterator[str]:
     prompts = f"{counted(log['prompts'], 'prompt')} ({escape(log['source'])}{origin})"
     if refused is None:
         stated = [rate for rate in overall(audit["rates"], LOG) if rate["headline"]]
-        yield f"Of {prompts}, an estimated {' and '.join(map(sentence, stated))}."
+        yield f"Of {prompts}, an estimated {enumerated(list(map(sentence, stated)))}."
     else:
         found = "" if is_sample(audit) else f" {escape(audit['verdict']['sentence'], None)}"
         yield f"Tested with {prompts}.{found} No rate is stated for all of them: {escape(refused, None).rstrip('.')}."
@@ -41,6 +41,11 @@ def paragraphs(audit: Mapping[str, Any]) -> Iterator[str]:
         f"fingerprint `{audit['model']['fingerprint']}`, memattn_jax {escape(audit['versions']['memattn_jax'])}, "
         f"schema `{audit['schema']}`."
     )
+
+
+def enumerated(parts: Sequence[str]) -> str:
+    """Phrases one after the other: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def overall(rates: Sequence[Mapping[str, Any]], of: str) -> list[Mapping[str, Any]]:

@@ -41,11 +41,15 @@ class Gallery(NamedTuple):
 
 def environment() -> Environment:
     """Templates of this package. Whatever they print is escaped, and has its control characters made visible."""
+
+    def shown(value: Any) -> Any:
+        return printable(value).replace(" %", "\u00a0%") if type(value) is str else value
+
     made = Environment(
         loader=PackageLoader("memattn_jax.report.html"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
