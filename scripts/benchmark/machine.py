@@ -12,6 +12,7 @@ from typing import Any
 LIMIT = 0.3  # cores that others may keep busy, before a row and after it
 SIDE = 2048  # of the matrices that rates are measured with
 STAT = Path("/proc/stat")
+PAUSE = 2.0  # seconds in which the load is measured
 
 
 def processor() -> str:
@@ -32,12 +33,12 @@ def busy_ticks(text: str) -> int:
     return user + nice + system + interrupts + soft + stolen
 
 
-def cores_busy(seconds: float = 2.0) -> float | None:
+def cores_busy() -> float | None:
     """Cores that are busy now, with work of others where ours waits; None where Linux does not tell."""
     if not STAT.exists():
         return None
     first, start = busy_ticks(STAT.read_text()), time.perf_counter()
-    time.sleep(seconds)
+    time.sleep(PAUSE)
     ticks = busy_ticks(STAT.read_text()) - first
     return ticks / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - start)
 
