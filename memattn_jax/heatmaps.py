@@ -87,7 +87,7 @@ def step_mask(steps: ChosenSteps, count: int) -> Float[np.ndarray, " steps"]:
 
 
 def picture_heatmap(
-    maps: Mapping[str, Float[Array, "steps batch heads _ tokens"]],
+    maps: Mapping[str, Float[Array | np.ndarray, "steps batch heads _ tokens"]],
     tokens: Bool[np.ndarray, "batch tokens"],
     latents: tuple[int, int],
     size: tuple[int, int],
@@ -114,23 +114,27 @@ def picture_heatmap(
         if head is not None and not 0 <= head < own.shape[2]:
             raise InputError(f"head {head}: {site} has heads 0 to {own.shape[2] - 1} in these maps")
     arrays = tuple(jnp.asarray(own) for own in maps.values())
-    weights = step_mask(steps, len(arrays[0]))
-    grids = tuple(grid_shape(own.shape[3], *latents) for own in arrays)
-    return np.asarray(_heatmap(arrays, tokens, weights, grids, size, head))
+    grids = [grid_shape(own.shape[3], *latents) for own in arrays]
+    shares = jax.device_get(_shares(arrays, tokens, step_mask(steps, len(arrays[0])), head))
+    layers = [enlarge(own.reshape(-1, *grid), size) for own, grid in zip(shares, grids, strict=True)]
+    return np.stack(layers).mean(axis=0, dtype=np.float32)
 
 
-@partial(jax.jit, static_argnames=("grids", "size", "head"))
-def _heatmap(
-    maps: tuple[Array, ...],
-    tokens: Array,
-    weights: Array,
-    grids: tuple[tuple[int, int], ...],
-    size: tuple[int, int],
-    head: int | None,
-) -> Array:
-    total = jnp.zeros((len(tokens), *size))
-    for own, grid in zip(maps, grids, strict=True):
-        chosen = own if head is None else own[:, :, head : head + 1]
-        shares = jnp.einsum("sbhpt,bt,s->bp", chosen, tokens.astype(jnp.float32), weights) / chosen.shape[2]
-        total += jax.image.resize(shares.reshape(-1, *grid), total.shape, "linear")
-    return total / len(maps)
+@partial(jax.jit, static_argnames="head")
+def _shares(maps: tuple[Array, ...], tokens: Array, weights: Array, head: int | None) -> tuple[Array, ...]:
+    """What each pixel of each layer gives to the tokens, float32 [batch, pixels]: reduced where the maps are."""
+    chosen = [own if head is None else own[:, :, head : head + 1] for own in maps]
+    mask = jnp.asarray(tokens, jnp.float32)
+    return tuple(jnp.einsum("sbhpt,bt,s->bp", own, mask, weights) / own.shape[2] for own in chosen)
+
+
+def enlarge(images: Float[np.ndarray, "batch h w"], size: tuple[int, int]) -> Float[np.ndarray, "batch height width"]:
+    """Bilinear interpolation to a size that is not smaller, as Pillow's and PyTorch's without aligned corners."""
+    rows, columns = (_interpolation(*pair) for pair in zip(images.shape[1:], size, strict=True))
+    return rows @ images @ columns.T
+
+
+def _interpolation(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The matrix that interpolates linearly between the centres of pixels, and repeats the edges."""
+    places = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(old))).astype(np.float32)

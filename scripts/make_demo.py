@@ -8,7 +8,8 @@
     entropy      clean_entropy.json: their attention entropy at each step
     tables       docs/built-in-model.md and the pictures beside it in work/evaluation
     detectors    docs/built-in-detectors.md: the table of `memattn evaluate`
-    showcase     docs/showcase.png
+    pointing     docs/pointing-game.md: whether heatmaps of words cover what they name
+    showcase     docs/showcase.png, and the figures of docs/figures
 
 Without --demo it starts from the model that is there. Steps that are done for a model are noted in work/done.json, and
 `--only STEP` repeats one. Texts that quote a number are not rewritten: `git diff` of the pages says which to look at.
@@ -130,15 +131,29 @@ def detectors(options: Options) -> None:
     (DOCS / "built-in-detectors.md").write_text(head + text, encoding="utf-8")
 
 
+def pointing(options: Options) -> None:
+    """Writes the page of the pointing game."""
+    command = ["scripts/measure_pointing_game.py", "--cache", str(options.cache)]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise InputError(f"{command[0]} ended with status {done.returncode}; the same command goes on here")
+    page = DOCS / "pointing-game.md"
+    text, _, _ = page.read_text(encoding="utf-8").partition("\n| prompts")
+    page.write_text(f"{text.rstrip()}\n\n{done.stdout}", encoding="utf-8")
+
+
 def showcase(options: Options) -> None:
-    """Draws the picture of the first page."""
-    out = model_folder(options) / "showcase"
+    """Draws the picture of the first page, and the figures of `memattn visualize`."""
+    out, figures = model_folder(options) / "showcase", model_folder(options) / "figures"
     run("-m", "memattn_jax.generate", "--out", out)
     shutil.copy(out / "showcase.png", DOCS)
+    run("-m", "memattn_jax.visualize", "--overwrite", "--out", figures)
+    for path in figures.glob("*.png"):
+        shutil.copy(path, DOCS / "figures")
 
 
 STEPS: dict[str, Callable[[Options], None]] = {
-    step.__name__: step for step in (install, site, calibration, entropy, tables, detectors, showcase)
+    step.__name__: step for step in (install, site, calibration, entropy, tables, detectors, pointing, showcase)
 }
 
 

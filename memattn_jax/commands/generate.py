@@ -264,6 +264,9 @@ def main(options: Options) -> None:
         table.claim(source, overwrite=True)  # the showcase needs all of its images in memory
     progress = Progress("image", count, format_row)
     recipes = [recipe(each, watch, sd) for each in runs]
+    if showcase:
+        for one in recipes:
+            one.arguments["taps"] = "heatmaps"
     gallery = Gallery(sd, recipes, rows_multiple(size, mesh), table, carried, showcase)
     lacking = table.missing(images, lambda job: job.same)
     work = batches(lacking, size, options.shard_rows, lambda job: job.recipe, table.twins)

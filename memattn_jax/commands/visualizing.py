@@ -19,7 +19,7 @@ from memattn_jax.diffusion.sampling import Call
 from memattn_jax.diffusion.settings import Settings
 from memattn_jax.entropy import entropy_over_heads, mean_over_sites, token_entropy
 from memattn_jax.errors import InputError
-from memattn_jax.heatmaps import finest
+from memattn_jax.heatmaps import enlarge, finest
 from memattn_jax.interceptors import MeanMaps, Tap, TokenMeans
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.figures.over_steps import LINES, Band, band_of, plot_entropies
@@ -78,9 +78,9 @@ def score_maps(sd: StableDiffusion, prompts: Sequence[str], options: Options, en
     """
     settings = Settings(seeds=options.seed, taps=None, **{name: getattr(options, name) for name in SAMPLED})
     kept = observe_run(sd, prompts, settings, energy)  # [steps, batch, h, w]
-    norms = jnp.asarray(np.sqrt(kept).mean(axis=0))
+    norms = enlarge(np.sqrt(kept).mean(axis=0), (ending.shape[1], ending.shape[2]))
     weights = ending / np.maximum(ending.mean(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
-    return np.asarray(jax.image.resize(norms, ending.shape, "linear")) * weights
+    return norms * weights
 
 
 def sample(sd: StableDiffusion, prompts: list[str], options: Options, size: int) -> "Samples":
@@ -155,7 +155,7 @@ def clean_band(options: Options, dtype: str) -> Band | None:
     """The built-in model's clean prompts at its default settings; None for anything else."""
     named = {name: getattr(options, name) for name in SAMPLED}
     edges = demo.clean_entropy({"model": options.model_name, "negative_prompt": "", "dtype": dtype} | named)
-    return None if edges is None else Band("90 % of 400 clean prompts", edges[0], None, edges[1])
+    return None if edges is None else Band("90 % of clean prompts", edges[0], None, edges[1])
 
 
 def check_head(sd: StableDiffusion, options: Options) -> None:

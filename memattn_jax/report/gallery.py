@@ -11,7 +11,7 @@ from memattn_jax.runs.versions import versions
 from memattn_jax.text import counted
 
 if TYPE_CHECKING:
-    from memattn_jax.pipeline import Samples, StableDiffusion
+    from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.carried import Carried
     from memattn_jax.runs.table import ShardedTable
 
@@ -63,8 +63,8 @@ class Gallery:
       size: images per batch.
       table: receives one row per image.
       carried: columns from the prompt records.
-      keep: whether to keep the samples in memory.
-      made: the samples that are kept: recipe, batch, and place in it.
+      keep: whether to keep the batches in memory.
+      made: the images that are kept: recipe, batch, and place in it.
     """
 
     sd: "StableDiffusion"
@@ -73,7 +73,7 @@ class Gallery:
     table: "ShardedTable"
     carried: "Carried"
     keep: bool = False
-    made: list[tuple[int, "Samples", int]] = field(default_factory=list)
+    made: list[tuple[int, Measured, int]] = field(default_factory=list)
 
     def start(self, jobs: list[ImageJob]) -> Measured:
         """Starts sampling a batch on the device."""
@@ -96,7 +96,7 @@ class Gallery:
             if row["file"] is not None:
                 self.table.store.write(row["file"], png(measured.run.images[place], row))
             if self.keep:
-                self.made.append((job.recipe, measured.run, place))
+                self.made.append((job.recipe, measured, place))
             rows.append(self.carried(row, job))
             place += 1
         return rows

@@ -1,4 +1,4 @@
-"""One figure that shows what memorization is: the training image, the generated images, and the attention."""
+"""One figure that shows what memorization is: the training image, the generated images, and where tokens look."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,21 @@ from matplotlib.ticker import MaxNLocator
 
 from memattn_jax import demo
 from memattn_jax.copies.correlation import normalized_correlation
-from memattn_jax.entropy import mean_over_sites, token_entropy
-from memattn_jax.report.plots import BAND, MITIGATED, PLAIN, draw_band
+from memattn_jax.report.heatmaps import overlay
+from memattn_jax.report.plots import PLAIN, draw_band
+from memattn_jax.report.results import Measured
 
 if TYPE_CHECKING:
     from memattn_jax.checkpoints.tokenizer import Tokenizer
-    from memattn_jax.pipeline import Samples
     from memattn_jax.storage import Store
 
 HOW_TO_READ = (
     "How to read it: for a memorized prompt, attention leaves the words and spreads over the end token and the padding "
-    '(the "summary tokens" that the paper says it collapses on), so a larger share there and a higher entropy are bad.'
+    '(the "summary tokens" that the paper says it collapses on), so a larger share there and a higher entropy are bad. '
+    "The small pictures show where each token looks, each on its own scale."
 )
+CELL, GAP = 1.3, 0.1  # inches of a picture, and between two
+MARGIN, TITLE, BELOW = 0.55, 0.5, 0.35  # to the left of pictures, above and below them
 
 
 class Story(NamedTuple):
@@ -37,7 +40,8 @@ class Story(NamedTuple):
       mitigated: likewise, with it.
       correlations: of generated and mitigated with training.
       tokens: "begin", the prompt's own tokens, and "end + padding", the summary tokens.
-      attention: [2, tokens], share of each without and with the mitigation, mean over steps, layers and heads.
+      attention: [tokens], share of each without mitigation, mean over steps, layers and heads.
+      heatmaps: [tokens, height, width], where each looks, likewise.
       entropy: [steps], in nats, without mitigation: masked tokens lower it for every prompt.
     """
 
@@ -49,12 +53,13 @@ class Story(NamedTuple):
     correlations: tuple[float, float]
     tokens: list[str]
     attention: np.ndarray
+    heatmaps: np.ndarray
     entropy: np.ndarray
 
     def __str__(self) -> str:
         """One line about it."""
         before, after = self.correlations
-        words, summary = self.attention[0, 1:-1].sum(), self.attention[0, -1]
+        words, summary = self.attention[1:-1].sum(), self.attention[-1]
         return (
             f"{self.title}: correlation with the nearest memorized image {before:.2f}, mitigated {after:.2f}; "
             f"attention on the words {words:.0%}, on end token and padding {summary:.0%}"
@@ -63,8 +68,8 @@ class Story(NamedTuple):
 
 def make_story(
     title: str,
-    plain: "Samples",
-    mitigated: "Samples",
+    plain: Measured,
+    mitigated: Measured,
     row: int,
     tokenizer: "Tokenizer",
     memorized: Mapping[str, np.ndarray],
@@ -73,20 +78,20 @@ def make_story(
 
     Args:
       title: the kind of prompt.
-      plain: a run without mitigation.
+      plain: a run without mitigation, with the tap "heatmaps".
       mitigated: the same rows with it.
       row: index in both runs.
       tokenizer: the model's.
       memorized: {caption: image uint8 [height, width, 3]}; a prompt among them is compared to its own image.
     """
-    prompt, length = plain.prompts[row], int(plain.lengths[row])
-    images = np.stack([plain.images[row], mitigated.images[row]])
+    run = plain.run
+    prompt, length = run.prompts[row], int(run.lengths[row])
+    images = np.stack([run.images[row], mitigated.run.images[row]])
     candidates = np.stack([memorized[prompt]] if prompt in memorized else list(memorized.values()))
     correlations = normalized_correlation(images, candidates)  # [2, candidates]
     nearest = int(correlations[0].argmax())
-    means = [mean_over_sites(run.tokens)[:, row] for run in (plain, mitigated)]  # [steps, tokens] each
-    attention = np.stack([np.asarray(mean).mean(axis=0) for mean in means])
-    summary = attention[:, length - 1 :].sum(axis=1, keepdims=True)
+    attention = plain.attention[row]
+    shown = [*range(length - 1), "summary"]
     return Story(
         title,
         prompt,
@@ -94,14 +99,15 @@ def make_story(
         images[0],
         images[1],
         (float(correlations[0, nearest]), float(correlations[1, nearest])),
-        ["begin", *tokenizer.words(plain.input_ids[row, 1 : length - 1]), "end + padding"],
-        np.concatenate([attention[:, : length - 1], summary], axis=1),
-        np.asarray(token_entropy(means[0])),
+        ["begin", *tokenizer.words(run.input_ids[row, 1 : length - 1]), "end + padding"],
+        np.append(attention[: length - 1], attention[length - 1 :].sum()),
+        np.stack([run.heatmap(token)[row] for token in shown]),
+        plain.entropy[:, row],
     )
 
 
 def show_memorization(
-    tokenizer: "Tokenizer", made: Sequence[tuple[int, "Samples", int]], store: "Store", band: np.ndarray | None
+    tokenizer: "Tokenizer", made: Sequence[tuple[int, Measured, int]], store: "Store", band: np.ndarray | None
 ) -> None:
     """Writes showcase.png for the built-in model's own prompts, and prints how to read it.
 
@@ -114,11 +120,11 @@ def show_memorization(
     """
     memorized = demo.memorized_pictures()
     titles = dict(zip(demo.SHOWCASE, ("memorized prompt", "clean prompt"), strict=True))
-    plain = [(run, place) for mitigated, run, place in made if not mitigated]
-    masked = [run for mitigated, run, _ in made if mitigated]
+    plain = [(each, place) for mitigated, each, place in made if not mitigated]
+    masked = [each for mitigated, each, _ in made if mitigated]
     found = {
-        run.prompts[place]: make_story(titles[run.prompts[place]], run, other, place, tokenizer, memorized)
-        for (run, place), other in reversed(list(zip(plain, masked, strict=True)))  # the first seed stays
+        each.run.prompts[place]: make_story(titles[each.run.prompts[place]], each, other, place, tokenizer, memorized)
+        for (each, place), other in reversed(list(zip(plain, masked, strict=True)))  # the first seed stays
     }
     stories = [found[prompt] for prompt in demo.SHOWCASE]
     sink = io.BytesIO()
@@ -128,32 +134,40 @@ def show_memorization(
 
 
 def plot_showcase(path: Path | IO[bytes], stories: Sequence[Story], band: np.ndarray | None) -> None:
-    """Draws a row for each prompt: three images, the attention of each token, the entropy over the steps.
+    """Draws two rows for each prompt: three images and the entropy over the steps; and where each token looks.
 
     Args:
       path: where to write, or an open file.
       stories: the rows.
       band: [2, steps], the range of entropy of most clean prompts; None draws none.
     """
-    figure = Figure(figsize=(12, 2.9 * len(stories)), layout="constrained")
-    rows = figure.subplots(len(stories), 5, width_ratios=(1, 1, 1, 1.6, 1.9), squeeze=False)
+    columns = max(len(story.tokens) for story in stories)
+    width, height = MARGIN + max(columns, 6) * (CELL + GAP), 2 * (CELL + TITLE) + BELOW
+    figure = Figure(figsize=(width, height * len(stories)))
     drawn = [story.entropy for story in stories] + ([] if band is None else [band])
     low, high = min(values.min() for values in drawn), max(values.max() for values in drawn)
-    for (training, generated, mitigated, bars, curve), story in zip(rows, stories, strict=True):
+    for number, story in enumerate(stories):
+        top = number * height + TITLE
+        lower = top + CELL + TITLE
+        training, generated, mitigated = (add_axes(figure, place, top) for place in range(3))
         show(training, story.training, "nearest\nmemorized image")
         show(generated, story.generated, f"generated\ncorrelation {signed(story.correlations[0])}")
         show(mitigated, story.mitigated, f"mitigated\ncorrelation {signed(story.correlations[1])}")
         training.set_ylabel(story.title, fontsize="large", fontweight="bold")
-        generated.set_xlabel(f"“{story.prompt}”", fontsize="medium", loc="center")
-        plot_attention(bars, story)
+        curve = add_axes(figure, 3.4, top, CELL * 0.8, width - MARGIN - 3.4 * (CELL + GAP) - GAP)
         plot_curve(curve, story, band)
-        bars.set_xlim(0, 1.05 * max(story.attention.max() for story in stories))
         curve.set_ylim(low - 0.1, high + 0.1)
-    rows[0, 3].legend(fontsize="small", loc="center right")
-    rows[0, 4].legend(fontsize="small", loc="lower right")
-    rows[-1, 4].set_xlabel("sampling step")
-    rows[-1, 3].set_xlabel("more on end + padding is worse")
+        if number == 0:
+            curve.legend(fontsize="small", loc="lower right")
+        plot_tokens([add_axes(figure, place, lower) for place in range(len(story.tokens))], story)
     figure.savefig(path, dpi=110)
+
+
+def add_axes(figure: Figure, place: float, top: float, height: float = CELL, width: float = CELL) -> Axes:
+    """Axes at a place in a row of pictures; `top` is inches from the figure's upper edge, as are height and width."""
+    whole_width, whole_height = figure.get_size_inches()
+    left, bottom = MARGIN + place * (CELL + GAP), whole_height - top - height
+    return figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
 
 
 def signed(number: float) -> str:
@@ -168,22 +182,23 @@ def show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.set_title(title, fontsize="medium")
 
 
-def plot_attention(axes: Axes, story: Story) -> None:
-    """Draws each token's share of the attention as bars in the order of the prompt, the summary tokens highlighted."""
-    places = np.arange(len(story.tokens))
-    axes.axhspan(len(places) - 1.5, len(places) - 0.5, color=BAND, zorder=0)
-    styles = ((PLAIN, None, "generated"), (MITIGATED, "///", "mitigated"))
-    for offset, values, (colour, hatch, label) in zip((-0.2, 0.2), story.attention, styles, strict=True):
-        axes.barh(places + offset, values, 0.4, label=label, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
-    axes.set_yticks(places, story.tokens)
-    axes.set_ylim(len(places) - 0.5, -0.5)
-    axes.set_title("share of the attention", fontsize="medium")
+def plot_tokens(axes: Sequence[Axes], story: Story) -> None:
+    """Draws where each token of the prompt looks, and its share of the attention, the summary tokens framed."""
+    for each, token, share, heat in zip(axes, story.tokens, story.attention, story.heatmaps, strict=True):
+        show(each, overlay(story.generated, heat), f"{token}\n{100 * share:.2g} %")
+    axes[0].set_ylabel("where each\ntoken looks", fontsize="medium")
+    note = "lighter: more of a pixel's attention, each on its own scale; below each token its share of all"
+    axes[len(axes) // 2].set_xlabel(f"{note}; more on end + padding is worse")
+    axes[-1].set_title(axes[-1].get_title(), fontsize="medium", fontweight="bold", color=PLAIN)
+    for spine in axes[-1].spines.values():
+        spine.set(color=PLAIN, linewidth=2.5)
 
 
 def plot_curve(axes: Axes, story: Story, band: np.ndarray | None) -> None:
     """Draws the attention entropy over the sampling steps, beside that of clean prompts."""
     draw_band(axes, band)
     axes.plot(np.arange(1, len(story.entropy) + 1), story.entropy, color=PLAIN, linewidth=2, label="generated")
-    axes.set_title("attention entropy (nats), higher is worse", fontsize="medium")
+    axes.set_title("attention entropy (nats) over the sampling steps: higher is worse", fontsize="medium")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+    axes.tick_params(labelsize="small")
     axes.grid(alpha=0.3)

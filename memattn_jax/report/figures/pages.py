@@ -12,7 +12,7 @@ from memattn_jax.report.figures.rendering import PROMPT, as_label, short_site
 from memattn_jax.report.figures.tokens import Shown
 
 SHARE = "share of each pixel's attention, from 0 to the number above each picture"
-BAD = "more like memorized: more on end and padding, and words that look past what they name"
+BAD = "more on end and padding: more like memorized"
 
 
 class Seen(NamedTuple):
@@ -89,7 +89,7 @@ def draw_copy(prompts: Sequence[Seen]) -> Figure:
             cells.append(Cell("score map", each.image, each.score))
         blocks.append(Block(each.heading, cells))
     score = "score map: difference of the noise predictions × end token's attention"
-    return plot_grid(blocks, f"lighter: more likely part of a copy\n{score}")
+    return plot_grid(blocks, f"lighter: where bright ending looks for a copy\n{score}")
 
 
 def draw_shares(prompts: Sequence[Seen]) -> Figure:
