@@ -5,7 +5,7 @@
 
 The first prints each rate's interval beside the rate that all prompts of the log have with as many other seeds, and
 ends with status 1 where more of them are missed than 5 %. The second audits with few steps, once undisturbed and once
-killed at random moments (SIGKILL) and started again.
+killed at random moments (SIGKILL) and started again; further options are the audit's, such as those of another model.
 """
 
 import json
@@ -79,7 +79,7 @@ def check_truth(out: Path) -> int:
 
 def audit_into(out: Path, seconds: float | None) -> bool:
     """Runs the audit, killed after some seconds; returns whether it came to its end."""
-    command = [sys.executable, "-m", "memattn_jax.audit", *QUICK, "--out", str(out)]
+    command = [sys.executable, "-m", "memattn_jax.audit", *QUICK, *sys.argv[3:], "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         return process.wait(seconds) == 0
