@@ -12,7 +12,7 @@ from PIL import Image
 from memattn_jax.audit.folder import evidence
 from memattn_jax.audit.verifying import check_folder
 from memattn_jax.commands import audit, verifying
-from memattn_jax.commands.audit_options import Options
+from memattn_jax.commands.audit_options import PROFILES, Options
 from memattn_jax.errors import InputError
 from memattn_jax.storage import Store
 
@@ -368,3 +368,11 @@ def test_options_of_a_search(wrong, message, inputs, monkeypatch):
     (inputs / "log.txt").write_text("a\n")
     with pytest.raises(InputError, match=message):
         Options(**{"search": True, **wrong}).check()
+
+
+def test_the_documentation_has_the_profiles():
+    page = (Path(__file__).parents[1] / "docs" / "auditing.md").read_text(encoding="utf-8")
+    for name, profile in PROFILES.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}`")]
+        cells = [cell.strip().split(" ")[0] for cell in row.strip("|").split("|")][1:]
+        assert cells == [str(number) if number else "–" for number in profile]
