@@ -376,3 +376,27 @@ def test_the_documentation_has_the_profiles():
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}`")]
         cells = [cell.strip().split(" ")[0] for cell in row.strip("|").split("|")][1:]
         assert cells == [str(number) if number else "–" for number in profile]
+
+
+def test_an_embedding_decides_where_there_is_one(tmp_path):
+    from memattn_jax.audit import evidence as compared
+    from memattn_jax.copies.embedding import Measure
+    from memattn_jax.copies.search import Search
+
+    class Brightness:
+        measure = Measure("sscd_fake", "any")
+
+        def __call__(self, pictures):
+            light = pictures.mean(axis=(1, 2, 3)) > 128
+            return np.stack([light, ~light], axis=1).astype(np.float32)
+
+    for name, value in (("a", 10), ("b", 250), ("light", 240)):
+        Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    search = Search(tmp_path / "index", [(Brightness(), 0.75)])
+    dark, light, reference = (tmp_path / f"{name}.png" for name in ("a", "b", "light"))
+    found, measures = compared.nearest(search, [dark, light], [reference])
+    assert (found[dark].copy, found[light].copy) == (False, True)
+    assert set(found[light].similarity) == {"sscd_fake", "correlation", "1 - tiled l2"}
+    assert [one["name"] for one in measures if one["decides"]] == ["sscd_fake"]
+    (agreed,), _ = compared.agreements(search, [[dark, light, reference]])
+    assert (agreed["measure"], agreed["alike"]) == ("sscd_fake", 2)
