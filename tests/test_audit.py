@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import micro
@@ -400,3 +402,24 @@ def test_an_embedding_decides_where_there_is_one(tmp_path):
     assert [one["name"] for one in measures if one["decides"]] == ["sscd_fake"]
     (agreed,), _ = compared.agreements(search, [[dark, light, reference]])
     assert (agreed["measure"], agreed["alike"]) == ("sscd_fake", 2)
+
+
+def test_asked_to_stop(finished, make, tmp_path, monkeypatch, capsys):
+    asked = 0
+
+    @contextmanager
+    def soon():
+        def stopping():
+            nonlocal asked
+            asked += 1
+            return signal.SIGTERM if 6 < asked < 100 else None  # while images are sampled
+
+        yield stopping
+
+    monkeypatch.setattr("memattn_jax.runs.run.asked_to_stop", soon)
+    make(tmp_path / "audit")
+    assert "the same command resumes" in capsys.readouterr().out
+    assert 0 < len(list((tmp_path / "audit" / "images").iterdir())) < 26
+    asked = 100
+    make(tmp_path / "audit")
+    assert timeless(tmp_path / "audit") == timeless(finished)
