@@ -120,6 +120,8 @@ def test_separation_and_bands():
 def test_figures_are_chosen():
     assert Options(prompt=("a",)).chosen == tuple(name for name in FIGURES if name != "separation")
     assert Options().chosen == FIGURES
+    assert [len(group) for group in Options().groups] == [24, 24]
+    assert Options(figures="copy").groups is None  # which would be sampled for nothing
     assert Options(prompt=("a",), figures="separation,heads").chosen == ("separation", "heads")
     assert rendering.FORMATS == FORMATS
 
@@ -160,7 +162,8 @@ def test_the_command(matrices, model, tmp_path, monkeypatch, capsys):
 def test_every_figure_of_a_model(model, tmp_path, monkeypatch):
     """With the score map, and one head of one layer."""
     site = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
-    arguments = ["a cat", "--model", model, "--out", tmp_path, "--steps", 3, "--site", site, "--head", 1]
+    arguments = ["a cat", "--model", model, "--out", tmp_path, "--steps", 3, "--site", site]
+    arguments += ["--scheduler", "euler", "--head", 1]
     assert run(monkeypatch, *arguments) == 0
     assert {path.stem for path in tmp_path.glob("*.png")} == {*FIGURES} - {"separation"}
     assert run(monkeypatch, *arguments[:-1], 2, "--overwrite") == 2

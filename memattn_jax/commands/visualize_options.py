@@ -25,6 +25,7 @@ from memattn_jax.text import printable
 
 FIGURES = ("heatmaps", "tokens", "entropy", "separation", "heads", "copy")
 FORMATS = ("png", "svg")
+Groups = tuple[list[str], list[str]] | None  # memorized and clean prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +128,10 @@ class Options(ModelOptions):
         return [as_text(prompt) for prompt in self.prompt]
 
     @property
-    def groups(self) -> tuple[list[str], list[str]] | None:
-        """Memorized and clean prompts, where they are given or the built-in model's are shown."""
+    def groups(self) -> Groups:
+        """Memorized and clean prompts, where a figure compares them, and they are given or the built-in model's."""
+        if not {"entropy", "separation"} & set(self.chosen):
+            return None
         if self.memorized is not None and self.clean is not None:
             return read_prompts(self.memorized, self.column), read_prompts(self.clean, self.column)
         if self.built_in and (self.showcase or "separation" in self.chosen):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from memattn_jax import demo
 from memattn_jax.commands.options import names_of
-from memattn_jax.commands.visualize_options import FORMATS, Options, chosen_range
+from memattn_jax.commands.visualize_options import FORMATS, Groups, Options, chosen_range
 from memattn_jax.copies.correlation import normalized_correlation
 from memattn_jax.diffusion.run import observe_run
 from memattn_jax.diffusion.sampling import Call
@@ -76,7 +76,8 @@ def score_maps(sd: StableDiffusion, prompts: Sequence[str], options: Options, en
       options: of the command.
       ending: m, float [batch, height, width].
     """
-    settings = Settings(seeds=options.seed, taps=None, **{name: getattr(options, name) for name in SAMPLED})
+    named = {name: getattr(options, name) for name in SAMPLED} | {"scheduler": "ddim"}
+    settings = Settings(seeds=options.seed, taps=None, **named)
     kept = observe_run(sd, prompts, settings, energy)  # [steps, batch, h, w]
     norms = enlarge(np.sqrt(kept).mean(axis=0), (ending.shape[1], ending.shape[2]))
     weights = ending / np.maximum(ending.mean(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
@@ -219,16 +220,14 @@ def draw_pages(
 
 
 def draw_groups(
-    sd: StableDiffusion, options: Options, write: Writer, rows: list[dict[str, Any]]
+    sd: StableDiffusion, groups: Groups, options: Options, write: Writer, rows: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
     """Draws what compares groups of prompts; returns the numbers of separation."""
     clean, memorized, found = clean_band(options, sd.dtype), None, None
-    if options.groups is not None:
+    if groups is not None:
         size = rows_multiple(options.batch_size, sd.mesh)
-        with tqdm(total=sum(map(len, options.groups)), unit="prompt", disable=None) as bar:
-            means, by_site = zip(
-                *(group_entropies(sd, group, options, size, bar) for group in options.groups), strict=True
-            )
+        with tqdm(total=sum(map(len, groups)), unit="prompt", disable=None) as bar:
+            means, by_site = zip(*(group_entropies(sd, group, options, size, bar) for group in groups), strict=True)
         memorized, clean = (band_of(mean, name) for mean, name in zip(means, ("memorized", "clean"), strict=True))
         if "separation" in options.chosen:
             areas = separation(*by_site)
@@ -248,15 +247,15 @@ def visualize(options: Options) -> None:
     store = Store(options.out)
     mesh = make_mesh(options.mesh)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
-    prompts = options.texts
+    prompts, groups = options.texts, options.groups
     check_head(sd, options)
     if options.wanted is not None:
         check_tokens(sd.tokenizer, prompts, options.wanted)
     write = Writer(store, names_of(options.format, FORMATS, "--format", "format"))
     # pages and groups share a compiled program where they can
-    size = min(options.batch_size, PAGE) if options.groups else min(options.batch_size, PAGE, len(prompts))
+    size = min(options.batch_size, PAGE) if groups else min(options.batch_size, PAGE, len(prompts))
     rows = draw_pages(sd, prompts, options, rows_multiple(size, mesh), write)
-    found = draw_groups(sd, options, write, rows)
+    found = draw_groups(sd, groups, options, write, rows)
     content = {
         "model": options.model_name,
         "fingerprint": sd.fingerprint(),

@@ -58,7 +58,7 @@ def plot_shares(prompts: Sequence[Shares]) -> Figure:
         axes.set_yticks(range(len(each.labels)), each.labels, fontsize="small")
         for label, summary in zip(axes.get_yticklabels(), each.summary, strict=True):
             label.set_fontweight("bold" if summary else "normal")
-        axes.set_title(wrapped(each.heading, WIDTH), fontsize="medium")
+        axes.set_title(wrapped(each.heading, WIDTH + 0.6), fontsize="medium")
         axes.set_xlabel("sampling step; more on the bold rows: more like memorized", fontsize="small")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
     bar = figure.colorbar(image, ax=panels, format=FuncFormatter(lambda share, _: percent(share)))

@@ -74,7 +74,7 @@ def draw_heads(prompts: Sequence[Seen], where: str) -> Figure:
         for head, heats in enumerate(each.heads):
             cells = [share_cell(*each.drawn(token), heat) for token, heat in enumerate(heats)]
             blocks.append(Block(f"head {head} · {each.heading}", cells))
-    return plot_grid(blocks, f"{SHARE}\n{where}", min(columns, COLUMNS))
+    return plot_grid(blocks, f"{SHARE}\n{where}; {BAD}", min(columns, COLUMNS))
 
 
 def draw_copy(prompts: Sequence[Seen]) -> Figure:
