@@ -291,7 +291,7 @@
       const [excess, share] = [data.excess[at] ?? null, data.attention[at] ?? null];
       const told = `“${plain(text)}”: ${share === null ? "" : `${number(100 * share)} % of the attention`}` +
         `${excess === null ? "" : `, ${number(excess)} times its share in clean prompts`}` +
-        `${data.heat[at] ? ". Lighter: where it looks more." : "."}`;
+        `${data.heat[at] ? ". Lighter: where it looks more, on the first seed." : "."}`;
       const button = h("button", { type: "button", dir: "auto", tabIndex: at ? -1 : 0, "aria-pressed": "false",
         class: data.blamed?.includes(text) ? "token blamed" : "token" }, visible(text));
       button.style.setProperty("--shade", Math.min(1, Math.max(0, shade(excess, share) || 0)));
