@@ -173,7 +173,7 @@ def test_readme_is_short_and_begins_with_its_two_commands():
     assert len(README.splitlines()) <= 150
     assert lines_of("README.md")[:2] == [
         "pip install -e . && python -m memattn_jax.generate",
-        'pip install -e ".[test,fleet,browser]" && pytest',
+        'pip install -e ".[test,fleet]" && pytest',
     ]
 
 
