@@ -1,15 +1,24 @@
 """Heatmaps: on arrays, and of runs that keep means or whole maps."""
 
+import math
+
 import jax
+import make_random_model
 import numpy as np
 import pytest
 from PIL import Image
+from plans import make_plan
 
 from memattn_jax import InputError
+from memattn_jax.diffusion.sampling import denoise
 from memattn_jax.heatmaps import finest, grid_shape, picture_heatmap, step_mask, token_mask
 from memattn_jax.interceptors import AttentionMaps, MeanMaps, TokenMeans
 from memattn_jax.interceptors.taps import step_weights
+from memattn_jax.models.abstract import abstract
+from memattn_jax.models.configs import UNetConfig
+from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.report.heatmaps import encode_png, overlay
+from memattn_jax.schedulers import make_schedule
 
 LENGTHS, TOKENS, STEPS = np.array([4, 6]), 8, 5
 LATENTS, SIZE = (4, 6), (8, 12)
@@ -160,3 +169,17 @@ def test_a_run_in_chunks_makes_the_same_means(run, matrices):
 def test_the_finest_layers():
     assert finest(["down_blocks.0.a", "down_blocks.1.b", "mid"]) == ("down_blocks.0.a",)
     assert finest(["attention"]) == ("attention",)
+
+
+@pytest.mark.slow
+def test_means_of_a_full_size_run_are_small():
+    """What docs/visualizing.md says of Stable Diffusion 1 at 512 × 512; nothing is compiled."""
+    unet = abstract(UNet2DConditionModel, UNetConfig())
+    schedule = make_schedule(make_random_model.SCHEDULER, "ddim", 50)
+    noise, context = np.zeros((1, 64, 64, 4), np.float32), np.zeros((2, 77, 768), np.float32)
+    sizes = {}
+    for name, tap in {"heatmaps": MeanMaps(), "maps": AttentionMaps()}.items():
+        plan = make_plan(unet, schedule, noise, context, lengths=np.array([9]), taps={name: tap})
+        sizes[name] = sum(4 * math.prod(own.shape) for own in jax.eval_shape(denoise, plan)[1][name].values())
+    assert sizes["heatmaps"] == 77 * 26_944 * 4
+    assert sizes["maps"] == 400 * sizes["heatmaps"]
