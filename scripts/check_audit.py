@@ -20,7 +20,7 @@ from typing import Any
 from memattn_jax import StableDiffusion, demo
 from memattn_jax.audit.evidence import agreements, is_memorized, nearest
 from memattn_jax.audit.folder import evidence
-from memattn_jax.audit.rates import STRATA, WHATS, share_of
+from memattn_jax.audit.rates import STRATA, share_of
 from memattn_jax.audit.sampling import Camera, Shot, sample_shots
 from memattn_jax.audit.strata import OF_VERDICT
 from memattn_jax.commands.auditing import built_in_log
@@ -73,7 +73,7 @@ def check_truth(out: Path) -> int:
         missed += not within
         name = f"{rate['what']}, {rate['of']}, {rate['kind'] or 'all kinds'}"
         print(f"{name:45} {rate['low']:.3f} to {rate['high']:.3f}  truth {truth:.3f}  {'' if within else 'missed'}")
-    print(f"{missed} of {len(audit['rates'])} intervals miss the truth, for {len(WHATS)} words")
+    print(f"{missed} of {len(audit['rates'])} intervals miss the truth")
     return int(missed > 0.05 * len(audit["rates"]))
 
 
