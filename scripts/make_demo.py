@@ -10,6 +10,7 @@
     detectors    docs/built-in-detectors.md: the table of `memattn evaluate`
     pointing     docs/pointing-game.md: whether heatmaps of words cover what they name
     showcase     docs/showcase.png, and the figures of docs/figures
+    audit        docs/audit/report.html: the report of `memattn audit`
 
 Without --demo it starts from the model that is there. Steps that are done for a model are noted in work/done.json, and
 `--only STEP` repeats one. Texts that quote a number are not rewritten: `git diff` of the pages says which to look at.
@@ -152,8 +153,15 @@ def showcase(options: Options) -> None:
         shutil.copy(path, DOCS / "figures")
 
 
+def audit(options: Options) -> None:
+    """Audits the model, and keeps the report."""
+    out = model_folder(options) / "audit"
+    run("-m", "memattn_jax.audit", "--out", out)
+    shutil.copy(out / "report.html", DOCS / "audit")
+
+
 STEPS: dict[str, Callable[[Options], None]] = {
-    step.__name__: step for step in (install, site, calibration, entropy, tables, detectors, pointing, showcase)
+    step.__name__: step for step in (install, site, calibration, entropy, tables, detectors, pointing, showcase, audit)
 }
 
 
