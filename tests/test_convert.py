@@ -162,11 +162,15 @@ def test_only_what_scores_depend_on_is_kept(tiny):
     for later in ("attn2.to_v", "attn2.to_out", ".ff.", "mid_block", "up_blocks", "conv_out"):
         assert not [name for name in kept if later in name]
         assert [name for name in parameters if later in name]
-    assert not [name for name in (*entropy.arrays, *norm.arrays) if name.startswith(("vae", "empty", "levels.1"))]
+    assert not [
+        name
+        for name in (*entropy.arrays, *norm.arrays)
+        if name.startswith(("vae", "empty", "levels.second", "levels.late"))
+    ]
     assert 0 < entropy.flops < norm.flops
     input_ids = tiny.tokenizer(PROMPTS).input_ids
     before = call(entropy, input_ids)["entropy_e"]
-    for name in ("probes", "levels.0.timestep", "text_encoder.text_model.embeddings.token_embedding.embedding"):
+    for name in ("probes", "levels.first.timestep", "text_encoder.text_model.embeddings.token_embedding.embedding"):
         changed = entropy._replace(arrays=entropy.arrays | {name: np.sin(100 * entropy.arrays[name])})
         assert np.abs(call(changed, input_ids)["entropy_e"] - before).max() > 1e-6
 

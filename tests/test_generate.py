@@ -92,7 +92,8 @@ def test_pictures_carry_their_parameters(out):
 def test_what_it_prints(out):
     _, done = out
     lines = done.stdout.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 9
+    assert "report.html" in done.stdout
     assert lines[6] == "E reads up_blocks.0.attentions.1.transformer_blocks.0.attn2"
     assert lines[5].startswith("1 prompt cut to 77 tokens")
     assert lines[0].startswith("00000.png  E ")
