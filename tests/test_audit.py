@@ -18,6 +18,8 @@ from memattn_jax.commands.audit_options import PROFILES, Options
 from memattn_jax.errors import InputError
 from memattn_jax.storage import Store
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("a dog", "the old house", "two red cats", "a boat on a lake", "someone", "blue")
 
 

@@ -14,6 +14,8 @@ from memattn_jax.detectors.scorer import Scorer
 from memattn_jax.errors import InputError
 from memattn_jax.runs import BatchDetector
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [f"a photo of {number} cats" for number in range(11)]
 COLUMNS = {"prompt": np.array([*PROMPTS[:5], None, "", 7, *PROMPTS[5:]], object), "id": np.arange(14)}
 BAD = [5, 6, 7]

@@ -93,6 +93,7 @@ def seen(tokenizer) -> Seen:
     return Seen(STRANGE, "", image, drawn, shares=shares, **maps, **known)
 
 
+@pytest.mark.slow
 def test_pages_are_drawn_without_a_warning(seen):
     """Whatever is in a prompt, and where a row is not finite; an SVG that is well-formed."""
     blank = seen._replace(heatmaps=np.full_like(seen.heatmaps, np.nan), score=None, nearest=None)
@@ -133,6 +134,7 @@ def run(monkeypatch, *arguments: object) -> int:
     return stopped.value.code
 
 
+@pytest.mark.slow
 def test_the_command(matrices, model, tmp_path, monkeypatch, capsys):
     """Five prompts on two pages, and groups from files, on a model that compiles at once."""
     monkeypatch.setattr(StableDiffusion, "from_pretrained", lambda *_, **__: matrices)
