@@ -138,6 +138,7 @@ def test_a_killed_stage_goes_on_where_it_was(tmp_path, monkeypatch):
     assert np.abs(whole - np.asarray(nnx.Linear(3, 1, rngs=nnx.Rngs(0)).kernel[...])).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_decoder_alone_learns():
     """In the last stage the encoder, and so all that the UNet has learnt to make, stays as it is."""
     kinds = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}

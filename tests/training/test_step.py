@@ -59,6 +59,7 @@ def test_micro_batches_and_remat_change_nothing(sd):
     assert largest_difference(gradients(state), gradients(plain)) < 1e-6
 
 
+@pytest.mark.slow
 def test_gated_rows_are_out_of_the_loss_and_its_gradient(sd):
     """Half the rows scored above their threshold: the update is that of the other half."""
     (_, ungated), _ = step(sd, GATED, Thresholds(jnp.asarray([jnp.inf])))
