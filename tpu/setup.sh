@@ -17,7 +17,8 @@ on_worker() { # which, and what to do there
 
 archive=$(mktemp -d)/memattn.tgz
 trap 'rm -rf "$(dirname "$archive")"' EXIT
-run tar -czf "$archive" -C "$here/.." --exclude=__pycache__ memattn_jax tpu pyproject.toml README.md LICENSE
+# 1: something changed meanwhile, such as a folder into which Python puts what it compiles
+run tar -czf "$archive" -C "$here/.." --exclude=__pycache__ memattn_jax tpu pyproject.toml README.md LICENSE || (($? == 1))
 run gcloud compute tpus tpu-vm scp "$archive" "$NAME:memattn.tgz" "${where[@]}" --worker=all
 on_worker all "mkdir -p memattn && tar -xzf memattn.tgz -C memattn && bash memattn/tpu/install.sh"
 if [[ -n $MODEL && $MODEL != *://* ]]; then
