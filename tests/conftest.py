@@ -29,7 +29,7 @@ for name, value in SETTINGS.items():
 
 MAPS = 10_000  # until then files share what they compile
 LONG = ("test_aot", "test_convert", "test_detect", "test_examples", "test_extending", "test_finetune")
-LONG += ("test_large_runs", "test_parallel", "test_step", "test_ray", "test_bench", "test_audit")
+LONG += ("test_large_runs", "test_parallel", "test_step", "test_ray", "test_bench", "test_audit", "test_audit_search")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,70 +4,35 @@ import json
 import shutil
 import signal
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import micro
 import numpy as np
 import pytest
+from audits import KilledError, audit_into, write_inputs
 from PIL import Image
 
 from memattn_jax.audit.folder import evidence
 from memattn_jax.audit.verifying import check_folder
-from memattn_jax.commands import audit, verifying
+from memattn_jax.commands import verifying
 from memattn_jax.commands.audit_options import PROFILES, Options
 from memattn_jax.errors import InputError
 from memattn_jax.storage import Store
 
 pytestmark = pytest.mark.slow
 
-WORDS = ("a dog", "the old house", "two red cats", "a boat on a lake", "someone", "blue")
-
-
-class KilledError(BaseException):
-    """What a signal would do: nothing that runs afterwards is written."""
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    prompts = [f"{word} {number}" for number in range(2) for word in WORDS]
-    rows = [
-        f"{prompt},{'even' if place % 2 == 0 else 'odd'}" for place, prompt in enumerate([*prompts, prompts[0], ""])
-    ]
-    (folder / "log.csv").write_text("\n".join(["prompt,source", *rows]) + "\n")
-    (folder / "clean.txt").write_text("\n".join(f"{word} of {number}" for number in range(5) for word in WORDS) + "\n")
-    micro.write_pictures(folder / "pictures", 4)
+    write_inputs(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def make(matrices, inputs):
     """Audits a UNet of three matrices into a folder."""
-
-    def audit_into(out: Path, **changed) -> None:
-        options = Options(
-            **{
-                "model": "three matrices",
-                "prompts": str(inputs / "log.csv"),
-                "clean": str(inputs / "clean.txt"),
-                "training_pictures": inputs / "pictures",
-                "kind": "source",
-                "mitigation": "attention_mask:mask=summary",
-                "detectors": "noise_norm",
-                "fpr": 0.4,
-                "steps": 2,
-                "images_per_prompt": 2,
-                "sampled_prompts": 50,
-                "batch_size": 4,
-                "out": out,
-            }
-            | changed
-        )
-        audit.audit_model(matrices, options, audit.read_sources(options))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memattn_jax.commands.audit_document.locate", lambda *_: inputs / "clean.txt")
-        yield audit_into
+    return partial(audit_into, matrices, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -313,65 +278,6 @@ def test_images_that_are_not_finite_are_no_evidence(tmp_path):
     line = item(row, ["noise_norm"], None, shots, [], Facts(tmp_path / "images", tmp_path / "mitigated"))
     assert (line["stratum"], line["memorized"], line["extracted"]) == ("unknown", None, None)
     assert "NaN" in line["error"]
-
-
-PROPOSALS = """
-from memattn_jax.search import Slots
-
-class Animals(Slots):
-    def __init__(self):
-        super().__init__((("a", "the"), ("dog", "cat", "house"), ("0", "1", "2", "3")), most=2)
-"""
-
-
-def test_search_makes_the_log(make, inputs, tmp_path):
-    """And goes on from where it was; what it finds is sampled, and no rate is made of it."""
-    (tmp_path / "own.py").write_text(PROPOSALS)
-    searched = {"search": True, "prompts": None, "kind": None, "proposals": f"{tmp_path / 'own.py'}:Animals"}
-    searched |= {"search_chains": 2, "search_steps": 4, "mitigation": "none"}
-    out, cut = tmp_path / "audit", tmp_path / "cut"
-    make(out, **searched)
-    made, items = check_folder(out)
-    found = (out / "search" / "found.txt").read_text().splitlines()
-    state = json.loads((out / "search" / "search.json").read_text())
-    assert [item["prompt"] for item in items] == found
-    assert 1 < len(found) == made["prompts"]["log"]["prompts"]
-    assert state["step"] == 4
-    assert "found by a search" in made["verdict"]["refused"]
-    assert not any(rate["headline"] for rate in made["rates"])
-    assert "search/found.txt" in made["files"]
-
-    write = Store.write
-
-    def killed(store, name, content):
-        if name == "search.json" and json.loads(content)["step"] == 2:
-            raise KilledError
-        write(store, name, content)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "write", killed)
-        with pytest.raises(KilledError):
-            make(cut, **searched)
-    make(cut, **searched)
-    for name in ("found.txt", "search.json"):
-        assert (cut / "search" / name).read_bytes() == (out / "search" / name).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"prompts": "log.txt"}, "--prompts"),
-        ({"model": "folder", "clean": "clean.txt"}, "--proposals"),
-        ({"search": False, "proposals": "a.py:B"}, "--proposals"),
-        ({"proposals": "a.py"}, "NAME"),
-        ({"search_temperature": 0.0}, "--search-temperature"),
-    ],
-)
-def test_options_of_a_search(wrong, message, inputs, monkeypatch):
-    monkeypatch.chdir(inputs)
-    (inputs / "log.txt").write_text("a\n")
-    with pytest.raises(InputError, match=message):
-        Options(**{"search": True, **wrong}).check()
 
 
 def test_the_documentation_has_the_profiles():

@@ -187,7 +187,8 @@ class Audit:
         from dataclasses import replace
 
         flagged = [row["prompt"] for row in found.rows if stratum_of(row) == FLAGGED]
-        clean = demo.clean_prompts() if self.options.clean is None else read_prompts(self.options.clean)
+        options = self.options
+        clean = demo.clean_prompts() if options.clean is None else read_prompts(options.clean, options.column)
         made = replace(make_mitigation(named.name, named.options), **learning(named, flagged, clean))
         return made.fit(self.sd, **self.run)
 
