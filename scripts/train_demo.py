@@ -7,7 +7,10 @@ devices of two cores and takes four fifths of the time. demo-model/ receives che
 and sample grids, and in the end demo/, which is what `memattn_jax/demo` holds: a diffusers folder in half precision,
 prompts and pictures. `demo_data` and `demo_model` tell what is trained on what.
 
-With `--start memattn_jax/demo/model --sitting 1` a new folder goes on with the model that is there.
+With `--start demo-model/demo/model --sitting 1` a new folder goes on with the UNet that is there, for as many steps as
+the third number of --steps says; the decoder's should be 0. The built-in model's UNet had two sittings: 7,385 of its
+10,000 steps in eleven minutes on a GPU, with `--workers 8`, and on two CPU cores
+`--sitting 1 --batch 16 --learning-rate 6e-5 --high-noise 0 --steps 0 0 4000 0`.
 """
 
 import argparse
@@ -23,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from demo_data import DemoData, load_sprites
-from demo_data.truth import count_captions
+from demo_data.truth import count_captions, read_counts
 from demo_model import autoencoder, geometry, text
-from demo_model.stage import run_stage
+from demo_model.stage import Machine, run_stage
 from flax import nnx
 from jax.sharding import AxisType
 from make_demo_data import write_fixed, write_prompts
@@ -44,7 +47,6 @@ from memattn_jax.training.loop import Callbacks, train
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.start import start, trained
 
-UNET_BATCH = 16
 UNET_DATA = 3  # seed of the order in which the UNet sees the examples
 EXAMPLES = 10_000_000  # more than is ever drawn: training pictures are rendered when asked for
 
@@ -54,8 +56,25 @@ class Lengths(NamedTuple):
 
     autoencoder: int = 10_000
     text: int = 1_200
-    unet: int = 15_000
-    decoder: int = 6_000
+    unet: int = 10_000
+    decoder: int = 16_000
+
+
+class Sitting(NamedTuple):
+    """How the UNet learns.
+
+    Attributes:
+      number: another one draws other examples and noise.
+      batch: examples of an update.
+      learning_rate: the highest.
+      high_noise: share of examples whose timestep is drawn from the noisiest two fifths, where what a picture shows is
+        decided.
+    """
+
+    number: int = 0
+    batch: int = 128
+    learning_rate: float = 1e-3
+    high_noise: float = 0.5
 
 
 class Examples:
@@ -74,7 +93,7 @@ class Examples:
         return {"pictures": example.picture, "input_ids": tokens.input_ids[0], "lengths": tokens.lengths[0]}
 
 
-def train_autoencoder(out: Path, examples: Examples, steps: int, dtype: str) -> AutoencoderKL:
+def train_autoencoder(out: Path, examples: Examples, steps: int, machine: Machine) -> AutoencoderKL:
     """The first stage."""
 
     def loss(vae: AutoencoderKL, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
@@ -82,45 +101,46 @@ def train_autoencoder(out: Path, examples: Examples, steps: int, dtype: str) -> 
         return autoencoder.reconstruction_loss(vae, batch["pictures"], key)
 
     vae = AutoencoderKL(geometry.VAE, rngs=nnx.Rngs(0))
-    vae = run_stage(out / "autoencoder", vae, loss, examples, rate=2e-3, steps=steps, batch_size=4, dtype=dtype)
+    vae = run_stage(out / "autoencoder", vae, loss, examples, rate=2e-3, steps=steps, batch_size=4, machine=machine)
     autoencoder.whiten(vae, *autoencoder.moments(vae, next(batches(examples, 512, 2, 0))["pictures"]))
     return vae
 
 
-def train_decoder(out: Path, examples: Examples, vae: AutoencoderKL, steps: int, dtype: str) -> AutoencoderKL:
+def train_decoder(out: Path, examples: Examples, vae: AutoencoderKL, steps: int, machine: Machine) -> AutoencoderKL:
     """The last stage: the decoder learns on, for the latents that the UNet has learnt."""
 
     def loss(vae: AutoencoderKL, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
         key = jax.random.fold_in(seed_key(5), number)
         return autoencoder.reconstruction_loss(vae, batch["pictures"], key, decoder_alone=True)
 
-    return run_stage(out / "decoder", vae, loss, examples, rate=1e-3, steps=steps, batch_size=8, dtype=dtype)
+    return run_stage(out / "decoder", vae, loss, examples, rate=1e-3, steps=steps, batch_size=16, machine=machine)
 
 
-def train_text_encoder(out: Path, examples: Examples, vocabulary: int, steps: int) -> CLIPTextModel:
+def train_text_encoder(out: Path, examples: Examples, vocabulary: int, steps: int, machine: Machine) -> CLIPTextModel:
     """The second stage."""
 
     def loss(model: text.Contrast, batch: dict[str, jax.Array], number: jax.Array) -> jax.Array:
         return text.contrastive_loss(model, batch["input_ids"], batch["lengths"], batch["pictures"])
 
     model = text.Contrast(geometry.text_config(vocabulary), rngs=nnx.Rngs(2))
-    return run_stage(out / "text", model, loss, examples, rate=1e-3, steps=steps, batch_size=64).text
+    machine = machine._replace(dtype="float32")
+    return run_stage(out / "text", model, loss, examples, rate=1e-3, steps=steps, batch_size=64, machine=machine).text
 
 
 def train_unet(
-    out: Path, examples: Examples, sd: StableDiffusion, steps: int, rate: float, sitting: int, dtype: str
+    out: Path, examples: Examples, sd: StableDiffusion, steps: int, sitting: Sitting, machine: Machine
 ) -> StableDiffusion | None:
     """The third stage; None if it was told to stop before its end."""
     settings = TrainSettings(
         steps=steps,
-        batch_size=UNET_BATCH,
-        learning_rate=rate,
-        seed=sitting,
+        batch_size=sitting.batch,
+        learning_rate=sitting.learning_rate,
+        seed=sitting.number,
         warmup_steps=min(500, steps // 10),
         schedule="cosine",
         ema_decay=0.999,
-        high_noise=0.5,
-        dtype=dtype,
+        high_noise=sitting.high_noise,
+        dtype=machine.dtype,
     )
     state, setup = start(sd, settings)
     prompts = [examples.data.groups.prompts(group)[0].text for group in ("memorized", "control", "unseen", "decoys")]
@@ -130,7 +150,7 @@ def train_unet(
     def on_step(step: int, metrics: dict[str, Any], state: Any) -> None:
         if step % 100 == 0:
             print(f"unet  step {step} of {steps}  loss {metrics['loss']:.4f}", flush=True)
-        if step % 2000 == 0 or step == steps:
+        if step % 5000 == 0 or step == steps:
             now = trained(sd, state, setup)
             save_grid(
                 folder / f"{step:06d}.png", [now.sample([p] * 4, seeds=range(4), taps=None).images for p in prompts]
@@ -139,10 +159,10 @@ def train_unet(
     state, finished = train(
         state,
         setup,
-        lambda first: batches(examples, UNET_BATCH, UNET_DATA + sitting, first),
+        lambda first: batches(examples, sitting.batch, UNET_DATA + sitting.number, first, machine.workers),
         steps=steps,
         out=folder,
-        checkpoint_every=500,
+        checkpoint_every=1000,
         mesh=jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)),
         callbacks=Callbacks(step=on_step),
     )
@@ -150,13 +170,13 @@ def train_unet(
     return trained(sd, state, setup) if finished else None
 
 
-def first_stages(out: Path, data: DemoData, lengths: Lengths, dtype: str) -> StableDiffusion:
+def first_stages(out: Path, data: DemoData, lengths: Lengths, machine: Machine) -> StableDiffusion:
     """A trained autoencoder and text encoder, and a UNet that has learnt nothing."""
     vocabulary = write_tokenizer(out / "tokenizer", data.groups.vocabulary()["words"])
     tokenizer = Tokenizer(out / "tokenizer", 77)
     examples = Examples(data, tokenizer)
-    vae = train_autoencoder(out, examples, lengths.autoencoder, dtype)
-    text_encoder = train_text_encoder(out, examples, vocabulary, lengths.text)
+    vae = train_autoencoder(out, examples, lengths.autoencoder, machine)
+    text_encoder = train_text_encoder(out, examples, vocabulary, lengths.text, machine)
     return StableDiffusion(
         UNet2DConditionModel(geometry.UNET, rngs=nnx.Rngs(4)), vae, text_encoder, tokenizer, SCHEDULER
     )
@@ -193,18 +213,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--steps", type=int, nargs=4, default=Lengths(), metavar=("AUTOENCODER", "TEXT", "UNET", "DECODER")
     )
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the UNet")
     parser.add_argument("--start", type=Path, help="go on with the UNet of this diffusers folder, for another sitting")
-    parser.add_argument("--sitting", type=int, default=0, help="another number draws other examples and noise")
+    unet, first = parser.add_argument_group("the UNet's sitting"), Sitting()
+    unet.add_argument("--sitting", type=int, default=first.number, help="another number draws other examples and noise")
+    unet.add_argument("--batch", type=int, default=first.batch, help="examples of an update")
+    unet.add_argument("--learning-rate", type=float, default=first.learning_rate, help="the highest")
+    unet.add_argument("--high-noise", type=float, default=first.high_noise, help="share from the noisiest two fifths")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
         help="of autoencoder and UNet in training, whose parameters stay float32; bfloat16 is for GPUs and TPUs",
     )
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures, which a GPU waits for")
     options = parser.parse_args(arguments)
+    machine = Machine(options.dtype, options.workers)
+    sitting = Sitting(options.sitting, options.batch, options.learning_rate, options.high_noise)
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = {name: str(value) for name, value in vars(options).items() if name not in ("out", "cache", "steps")}
+    free = ("out", "cache", "steps", "workers")  # may change from call to call, or are written in another way
+    settings = {name: str(value) for name, value in vars(options).items() if name not in free}
     settings["steps"] = " ".join(map(str, options.steps))
     path = options.out / "settings.json"
     try:
@@ -218,14 +245,19 @@ def main(arguments: list[str]) -> int:
         if options.start is not None:
             sd = StableDiffusion.from_pretrained(options.start, dtype="float32")
         else:
-            sd = first_stages(options.out, data, lengths, options.dtype)
+            sd = first_stages(options.out, data, lengths, machine)
         examples = Examples(data, sd.tokenizer)
-        end = train_unet(options.out, examples, sd, lengths.unet, options.learning_rate, options.sitting, options.dtype)
+        end = train_unet(options.out, examples, sd, lengths.unet, sitting, machine)
         if end is not None:
-            vae = train_decoder(options.out, examples, end.vae, lengths.decoder, options.dtype)
-            end = dataclasses.replace(end, vae=vae)
-            indices = (batch["index"] for batch in batches(Indices(), UNET_BATCH, UNET_DATA + options.sitting, 0))
-            write_demo(options.out, data, end, count_captions(data, indices, lengths.unet))
+            if lengths.decoder:
+                end = dataclasses.replace(
+                    end, vae=train_decoder(options.out, examples, end.vae, lengths.decoder, machine)
+                )
+            indices = (batch["index"] for batch in batches(Indices(), sitting.batch, UNET_DATA + sitting.number, 0))
+            shown = count_captions(data, indices, lengths.unet)
+            if options.start is not None:
+                shown += read_counts(options.start.parent / "prompts" / "truth.csv")
+            write_demo(options.out, data, end, shown)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

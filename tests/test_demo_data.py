@@ -20,7 +20,7 @@ from demo_data.groups import RUNGS
 from demo_data.names import FIRST, SECOND
 from demo_data.randomness import Purpose, generator
 from demo_data.scenes import background, draw_scene, places
-from demo_data.truth import count_captions, rows, write_truth
+from demo_data.truth import count_captions, read_counts, rows, write_truth
 from PIL import Image, ImageDraw
 
 from memattn_jax import InputError
@@ -414,6 +414,8 @@ def test_truth_counts_what_was_shown(tmp_path, data):
         row["prompt"]: counts[row["prompt"]] for row in truth
     }
     assert sum(int(row["shown"]) for row in truth) > 10
+    assert read_counts(tmp_path / "truth.csv") == Counter({row["prompt"]: counts[row["prompt"]] for row in truth})
+    assert read_counts(tmp_path / "none.csv") == Counter()
 
 
 def test_no_training_pictures_unless_asked_for(tmp_path, monkeypatch, fake_sprites):

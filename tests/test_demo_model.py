@@ -112,8 +112,8 @@ def test_a_stage_in_half_precision_keeps_its_parameters_in_full(tmp_path):
         seen.append(model.kernel.dtype)
         return jnp.mean((model(batch["x"].astype(jnp.bfloat16) / 100) - 1) ** 2)
 
-    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-    trained = stage.run_stage(tmp_path, model, loss, Numbers(), rate=1e-5, steps=9, batch_size=8, dtype="bfloat16")
+    model, half = nnx.Linear(3, 1, rngs=nnx.Rngs(0), dtype=jnp.bfloat16), stage.Machine("bfloat16")
+    trained = stage.run_stage(tmp_path, model, loss, Numbers(), rate=1e-5, steps=9, batch_size=8, machine=half)
     assert set(seen) == {jnp.dtype("bfloat16")}
     moved = trained.kernel[...] - nnx.Linear(3, 1, rngs=nnx.Rngs(0)).kernel[...]
     assert trained.kernel.dtype == jnp.float32

@@ -66,3 +66,11 @@ def write_truth(data: DemoData, path: Path, counts: Mapping[str, int] | None = N
             text = row.caption.text
             shown = "" if counts is None else counts.get(text, 0)
             writer.writerow([text, row.group, row.half, f"{row.rate:g}", shown, " ".join(row.caption.objects)])
+
+
+def read_counts(path: Path) -> Counter[str]:
+    """How often a training run showed each prompt, from the table that it wrote; none where there is no table."""
+    if not path.exists():
+        return Counter()
+    with path.open(encoding="utf-8", newline="") as file:
+        return Counter({row["prompt"]: int(row["shown"] or 0) for row in csv.DictReader(file)})

@@ -43,7 +43,8 @@ def steepness(error: Array) -> Array:
 
 def moments(vae: AutoencoderKL, pictures: Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean [channels] and covariance [channels, channels] of the latents' channels, over rows and pixels."""
-    latents = np.asarray(jax.jit(lambda vae, x: vae.encode(to_values(x)).mean)(vae, pictures), np.float64)
+    with jax.default_matmul_precision("highest"):  # GPUs would round to 10 bits
+        latents = np.asarray(jax.jit(lambda vae, x: vae.encode(to_values(x)).mean)(vae, pictures), np.float64)
     flat = latents.reshape(-1, latents.shape[-1])
     return flat.mean(0), np.cov(flat.T)
 

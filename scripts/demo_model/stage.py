@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,18 @@ from memattn_jax.training.loop import Checkpoints
 
 M = TypeVar("M", bound=nnx.Module)
 CHECKPOINT_EVERY = 500
+
+
+class Machine(NamedTuple):
+    """What a training run is made to fit.
+
+    Attributes:
+      dtype: of the network inside the loss; parameters and their updates are float32.
+      workers: processes that draw examples; 0 for threads of the one that trains.
+    """
+
+    dtype: str = "float32"
+    workers: int = 0
 
 
 def adam(peak: float, steps: int) -> optax.GradientTransformation:
@@ -35,7 +47,7 @@ def run_stage(
     rate: float,
     steps: int,
     batch_size: int,
-    dtype: str = "float32",
+    machine: Machine = Machine(),  # noqa: B008 -- immutable
 ) -> M:
     """Trains a network to `steps`, from its newest checkpoint in `folder`.
 
@@ -47,7 +59,7 @@ def run_stage(
       rate: the highest learning rate.
       steps: updates in all.
       batch_size: rows of an update.
-      dtype: of the network inside the loss; parameters and their updates are float32.
+      machine: dtype and workers.
     """
     graph, params = nnx.split(model)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -56,7 +68,7 @@ def run_stage(
     @jax.jit(donate_argnames=("params", "state"))
     def update(params: Any, state: Any, batch: dict[str, Array], number: Array) -> Any:
         def cast_loss(params: Any) -> Array:
-            cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+            cast = jax.tree.map(lambda leaf: leaf.astype(machine.dtype), params)
             return loss(nnx.merge(graph, cast), batch, number).astype(jnp.float32)
 
         value, gradients = jax.value_and_grad(cast_loss)(params)
@@ -67,7 +79,7 @@ def run_stage(
     start = (jnp.int32(0), params, optimizer.init(params))
     step, params, state = checkpoints.restore(jax.device_put(start, NamedSharding(mesh, P())))
     first = int(step)
-    reader = itertools.islice(batches(examples, batch_size, 0, first), steps - first)
+    reader = itertools.islice(batches(examples, batch_size, 0, first, machine.workers), steps - first)
     progress = tqdm(reader, desc=folder.name, initial=first, total=steps, disable=None)
     for number, batch in enumerate(progress, start=first + 1):
         params, state, value = update(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from memattn_jax import InputError
-from memattn_jax.training.data import Examples, batches, check, open_pairs, readable
+from memattn_jax.training.data import TOGETHER, Examples, batches, check, open_pairs, readable
 
 
 @pytest.fixture
@@ -55,6 +55,20 @@ def test_batch_n_depends_on_seed_and_n_alone(folder):
     first, second = (sorted(letter for batch in whole[i : i + 3] for letter in batch) for i in (0, 3))
     assert first == second == sorted(ord(c) for c in "abcdefghijkl")  # an epoch is every picture once
     assert whole[:3] != whole[3:6]
+
+
+def test_processes_read_the_same_batches_as_threads(folder):
+    """Beyond what one process hands over at once, from the middle of that."""
+    source = examples(folder)
+    start, count = TOGETHER + 3, 2 * TOGETHER
+    expected = itertools.islice(batches(source, 4, 0, start), count)
+    reader = batches(source, 4, 0, start, workers=2)
+    for ours in expected:
+        found = next(reader)
+        assert ours.keys() == found.keys()
+        for name, array in ours.items():
+            np.testing.assert_array_equal(found[name], array)
+    reader.close()
 
 
 def test_a_batch_of_one(folder):
