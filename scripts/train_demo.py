@@ -69,12 +69,15 @@ class Sitting(NamedTuple):
       learning_rate: the highest.
       high_noise: share of examples whose timestep is drawn from the noisiest two fifths, where what a picture shows is
         decided.
+      dropout: share of examples that lose their caption, from which the empty prompt is learnt, whose errors guidance
+        multiplies.
     """
 
     number: int = 0
     batch: int = 128
     learning_rate: float = 1e-3
     high_noise: float = 0.5
+    dropout: float = 0.1
 
 
 class Examples:
@@ -140,6 +143,7 @@ def train_unet(
         schedule="cosine",
         ema_decay=0.999,
         high_noise=sitting.high_noise,
+        dropout=sitting.dropout,
         dtype=machine.dtype,
     )
     state, setup = start(sd, settings)
@@ -219,6 +223,7 @@ def main(arguments: list[str]) -> int:
     unet.add_argument("--batch", type=int, default=first.batch, help="examples of an update")
     unet.add_argument("--learning-rate", type=float, default=first.learning_rate, help="the highest")
     unet.add_argument("--high-noise", type=float, default=first.high_noise, help="share from the noisiest two fifths")
+    unet.add_argument("--dropout", type=float, default=first.dropout, help="share without a caption")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -228,7 +233,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures, which a GPU waits for")
     options = parser.parse_args(arguments)
     machine = Machine(options.dtype, options.workers)
-    sitting = Sitting(options.sitting, options.batch, options.learning_rate, options.high_noise)
+    sitting = Sitting(options.sitting, options.batch, options.learning_rate, options.high_noise, options.dropout)
     options.out.mkdir(parents=True, exist_ok=True)
     free = ("out", "cache", "steps", "workers")  # may change from call to call, or are written in another way
     settings = {name: str(value) for name, value in vars(options).items() if name not in free}
