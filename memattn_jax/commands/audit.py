@@ -149,8 +149,7 @@ def print_cost(audit: "Audit", sources: dict[str, Any]) -> None:
     options, profile = audit.options, audit.options.chosen
     asked = audit.detect_options()
     scorer = make_scorer(audit.sd, asked, given_calibration(asked))
-    log = audit.log()
-    prompts = 0 if log.total is None else log.total()
+    prompts = sum(1 for _ in audit.log().prompts)  # an estimate would be no upper bound
     image = 2 * profile.steps
     flagged = min(prompts, profile.prompts)
     fitting = 0 if asked.calibrate is None else sources["clean"]["prompts"]

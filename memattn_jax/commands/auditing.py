@@ -25,7 +25,7 @@ from memattn_jax.commands.model_options import ModelOptions
 from memattn_jax.commands.scoring import Detected, Log, given_calibration, score_log
 from memattn_jax.copies.search import Search
 from memattn_jax.pictures.files import image_files
-from memattn_jax.prompts import Prompt, count_prompts, read_prompts, stream_prompts
+from memattn_jax.prompts import Prompt, read_prompts, stream_prompts
 from memattn_jax.registries import PRESETS
 from memattn_jax.report.findings import Settle, in_parts, pick, summarize
 from memattn_jax.runs.versions import versions
@@ -108,7 +108,7 @@ class Audit:
         prompts = str(options.prompts)
         kept = () if options.kind is None else (options.kind,)
         records_ = stream_prompts(prompts, options.column, kept, note)
-        return Log(records_, size, lambda: count_prompts(prompts, options.column))
+        return Log(records_, size, records_.total)
 
     def detect_options(self) -> DetectOptions:
         """Options with which `detect` writes the same table."""

@@ -8,22 +8,21 @@ model scores two prompts of its own.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NoReturn
 
 from memattn_jax import demo
 from memattn_jax.commands.command import note, run_command
 from memattn_jax.commands.detect_options import Options
 from memattn_jax.commands.scoring import Log, given_calibration, score_log
-from memattn_jax.prompts import Prompt, as_text, count_prompts, stream_prompts
+from memattn_jax.prompts import Prompt, as_text, stream_prompts
 
 
-def prompts_of(options: Options) -> tuple[Iterator[Prompt], Callable[[], int] | None]:
-    """The prompts to score, none if the command only calibrates, and a function that counts them."""
+def prompts_of(options: Options) -> tuple[Iterator[Prompt], Callable[[], int | None]]:
+    """The prompts to score, none if the command only calibrates, and a function that returns their number."""
     given = options.prompt
     if options.prompts is not None:
-        count = None if options.prompts == "-" else partial(count_prompts, options.prompts, options.column)
-        return stream_prompts(options.prompts, options.column, options.kept, note), count
+        records = stream_prompts(options.prompts, options.column, options.kept, note)
+        return records, records.total
     if not given and options.calibrate is None:
         given = demo.SHOWCASE
     return iter([Prompt(as_text(prompt)) for prompt in given]), lambda: len(given)

@@ -29,7 +29,7 @@ from memattn_jax.commands.options import (
     seeds,
 )
 from memattn_jax.errors import InputError, check_name
-from memattn_jax.prompts import Prompt, as_text, count_prompts, stream_prompts
+from memattn_jax.prompts import Prompt, as_text, stream_prompts
 from memattn_jax.registries import FIRST_STEP, MITIGATIONS, SCHEDULERS
 from memattn_jax.runs.versions import versions
 from memattn_jax.text import counted
@@ -123,16 +123,15 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         return self.built_in and not self.has_prompts
 
 
-def images_of(options: Options) -> tuple[Iterator["ImageJob"], Callable[[], int] | None]:
-    """The images to generate, and a function that counts them."""
+def images_of(options: Options) -> tuple[Iterator["ImageJob"], Callable[[], int | None]]:
+    """The images to generate, and a function that returns their number."""
     from memattn_jax.report.gallery import ImageJob
 
     prompts: Iterator[Prompt]
-    count: Callable[[], int] | None
+    count: Callable[[], int | None]
     if options.prompts is not None:
-        source, column = options.prompts, options.column
-        prompts = stream_prompts(source, column, options.kept, note)
-        count = None if source == "-" else lambda: count_prompts(source, column) * options.images_per_prompt
+        prompts = records = stream_prompts(options.prompts, options.column, options.kept, note)
+        count = lambda: (total := records.total()) and total * options.images_per_prompt  # noqa: E731
     else:
         prompts = iter([Prompt(as_text(prompt)) for prompt in options.prompt])
         count = lambda: len(options.prompt) * options.images_per_prompt  # noqa: E731
@@ -228,7 +227,7 @@ def main(options: Options) -> None:
     if showcase:
         shown = list(images)
         images = iter(shown + [image._replace(recipe=1) for image in shown])
-        count = None
+        count = lambda: len(shown) * len(runs)  # noqa: E731
     given = given_calibration(options)
     for each in runs:
         mitigation(each)  # so that a wrong option is refused before a model is loaded

@@ -33,12 +33,12 @@ class Log(NamedTuple):
     Attributes:
       prompts: records, read as they are needed.
       batch: how many are scored at once.
-      total: returns their number; None where it is not known in advance.
+      total: returns their number, or an estimate; None where there is none.
     """
 
     prompts: Iterator[Prompt]
     batch: int
-    total: Callable[[], int] | None
+    total: Callable[[], int | None]
 
 
 def load_scorer(options: Options, calibration: "Calibration | None") -> "Scorer":

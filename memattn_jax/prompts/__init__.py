@@ -6,6 +6,6 @@ such as gs://bucket/prompts.parquet. Each record of a source is one prompt, or h
 """
 
 from memattn_jax.prompts.record import Prompt, Wanted, as_text
-from memattn_jax.prompts.stream import count_prompts, read_prompts, stream_prompts
+from memattn_jax.prompts.stream import read_prompts, stream_prompts
 
-__all__ = ["Prompt", "Wanted", "as_text", "count_prompts", "read_prompts", "stream_prompts"]
+__all__ = ["Prompt", "Wanted", "as_text", "read_prompts", "stream_prompts"]

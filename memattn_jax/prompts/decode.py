@@ -78,8 +78,13 @@ def lines_of(raw: IO[bytes], where: str, wanted: Wanted) -> Iterator[Iterator[Li
     try:
         with ExitStack() as stack:
             file = stack.enter_context(peekable(raw))
+            if (extent := wanted.extent) is not None:
+                extent.follow(file.tell)
             if is_packed(file.peek(HEAD), where, wanted):
-                file = stack.enter_context(peekable(gzip.GzipFile(fileobj=file)))
+                unpacked = gzip.GzipFile(fileobj=file)
+                file = stack.enter_context(peekable(unpacked))
+                if extent is not None:
+                    extent.hold(lambda: file.tell() / unpacked.tell())
             encoding = encoding_of(file.peek(HEAD), where, wanted)
             text = io.TextIOWrapper(file, encoding, errors="memattn_jax.half_character", newline="")
             yield numbered(stack.enter_context(text))

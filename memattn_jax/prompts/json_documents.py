@@ -62,7 +62,8 @@ class Document:
 
     def __init__(self, lines: Iterator[Line]):
         self.lines = lines
-        self.text, self.at = "", 0  # text read so far, and where the unparsed part begins
+        self.text, self.at = "", 0  # text in memory, and where the unparsed part begins
+        self.passed = 0  # characters before it
         self.lost = False  # whether everything after a malformed record was lost
 
     def __iter__(self) -> Iterator[Value]:
@@ -87,8 +88,13 @@ class Document:
             if size >= max(len(left), PART):
                 break
         if new:
+            self.passed += self.at
             self.text, self.at = left + "".join(new), 0
         return bool(new)
+
+    def used(self) -> float:
+        """Share of the text read so far that is parsed."""
+        return (self.passed + self.at) / (self.passed + len(self.text))
 
     def skip_blank(self) -> bool:
         """Advances to the next record or bracket; returns whether there is one."""

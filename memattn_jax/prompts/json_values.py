@@ -27,9 +27,13 @@ def parse_json(lines: Iterator[Line], where: str, wanted: Wanted) -> Iterator[Pr
         first.append(following)
     second = next(lines, None)
     everything = chain(first, [] if second is None else [second], lines)
-    document = bool(first) and is_document(first[-1], second)
-    values = Document(everything) if document else map(read_line, first_pieces(everything))
-    for value in checked(iter(values), where, wanted):
+    values: Iterator[Value] = map(read_line, first_pieces(everything))
+    if first and is_document(first[-1], second):
+        document = Document(everything)
+        values = iter(document)
+        if wanted.extent is not None:
+            wanted.extent.hold(document.used)
+    for value in checked(values, where, wanted):
         yield prompt_of(value, where, wanted)
 
 

@@ -44,7 +44,9 @@ def parse_parquet(file: IO[bytes], where: str, wanted: Wanted) -> Iterator[Promp
         if not is_textual(prompt.type):
             fields = f"; did you mean a field, {prompt.name}.NAME?" if pa.types.is_struct(prompt.type) else ""
             raise InputError(f"{where}: column '{printable(prompt.name, 80)}' has type {prompt.type}, not text{fields}")
-        number = 0
+        number, rows = 0, table.metadata.num_rows
+        if wanted.extent is not None:
+            wanted.extent.part = lambda: number / rows
         for batch in table.iter_batches(ROWS, columns=[column.name for column in (prompt, *kept)]):
             values = values_of(batch, prompt)
             carried = [as_texts(values_of(batch, column)) for column in kept]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from memattn_jax.errors import InputError, listed, nearest
+from memattn_jax.prompts.extent import Extent
 from memattn_jax.text import printable
 
 LONGEST = 131_072  # characters of a prompt; models read 77 tokens, and a longer text is a damaged record
@@ -36,11 +37,13 @@ class Wanted(NamedTuple):
       column: name of the prompt's column.
       keep: columns to copy into the output.
       note: called with one-line notes on how a file was read.
+      extent: told how much has been read; None where nobody asks.
     """
 
     column: str = "prompt"
     keep: tuple[str, ...] = ()
     note: Callable[[str], object] = lambda line: None
+    extent: Extent | None = None
 
 
 class Number(str):

@@ -9,13 +9,14 @@ from typing import IO
 from memattn_jax.errors import InputError
 from memattn_jax.prompts.decode import first_pieces, lines_of
 from memattn_jax.prompts.delimited import parse_delimited
+from memattn_jax.prompts.extent import Extent
 from memattn_jax.prompts.files import Source, find_files, format_of
 from memattn_jax.prompts.json_values import parse_json
 from memattn_jax.prompts.plain import parse_lines
 from memattn_jax.prompts.record import Prompt, Wanted
+from memattn_jax.prompts.records import AHEAD, Records
 from memattn_jax.storage import is_local
 
-AHEAD = 1000  # records, at least one of which must be a prompt
 CHECKED = 1000  # files of a folder that are checked before the first is read
 
 
@@ -28,8 +29,8 @@ def stream_prompts(
     column: str = "prompt",
     keep: tuple[str, ...] = (),
     note: Callable[[str], object] = silent,
-) -> Iterator[Prompt]:
-    """Reads prompts lazily, one for each record of the source.
+) -> Records:
+    """Reads prompts lazily, one for each record of the source, and each once.
 
     A bad record has an `error`, and reading continues with the next one. Only a source whose records are few and all
     bad is an error itself.
@@ -43,18 +44,28 @@ def stream_prompts(
       keep: columns, or keys, whose values are returned as text.
       note: called with one-line notes on how a file was read.
 
+    Returns:
+      An iterator, whose `total` says how many records there will be.
+
     Raises:
-      FileNotFoundError: no such file.
+      FileNotFoundError: no such file; raised by the first record, like the others.
       InputError: an unknown suffix, a damaged file, a missing column, or no prompts.
     """
-    records = read_source(str(source), Wanted(column, keep, note))
+    piped = source == "-"
+    extent = None if piped else Extent()
+    records = read_source(str(source), Wanted(column, keep, note, extent))
+    return Records(with_prompts(records, "standard input" if piped else str(source)), extent)
+
+
+def with_prompts(records: Iterator[Prompt], where: str) -> Iterator[Prompt]:
+    """The records; raises InputError where the first `AHEAD`, or all, are no prompts."""
     head: list[Prompt] = []
     for prompt in records:
         head.append(prompt)
         if prompt.error is None or len(head) == AHEAD:
             break
     else:
-        refuse(head, "standard input" if source == "-" else str(source))
+        refuse(head, where)
     yield from chain(head, records)
 
 
@@ -81,11 +92,6 @@ def read_prompts(source: str | Path, column: str = "prompt") -> list[str]:
     return prompts
 
 
-def count_prompts(source: str | Path, column: str = "prompt") -> int:
-    """Number of records that `stream_prompts` yields."""
-    return sum(1 for _ in stream_prompts(source, column))
-
-
 def read_source(source: str, wanted: Wanted) -> Iterator[Prompt]:
     """The records of a file, a folder or standard input."""
     if source == "-":
@@ -96,8 +102,13 @@ def read_source(source: str, wanted: Wanted) -> Iterator[Prompt]:
     files = find_files(source, wanted)
     if is_local(source):
         for file in files[1:CHECKED]:  # a column missing in the last file should not end a run after hours
-            next(read_one(file, wanted._replace(note=silent)), None)
-    for file in files:
+            next(read_one(file, wanted._replace(note=silent, extent=None)), None)
+    extent = wanted.extent
+    sizes = [0 if extent is None else file.filesystem.size(file.path) or 0 for file in files]
+    for file, size in zip(files, sizes, strict=True):
+        if extent is not None:
+            extent.size = sum(sizes)
+            extent.begin(size)
         yield from read_one(file, wanted)
 
 

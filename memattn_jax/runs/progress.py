@@ -2,7 +2,6 @@
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,29 +22,23 @@ class Progress:
       rows: number of rows that this process has finished in this run.
     """
 
-    def __init__(self, unit: str, count: Callable[[], int] | None, format_row: Callable[[Row], str] | None = None):
+    def __init__(
+        self, unit: str, count: Callable[[], int | None] | None, format_row: Callable[[Row], str] | None = None
+    ):
         """Starts the clock.
 
         Args:
           unit: what a row is.
-          count: returns the total number of rows; called in the background. None if the total is unknown.
+          count: returns the total number of rows, or an estimate; None, like the result None, if it is unknown.
           format_row: returns one line about a row; None prints no rows.
         """
-        self.format_row, self.unit = format_row, unit
+        self.format_row, self.unit, self.count = format_row, unit, count
         self.bar = tqdm(unit=unit, disable=None)  # None: on a terminal only
         self.terminal = not self.bar.disable  # which closing the bar changes
         self.rows = 0
         self.total: int | None = None
         self.start = self.logged = time.monotonic()
         self.first: tuple[int, int, float] | None = None  # last row and rows of the first batch, and when it was done
-        if count is not None:
-            threading.Thread(target=self._count, args=(count,), daemon=True).start()
-
-    def _count(self, count: Callable[[], int]) -> None:
-        try:
-            self.total = self.bar.total = count()
-        except (ValueError, OSError):  # the run itself will raise the same error
-            return
 
     def update(self, rows: Sequence[Row]) -> None:
         """Counts finished rows, and prints the first ones."""
@@ -53,6 +46,8 @@ class Progress:
         if self.first is None:
             self.first = last, len(rows), now
             self.bar.initial = self.bar.n = rows[0]["row"]
+        if self.count is not None:
+            self.total = self.bar.total = self.count()
         if self.format_row is not None:
             for row in rows[: max(0, PRINTED - self.rows)]:
                 self.bar.write(printable(self.format_row(row)))
