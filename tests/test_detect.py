@@ -386,6 +386,40 @@ def test_too_few_clean_prompts_warn(command, model, files, tmp_path):
     assert [row["verdict"] for row in read(tmp_path / "results.jsonl")] == ["unknown"] * len(NEW)
 
 
+def test_the_same_command_on_a_longer_log(model, tmp_path, monkeypatch, capsys):
+    """Only what is new is scored, the summary is about all, and a record that has changed is refused."""
+    path, out = tmp_path / "p.jsonl", tmp_path / "out"
+    fixed = {"model": str(model), "prompts": str(path), "out": str(out), "detectors": "text_baseline"}
+    options = detect.Options(**fixed, keep="id", explain=False, shard_rows=4, batch_size=2)
+    lines = [json.dumps({"prompt": f"the {word}", "id": n}) for n, word in enumerate("abcdefghi")]
+
+    def again(lines: list[str]) -> list[str]:
+        path.write_text("\n".join(lines))
+        scored: list[str] = []
+        start = Scorer.start
+        with monkeypatch.context() as patch:
+            patch.setattr(Scorer, "start", lambda self, texts, seeds: scored.extend(texts) or start(self, texts, seeds))
+            detect.main(options)
+        return scored
+
+    again(lines[:6])
+    full = (out / "00000.parquet").stat().st_mtime_ns
+    assert set(again(lines)) == {"the g", "the h", "the i"}
+    assert (out / "00000.parquet").stat().st_mtime_ns == full
+    printed = capsys.readouterr().out
+    assert "(9 of 9)" in printed
+    assert "9 prompts in " in printed
+    rows = [row for name in sorted(out.glob("*.parquet")) for row in pq.read_table(name).to_pylist()]
+    assert [(row["prompt"], row["id"]) for row in rows] == [
+        (f"the {word}", str(n)) for n, word in enumerate("abcdefghi")
+    ]
+    assert np.isfinite([row["text_baseline"] for row in rows]).all()
+    assert again(lines) == []
+    for place, changed in ((1, {"prompt": "the b", "id": 12}), (7, {"prompt": "the z", "id": 7})):
+        with pytest.raises(InputError, match=rf"row {place} .*--overwrite"):
+            again([*lines[:place], json.dumps(changed), *lines[place + 1 :]])
+
+
 def test_false_discovery_rate_of_a_log(command, calibrated, model, files, tmp_path):
     """Verdicts follow from all p-values, in a file beside the rows; another rate computes no row anew."""
     calibration = load_calibration(calibrated / "calibration.json")

@@ -144,13 +144,11 @@ class Audit:
             raise StoppedError
         assert detected.rule is not None
         assert detected.calibration is not None
-        names = tuple(detected.scorer.detectors)
-        settle, level = summarize(
-            detected.table, names, detected.rule, detected.calibration.kind, detected.carried, listed=0
-        )
-        kind = detected.carried.names[0] if detected.carried.names else None
-        found = Found(detected, settle, level or 0.0, Drawn(), [], kind)
-        found.drawn = draw(found.every(), self.options.chosen.prompts, self.options.seed, kind)
+        kind = detected.calibration.kind
+        settle, level = summarize(detected.table, detected.found, kind, detected.carried, listed=False)
+        column = detected.carried.names[0] if detected.carried.names else None
+        found = Found(detected, settle, level or 0.0, Drawn(), [], column)
+        found.drawn = draw(found.every(), self.options.chosen.prompts, self.options.seed, column)
         chosen = pick(detected.table, found.drawn.sampled())
         found.rows = settle([chosen[row] for row in found.drawn.sampled()])
         return found

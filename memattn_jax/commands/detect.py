@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     if done is not None:
         kind = None if done.calibration is None else done.calibration.kind
         detectors = tuple(done.scorer.detectors)
-        settle, level = summarize(done.table, detectors, done.rule, kind, done.carried)
+        settle, level = summarize(done.table, done.found, kind, done.carried)
         if options.report:
             from memattn_jax.report.html.runs import Judged, write_detection_page
 

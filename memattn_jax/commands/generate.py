@@ -267,7 +267,7 @@ def main(options: Options) -> None:
         for one in recipes:
             one.arguments["taps"] = "heatmaps"
     gallery = Gallery(sd, recipes, rows_multiple(size, mesh), table, carried, showcase)
-    lacking = table.missing(images, lambda job: job.same)
+    lacking = table.missing(images, lambda job: job.same, carried.copies)
     work = batches(lacking, size, options.shard_rows, lambda job: job.recipe, table.twins)
     if not run(table, work, gallery.start, gallery.describe, progress, gallery.repeat):
         print(f"stopped after {counted(progress.rows, 'image')}, all of them written; the same command resumes")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from memattn_jax.detectors.calibration.verdicts import Rule
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.carried import Carried
+    from memattn_jax.report.findings import Findings
     from memattn_jax.runs.ray_engine import Pending
     from memattn_jax.runs.table import ShardedTable
     from memattn_jax.storage import Store
@@ -61,6 +62,7 @@ class Detected(NamedTuple):
       calibration: what clean prompts score; None without one.
       rule: for verdicts; likewise.
       carried: columns from the prompt records.
+      found: what a summary says of the rows of this process.
     """
 
     table: "ShardedTable"
@@ -68,6 +70,7 @@ class Detected(NamedTuple):
     calibration: "Calibration | None"
     rule: "Rule | None"
     carried: "Carried"
+    found: "Findings"
 
 
 def given_calibration(options: Options) -> "Calibration | None":
@@ -160,7 +163,7 @@ def score_log(
     """
     from memattn_jax.report.carried import Carried
     from memattn_jax.report.detection import Ground, detection_rows, detection_schema
-    from memattn_jax.report.findings import VERDICTS
+    from memattn_jax.report.findings import VERDICTS, Findings
     from memattn_jax.runs.progress import Progress
     from memattn_jax.runs.ray_engine import RayActors
     from memattn_jax.runs.run import batches, fill_up, run
@@ -212,9 +215,12 @@ def score_log(
         rows = detection_rows(batch, detection, ground)
         return [carried(row, prompt) for row, (_, prompt) in zip(rows, batch, strict=True)]
 
-    work = batches(table.missing(log.prompts, lambda job: job.text), log.batch, options.shard_rows, twins=table.twins)
+    found = Findings(tuple(scorer.detectors), rule)
+    table.watch(found.columns, found.see)
+    lacking = table.missing(log.prompts, lambda job: job.text, carried.copies)
+    work = batches(lacking, log.batch, options.shard_rows, twins=table.twins)
     ahead = getattr(engine, "ahead", AHEAD)
     if not run(table, work, start, describe, progress, carried.repeat, ahead):
         print(f"stopped after {counted(progress.rows, 'prompt')}, all of them written; the same command resumes")
         return None
-    return Detected(table, scorer, calibration, rule, carried)
+    return Detected(table, scorer, calibration, rule, carried, found)

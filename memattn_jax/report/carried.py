@@ -1,6 +1,7 @@
 """Columns that a table copies from its prompt records: the source, kept columns, and whether the prompt was cut."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -29,6 +30,11 @@ class Record(Protocol):
     @property
     def kept(self) -> tuple[str | None, ...]:
         """Values in the kept columns; none where the record comes from the command line."""
+
+
+def kept_value(record: Record, place: int) -> str | None:
+    """A record's value in one of the kept columns."""
+    return record.kept[place] if record.kept else None
 
 
 class Carried:
@@ -68,6 +74,11 @@ class Carried:
         length = row.get("length")
         cut = None if length is None else length == self.tokenizer.tokens and self.tokenizer.cuts(record.text)
         return {**row, "cut": cut, **dict(zip(self.names, kept, strict=True)), "source": record.place or None}
+
+    @property
+    def copies(self) -> dict[str, Callable[[Record], str | None]]:
+        """What each kept column holds of a record."""
+        return {name: partial(kept_value, place=place) for place, name in enumerate(self.names)}
 
     def repeat(self, row: Mapping[str, Any], number: int, record: Record) -> dict[str, Any]:
         """The row of a record whose prompt is an earlier row's."""

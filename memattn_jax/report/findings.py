@@ -1,15 +1,14 @@
 """The summary of a detection run: how many prompts are flagged, and which score highest."""
 
+import hashlib
 import heapq
 import io
 import math
-import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import TYPE_CHECKING
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,8 @@ from memattn_jax.detectors.calibration.verdicts import MEMORIZED, UNKNOWN, Rule
 from memattn_jax.report.carried import Carried
 from memattn_jax.report.detection import format_row
 from memattn_jax.report.results import write_json_lines
-from memattn_jax.runs.table import Row, ShardedTable
+from memattn_jax.runs.shards import Row
+from memattn_jax.runs.table import ShardedTable
 from memattn_jax.text import counted, printable
 
 if TYPE_CHECKING:
@@ -43,27 +43,63 @@ VERDICT_SCHEMA = pa.schema(
 )
 
 
-@dataclass
 class Findings:
-    """Counts and samples from one pass over a table.
+    """Counts and samples of rows, each seen once, in any order.
 
     Attributes:
+      columns: of a row that are looked at.
       rows: number of rows.
       failed: number of rows with an error.
       cut: number of rows whose prompt was cut.
       verdicts, over, p: how often each occurs.
-      highest: numbers of the rows that score highest.
-      sample: prompts that could be read, drawn uniformly.
     """
 
-    rows: int = 0
-    failed: int = 0
-    cut: int = 0
-    verdicts: Counter[str] = field(default_factory=Counter)
-    over: Counter[str] = field(default_factory=Counter)
-    p: Counter[float] = field(default_factory=Counter)
-    highest: list[int] = field(default_factory=list)
-    sample: list[str] = field(default_factory=list)
+    def __init__(self, detectors: Sequence[str], rule: Rule | None):
+        """Nothing is seen yet; rows rank by the joint statistic, or without a rule by the first detector's score."""
+        self.detectors, self.rule = tuple(detectors), rule
+        self.columns = ("row", "prompt", "length", "p", "verdict", "over", "error", "cut", *detectors)
+        self.rows = self.failed = self.cut = 0
+        self.verdicts: Counter[str] = Counter()
+        self.over: Counter[str] = Counter()
+        self.p: Counter[float] = Counter()
+        self._highest: list[tuple[float, int, Row | None]] = []  # a heap of rank, −number, and the row if it is whole
+        self._sample: list[tuple[int, str]] = []  # a heap of −(hash of the number), and the prompt
+
+    def see(self, rows: Sequence[Row], whole: bool) -> None:
+        """Counts rows; `whole` tells whether they have all columns of the table."""
+        scores = scores_of(rows, self.detectors)
+        ranks = self.rule.joint.statistic(scores) if self.rule is not None else scores[self.detectors[0]]
+        for row, rank in zip(rows, ranks.tolist(), strict=True):
+            self.rows += 1
+            self.failed += row["error"] is not None
+            self.cut += bool(row["cut"])
+            self.over.update(row["over"] or ())
+            self.verdicts.update([row["verdict"]] * (row["verdict"] is not None))
+            self.p.update([row["p"]] * (row["p"] is not None))
+            if row["length"] is not None:
+                digest = hashlib.blake2b(b"%d" % row["row"], digest_size=8).digest()
+                keep(self._sample, (-int.from_bytes(digest), row["prompt"]), SAMPLED)
+            placed = -math.inf if math.isnan(rank) else rank
+            keep(self._highest, (placed, -row["row"], row if whole else None), LISTED)
+
+    def sample(self) -> list[str]:
+        """Prompts that could be read, drawn uniformly; which ones depends on the rows' numbers alone."""
+        return [prompt for _, prompt in self._sample]
+
+    def highest(self, table: ShardedTable) -> list[Row]:
+        """The rows that score highest, whole; the table is read for those that were not."""
+        ranked = [(-number, row) for _, number, row in sorted(self._highest, key=lambda entry: entry[:2], reverse=True)]
+        lacking = pick(table, [number for number, row in ranked if row is None])
+        complete = (lacking.get(number) if row is None else row for number, row in ranked)
+        return [row for row in complete if row is not None]
+
+
+def keep(heap: list[Any], entry: tuple[Any, ...], most: int) -> None:
+    """Adds an entry to a heap of the `most` largest."""
+    if len(heap) < most:
+        heapq.heappush(heap, entry)
+    elif entry > heap[0]:
+        heapq.heapreplace(heap, entry)
 
 
 def in_parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -78,54 +114,20 @@ def scores_of(rows: Sequence[Row], detectors: Iterable[str]) -> dict[str, np.nda
     return {name: np.array([row[name] for row in rows], np.float64) for name in detectors}
 
 
-def find(table: ShardedTable, detectors: Sequence[str], rule: Rule | None) -> Findings:
-    """Reads all rows written so far, once, with few of them in memory.
-
-    Rows are ranked by the joint statistic, or without a rule by the first detector's score.
-    """
-    found, chance, read = Findings(), random.Random(0), 0
-
-    def ranked() -> Iterator[tuple[float, int]]:
-        nonlocal read
-        for part in in_parts(
-            table.rows(["row", "prompt", "length", "p", "verdict", "over", "error", "cut", *detectors])
-        ):
-            scores = scores_of(part, detectors)
-            ranks = rule.joint.statistic(scores) if rule is not None else scores[detectors[0]]
-            for row, rank in zip(part, ranks.tolist(), strict=True):
-                found.rows += 1
-                found.failed += row["error"] is not None
-                found.cut += row["cut"] is True
-                found.over.update(row["over"] or ())
-                found.verdicts.update([row["verdict"]] * (row["verdict"] is not None))
-                found.p.update([row["p"]] * (row["p"] is not None))
-                if row["length"] is not None:  # reservoir sampling, Vitter's algorithm R
-                    read += 1
-                    place = chance.randrange(read)
-                    if read <= SAMPLED:
-                        found.sample.append(row["prompt"])
-                    elif place < SAMPLED:
-                        found.sample[place] = row["prompt"]
-                yield -math.inf if math.isnan(rank) else rank, -row["row"]
-
-    found.highest = [-number for _, number in heapq.nlargest(LISTED, ranked())]
-    return found
-
-
 def pick(table: ShardedTable, numbers: Iterable[int]) -> dict[int, Row]:
-    """Complete rows by number."""
-    wanted = set(numbers)
-    shards = sorted({number // table.shard_rows for number in wanted})
-    return {row["row"]: row for shard in shards for row in table.load(shard) if row["row"] in wanted}
+    """Complete rows by number; each number once."""
+    wanted = sorted(numbers)
+    parts = groupby(wanted, key=lambda number: number // table.shard_rows)
+    return {row["row"]: row for shard, part in parts for row in table.load(shard, numbers=part)}
 
 
 def summarize(
     table: ShardedTable,
-    detectors: Sequence[str],
-    rule: Rule | None,
+    found: Findings,
     kind: Kind | None,
     carried: Carried,
-    listed: int = LISTED,
+    *,
+    listed: bool = True,
 ) -> tuple[Settle, float | None]:
     """Prints a summary; copies the rows to results.jsonl if they are few and this is the only process.
 
@@ -133,17 +135,18 @@ def summarize(
 
     Args:
       table: finished by this process.
-      detectors: names of its score columns.
-      rule: for verdicts; None without a calibration.
+      found: of the rows of this process; those of others are added.
       kind: statistics of the calibration's prompts; None without a calibration.
       carried: the columns from prompt records.
-      listed: prompts on the terminal, those that score highest.
+      listed: whether to print the prompts that score highest.
 
     Returns:
       What maps rows to the same with their final verdicts, and the level of the joint p-value that these follow from;
       None without a rule, or where rows are missing that it depends on.
     """
-    found = find(table, detectors, rule)
+    detectors, rule = found.detectors, found.rule
+    for part in in_parts(table.rows(found.columns, others=True)):
+        found.see(part, False)
     alone, whole = table.processes == 1, found.rows == table.jobs
     settle: Settle = list
     level = rule.fpr if rule is not None else None
@@ -152,11 +155,10 @@ def summarize(
         settle = settled(rule, detectors, level)
         write_verdicts(table, settle, detectors, found)
     if listed:
-        highest = found.highest[:listed]
-        listing = pick(table, highest)
+        highest = found.highest(table)
         order = "joint statistic" if rule is not None else detectors[0]
         print(f"prompts with the highest {order} ({len(highest)} of {found.rows}):")
-        for row in settle([listing[number] for number in highest if number in listing]):
+        for row in settle(highest):
             print(printable(format_row(row, detectors)))
     if rule is not None:
         print_verdicts(found, rule, level)
@@ -165,7 +167,7 @@ def summarize(
     if found.cut:
         print(carried.describe_cut(found.cut))
     if rule is not None and kind is not None:
-        compare(found.sample, kind, carried.tokenizer)
+        compare(found.sample(), kind, carried.tokenizer)
     repeated = " and results.jsonl" if alone and write_json_lines(table, found.rows, settle) else ""
     rest = "" if alone else f" of {table.jobs}, by all {table.processes} processes so far"
     print(f"{counted(found.rows, 'prompt')}{rest} in {table.store}, as Parquet files{repeated}")

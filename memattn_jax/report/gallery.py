@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memattn_jax.report.results import Measured, image_row, measure, png
 from memattn_jax.runs.run import fill_up
-from memattn_jax.runs.table import row_name
+from memattn_jax.runs.shards import row_name
 from memattn_jax.runs.versions import versions
 from memattn_jax.text import counted
 

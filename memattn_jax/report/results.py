@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from memattn_jax import entropy
 from memattn_jax.report.plots import plot_entropy
-from memattn_jax.runs.table import row_name
+from memattn_jax.runs.shards import row_name
 from memattn_jax.text import printable
 
 if TYPE_CHECKING:

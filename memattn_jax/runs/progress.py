@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from memattn_jax.runs.table import Row
+from memattn_jax.runs.shards import Row
 from memattn_jax.text import printable
 
 LOG_SECONDS = 30.0

@@ -7,8 +7,9 @@ from itertools import chain, islice, takewhile
 from typing import Any
 
 from memattn_jax.runs.progress import Progress
+from memattn_jax.runs.shards import Row
 from memattn_jax.runs.stream import AHEAD, Overlap, asked_to_stop
-from memattn_jax.runs.table import J, Row, ShardedTable
+from memattn_jax.runs.table import J, ShardedTable
 from memattn_jax.text import counted
 
 Batch = list[tuple[int, J]]  # numbers and jobs of rows

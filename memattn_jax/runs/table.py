@@ -9,25 +9,25 @@ shard that is not full yet is a file with fewer rows; it is replaced atomically 
 """
 
 import hashlib
-import io
 import json
 import time
-import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from memattn_jax.errors import InputError
 from memattn_jax.runs.refusal import refusal
+from memattn_jax.runs.shards import RUN, Row, count_rows, numbered, read_shard, shard_name, write_shard
 from memattn_jax.storage import Store
 from memattn_jax.text import counted, printable
 
 MANIFEST = "manifest.json"
 FLUSH_SECONDS = 30.0  # of work that a killed process loses at most, besides the batches in progress
-QUOTED = 40  # characters of a prompt in a message
+NAMED = 20  # characters of a column's name in a message
+QUOTED = 40  # and of what it holds
 
 
 class Job(Protocol):
@@ -43,23 +43,8 @@ class Job(Protocol):
 
 
 J = TypeVar("J", bound=Job)
-Row = dict[str, Any]
-
-
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
-    return f"{shard:05d}.parquet"
-
-
-def row_name(row: int, suffix: str) -> str:
-    """File name for a row, such as that of its image."""
-    return f"{row:05d}.{suffix}"
-
-
-def numbered(name: str, suffix: str | None) -> int | None:
-    """The number in a file name with this suffix, of a shard or a row; None for other names."""
-    stem, _, ending = name.partition(".")
-    return int(stem) if stem.isdecimal() and ending == suffix else None
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+See = Callable[[Sequence[Row], bool], None]
 
 
 class ShardedTable:
@@ -91,7 +76,7 @@ class ShardedTable:
         self.process, self.processes = process, processes
         self.identity: dict[str, Any] = json.loads(json.dumps(identity | {"shard_rows": shard_rows}))
         digest = hashlib.blake2b(json.dumps(self.identity, sort_keys=True).encode(), digest_size=16).hexdigest()
-        self.schema = schema.with_metadata({"identity": digest})
+        self.schema = schema.with_metadata({RUN: digest})
         self.row_files = row_files
         self.jobs = 0  # seen by `missing`
         self.twins: dict[int, int] = {}  # rows that repeat an earlier row of their shard
@@ -100,6 +85,18 @@ class ShardedTable:
         self.growing: dict[int, list[Row]] = {}  # shards of this process that are not full
         self.unwritten: set[int] = set()
         self.flushed = time.monotonic()
+        self.watched: tuple[str, ...] = ()
+        self.see: See | None = None
+
+    def watch(self, columns: Sequence[str], see: See) -> None:
+        """Has every row of this process seen once, so that a summary need not read the table.
+
+        Args:
+          columns: needed of rows that exist.
+          see: called with rows, and whether they have all columns: new ones as they are added, and those that exist as
+            `missing` comes to them.
+        """
+        self.watched, self.see = tuple(columns), see
 
     def claim(self, about: dict[str, Any], *, overwrite: bool) -> None:
         """Refuses a folder with other contents, before anything is computed.
@@ -151,36 +148,51 @@ class ShardedTable:
         """Whether a shard belongs to this process."""
         return shard % self.processes == self.process
 
-    def load(self, shard: int, columns: list[str] | None = None) -> list[Row]:
-        """The rows of a shard that exist; none of a damaged file, with a warning."""
-        content = self.store.read(shard_name(shard))
-        if content is None:
+    def load(self, shard: int, columns: Sequence[str] | None = None, numbers: Iterable[int] | None = None) -> list[Row]:
+        """The rows of a shard that exist, or those with these numbers; none of a damaged file, with a warning."""
+        table = read_shard(self.store, shard, self.schema, lambda rows: columns)
+        if table is None:
             return []
-        try:
-            table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
-        except (pa.ArrowException, OSError):
-            warnings.warn(f"{self.store}: {shard_name(shard)} is damaged; its rows are computed again", stacklevel=2)
-            return []
-        if (table.schema.metadata or {}).get(b"identity") != (self.schema.metadata or {})[b"identity"]:
-            return []  # left by a run that is being overwritten
-        return (table if columns is None else table.select(columns)).to_pylist()
+        if numbers is not None:
+            places = sorted(number - shard * self.shard_rows for number in numbers)
+            table = table.take(pa.array([place for place in places if place < table.num_rows], pa.int64()))
+        return table.to_pylist()
 
-    def missing(self, jobs: Iterable[J], same: Callable[[J], Hashable] | None = None) -> Iterator[tuple[int, J]]:
+    def _existing(self, shard: int, columns: Iterable[str]) -> list[Row]:
+        """The same of a shard of this process, without the columns that a full one is not asked for."""
+        if self.overwrite:
+            return []
+        names = tuple(dict.fromkeys(["row", "prompt", *columns, *self.watched]))
+        table = read_shard(self.store, shard, self.schema, lambda rows: names if rows == self.shard_rows else None)
+        rows: list[Row] = [] if table is None else table.to_pylist()
+        if self.see is not None and rows:
+            self.see(rows, len(rows) < self.shard_rows)
+        return rows
+
+    def missing(
+        self,
+        jobs: Iterable[J],
+        same: Callable[[J], Hashable] | None = None,
+        copied: Mapping[str, Callable[[J], Any]] = NOTHING,
+    ) -> Iterator[tuple[int, J]]:
         """Number and job of each missing row of this process.
+
+        Rows that exist must be of the same jobs; there may be more jobs than there were, after them.
 
         Args:
           jobs: of all rows, in order.
           same: what a row depends on besides its number. Where an earlier row of the shard has the same, `twins` maps
             the row to it, until the entry is removed.
+          copied: besides the prompt, columns and what of a job they hold.
 
         Raises:
-          InputError: an existing row was made from another prompt.
+          InputError: an existing row was made from another prompt, or holds something else of it.
         """
         for shard, group in groupby(enumerate(jobs), key=lambda numbered: numbered[0] // self.shard_rows):
             own = self.owns(shard)
-            rows = self.load(shard, ["prompt"]) if own and not self.overwrite else []
+            rows = self._existing(shard, copied) if own else []
             if own and len(rows) < self.shard_rows:
-                self.growing[shard] = self.load(shard) if rows else []
+                self.growing[shard] = list(rows)
             first: dict[Hashable, int] = {}
             for number, job in group:
                 self.jobs = number + 1
@@ -192,12 +204,17 @@ class ShardedTable:
                     if twin != number:
                         self.twins[number] = twin
                     yield number, job
-                elif own and rows[position]["prompt"] != job.text:
-                    old, new = (printable(text, QUOTED) for text in (rows[position]["prompt"], job.text))
-                    raise InputError(
-                        f"{self.store}: row {number} was made from '{old}', and the prompt is now '{new}'; "
-                        "choose another --out or add --overwrite"
-                    )
+                elif own:
+                    self._compare(rows[position], {"prompt": job.text} | {name: of(job) for name, of in copied.items()})
+
+    def _compare(self, row: Row, copied: Row) -> None:
+        for column, value in copied.items():
+            if row[column] != value:
+                old, new = (printable(str(text), QUOTED) for text in (row[column], value))
+                raise InputError(
+                    f"{self.store}: row {row['row']} was made from {printable(column, NAMED)} '{old}', which is now "
+                    f"'{new}'; choose another --out or add --overwrite"
+                )
 
     def row(self, number: int) -> Row:
         """A row of a shard of this process that is not full yet."""
@@ -210,6 +227,10 @@ class ShardedTable:
           OSError: rows could not be written; rows written before are intact.
         """
         self.begin()
+        rows = list(rows)
+        if self.see is not None:
+            nothing = dict.fromkeys(self.schema.names)
+            self.see([nothing | row for row in rows], True)
         for row in rows:
             shard = row["row"] // self.shard_rows
             self.growing[shard].append(row)
@@ -222,10 +243,7 @@ class ShardedTable:
         """Writes all rows added so far."""
         for shard in sorted(self.unwritten):
             rows = self.growing[shard]
-            sink = io.BytesIO()
-            table = pa.Table.from_pylist(rows, self.schema)
-            pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-            self.store.write(shard_name(shard), sink.getvalue())
+            write_shard(self.store, shard, rows, self.schema)
             self.unwritten.discard(shard)
             if len(rows) == self.shard_rows:
                 del self.growing[shard]
@@ -267,22 +285,13 @@ class ShardedTable:
         found = []
         for name in self.store.names():
             shard = numbered(name, "parquet")
-            if shard is not None and (rows := self.count(name)):
+            if shard is not None and (rows := count_rows(self.store, name, self.schema)):
                 found.append({"file": name, "first_row": shard * self.shard_rows, "rows": rows})
         return found
 
-    def count(self, name: str) -> int:
-        """Number of rows in a shard's file; 0 if it is damaged or belongs to another run."""
-        try:
-            with self.store.open(name) as file:
-                metadata = pq.read_metadata(file)
-        except (pa.ArrowException, FileNotFoundError):
-            return 0
-        identity = (self.schema.metadata or {})[b"identity"]
-        return metadata.num_rows if (metadata.metadata or {}).get(b"identity") == identity else 0
-
-    def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
-        """All rows of every process, in order; all columns or the given ones."""
+    def rows(self, columns: Sequence[str] | None = None, *, others: bool = False) -> Iterator[Row]:
+        """All rows of every process, in order; all columns or the given ones; with `others`, none of this process."""
         shards = sorted(shard for name in self.store.names() if (shard := numbered(name, "parquet")) is not None)
         for shard in shards:
-            yield from self.load(shard, columns)
+            if not (others and self.owns(shard)):
+                yield from self.load(shard, columns)

@@ -13,7 +13,7 @@ from memattn_jax.report.findings import in_parts
 from memattn_jax.report.html.items import Item
 from memattn_jax.report.html.pages import Gallery, page
 from memattn_jax.report.html.writer import NAME
-from memattn_jax.runs.table import Row
+from memattn_jax.runs.shards import Row
 from memattn_jax.text import counted
 
 if TYPE_CHECKING:
