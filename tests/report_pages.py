@@ -20,7 +20,13 @@ DETECTORS = ("entropy_e", "noise_norm")
 
 def table(folder: Path, rows: list[dict[str, Any]]) -> Any:
     """What pages read of a `ShardedTable`."""
-    return SimpleNamespace(store=Store(folder), rows=lambda: iter(rows), jobs=len(rows))
+    return SimpleNamespace(
+        store=Store(folder),
+        jobs=len(rows),
+        shard_rows=len(PROMPTS),
+        rows=lambda columns=None: ({name: row[name] for name in columns or row} for row in rows),
+        load=lambda shard, numbers: [rows[number] for number in numbers],
+    )
 
 
 def detection_row(row: int, explained: bool) -> dict[str, Any]:

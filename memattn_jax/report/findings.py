@@ -115,10 +115,14 @@ def scores_of(rows: Sequence[Row], detectors: Iterable[str]) -> dict[str, np.nda
 
 
 def pick(table: ShardedTable, numbers: Iterable[int]) -> dict[int, Row]:
-    """Complete rows by number; each number once."""
-    wanted = sorted(numbers)
-    parts = groupby(wanted, key=lambda number: number // table.shard_rows)
-    return {row["row"]: row for shard, part in parts for row in table.load(shard, numbers=part)}
+    """Complete rows by number."""
+    return {row["row"]: row for row in picked(table, numbers)}
+
+
+def picked(table: ShardedTable, numbers: Iterable[int]) -> Iterator[Row]:
+    """Complete rows in the order of their numbers, those of one shard in memory at a time."""
+    for shard, part in groupby(sorted(set(numbers)), key=lambda number: number // table.shard_rows):
+        yield from table.load(shard, numbers=part)
 
 
 def summarize(

@@ -3,13 +3,14 @@
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memattn_jax import __version__
 from memattn_jax.detectors.calibration.verdicts import MEMORIZED, Rule
 from memattn_jax.errors import InputError
-from memattn_jax.report.findings import in_parts
+from memattn_jax.report.findings import in_parts, picked
 from memattn_jax.report.html.items import Item
 from memattn_jax.report.html.pages import Gallery, page
 from memattn_jax.report.html.writer import NAME
@@ -72,12 +73,12 @@ def write_detection_page(
     """
     verdicts: Counter[str | None] = Counter()
 
-    def settled() -> Iterator[Row]:
-        for part in in_parts(table.rows()):
+    def settled(rows: Iterable[Row]) -> Iterator[Row]:
+        for part in in_parts(rows):
             yield from judged.settle(part)
 
     def ranked() -> Iterator[tuple[tuple[float, float], int]]:
-        for row in settled():
+        for row in settled(table.rows(["row", "length", "p", "verdict", "over", *detectors])):
             verdicts[row["verdict"]] += 1
             score = row[detectors[0]]
             rank = -math.inf if row["p"] is None else -row["p"], -math.inf if score is None else score
@@ -85,7 +86,7 @@ def write_detection_page(
 
     chosen = {-number for _, number in heapq.nlargest(SHOWN, ranked())}
     gallery = Gallery(
-        lambda: (detection_item(row, detectors) for row in settled() if row["row"] in chosen),
+        lambda: (detection_item(row, detectors) for row in settled(picked(table, chosen))),
         judged.thresholds(detectors),
         lambda name: b"",
     )
@@ -143,7 +144,7 @@ def write_images_page(table: "ShardedTable", made: int, about: Mapping[str, Any]
     """
 
     def rows() -> Iterator[Row]:
-        return (row for row in table.rows() if row["row"] < SHOWN)
+        return takewhile(lambda row: row["row"] < SHOWN, table.rows())
 
     def read(name: str) -> bytes:
         content = table.store.read(name)
