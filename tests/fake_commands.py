@@ -99,7 +99,8 @@ def check_sbatch(words: list[str]) -> None:
 def together(command: list[str], environments: list[dict[str, str]]) -> int:
     """Runs a command once in each environment, at the same time; the first exit status that is not 0."""
     running = [subprocess.Popen(command, env=os.environ | environment) for environment in environments]
-    return next((status for process in running if (status := process.wait())), 0)
+    statuses = [process.wait() for process in running]  # of all: one that fails leaves the others at work
+    return next(filter(None, statuses), 0)
 
 
 def slice_of(workers: int) -> list[dict[str, str]]:

@@ -3,15 +3,17 @@
 #
 #   tpu/worker.sh [--dry-run] [arguments of python -m memattn_jax.detect]
 #
-# Processes find each other by themselves, at COORDINATOR=host:port if it is given; those of Slurm know their numbers,
-# and need not. MODEL=gs://bucket/folder is copied to this machine first.
+# Processes find each other by themselves, at COORDINATOR=host:port if it is given. With PROCESSES=N they need not: each
+# is told its number by PROCESS_ID, or by Kubernetes in an Indexed Job. Those of Slurm know both. MODEL=gs://bucket/folder is copied to this machine first.
 # Returns 0 when all rows of this process are there, 2 for what its user got wrong and for storage out of reach, and 143
 # when it was asked to stop: `detect` writes what it has and returns 0 then, and nobody would know that rows are missing.
 source "$(dirname "$0")/settings.sh"
 options "$@"
 
 share=(--distributed)
-if [[ -n ${SLURM_PROCID:-} ]]; then
+if [[ -n ${PROCESSES:-} ]]; then
+  share=(--num-processes "$PROCESSES" --process-id "${PROCESS_ID:-$JOB_COMPLETION_INDEX}")
+elif [[ -n ${SLURM_PROCID:-} ]]; then
   share=(--num-processes "$SLURM_NTASKS" --process-id "$SLURM_PROCID")
 elif [[ -n ${COORDINATOR:-} ]]; then
   share+=(--coordinator "$COORDINATOR")
