@@ -1,4 +1,4 @@
-"""What starts detection on several GPU machines: the manifest fits Kubernetes' schema, and each machine gets its number."""
+"""What starts detection on several GPU machines: the job fits Kubernetes' schema, and each machine has its number."""
 
 import os
 import shlex
