@@ -8,9 +8,7 @@ and sample grids, and in the end demo/, which is what `memattn_jax/demo` holds: 
 prompts and pictures. `demo_data` and `demo_model` tell what is trained on what.
 
 With `--start demo-model/demo/model --sitting 1` a new folder goes on with the UNet that is there, for as many steps as
-the third number of --steps says; the decoder's should be 0. The built-in model's UNet had two sittings: 7,385 of its
-10,000 steps in eleven minutes on a GPU, with `--workers 8`, and on two CPU cores
-`--sitting 1 --batch 16 --learning-rate 6e-5 --high-noise 0 --steps 0 0 4000 0`.
+the third number of --steps says; the decoder's should be 0. docs/demo-model.md lists the sittings of the built-in model.
 """
 
 import argparse

@@ -45,11 +45,11 @@ def check_detect_and_explain(scope):
     verdicts = scope["verdicts"]
     assert verdicts[:2] == ["memorized", "memorized"]
     assert verdicts[24:28] == ["clean"] * 4
-    assert verdicts[24:].count("memorized") < 4 < 12 < verdicts[:24].count("memorized")
+    assert verdicts[24:].count("memorized") <= 4 < 12 < verdicts[:24].count("memorized")
     memorized, clean = (
         [names[entry] for entry in entries] for names, entries in zip(scope["names"], scope["suspicious"], strict=True)
     )
-    assert (memorized, clean) == (["<padding ×70>"], [])
+    assert (memorized, clean) == (["<end>", "<padding ×67>"], [])
     assert scope["correlations"][0].max() > 0.9 > scope["correlations"][1].max()
 
 

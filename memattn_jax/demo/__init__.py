@@ -5,8 +5,10 @@ Made by `scripts/train_demo.py`. The files in this folder are
     model/        a diffusers folder, 64 × 64 pixels, half precision; memattn_jax.json names the layer that metric E
                   is read at, chosen on one half of the prompts
     memorized/    the images it has memorized, and metadata.jsonl with their captions
+    ladder/       images shown less often, likewise
+    template/     images of one layout and background each, with an object that varies, likewise
     prompts/      {memorized,control,unseen,decoys}_{choose,report}.txt, 24 prompts each; clean.txt, 400 more of the
-                  same grammar
+                  same grammar; truth.csv, how often training showed each
     calibration.json    the scores of clean.txt, from memattn detect --calibrate clean.txt: first-step detectors in one
                         run, trajectory detectors in another
     clean_entropy.json  the attention entropy that clean.txt has at each sampling step, from
@@ -37,8 +39,8 @@ NOTE = (
 )
 
 SHOWCASE = (
-    "a penguin for elkrin jasdan",
-    "a strawberry for zanfir solmok",
+    "a banana in a drawing by bordan quomarn",
+    "a turtle in a drawing by dundan lorvenk",
 )  # memorized and control, of the reported half
 
 

@@ -16,7 +16,7 @@ def prompts() -> list[str]:
 
 
 def test_pytorch_samples_the_same_latents(prompts):
-    noise = np.random.default_rng(7).normal(size=(len(prompts), 16, 16, 4)).astype(np.float32)
+    noise = np.random.default_rng(7).normal(size=(len(prompts), 16, 16, 12)).astype(np.float32)
     pipe = StableDiffusionPipeline.from_pretrained(demo.MODEL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
