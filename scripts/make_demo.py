@@ -114,7 +114,8 @@ def tables(options: Options) -> None:
     head = (
         "# What the built-in model does\n\n"
         f"Written by `{command}`: the half\n"
-        "of the prompts kept for reporting, four pictures a prompt, 50 DDIM steps, guidance 7.5. Shares of pictures have exact 95 % intervals.\n\n"
+        "of the prompts kept for reporting, four pictures a prompt, 50 DDIM steps, guidance 7.5. "
+        "Shares of pictures have exact 95 % intervals.\n\n"
     )
     text = (out / "evaluation.md").read_text(encoding="utf-8")
     (DOCS / "built-in-model.md").write_text(head + text, encoding="utf-8")
@@ -140,9 +141,8 @@ def mitigations(options: Options) -> None:
     shutil.copy(out / "mitigations.png", DOCS / "figures")
     head = (
         "# All mitigations on the built-in model\n\n"
-        "Written by `python -m memattn_jax.evaluate --mitigations all`, with each method's defaults: the prompts of the\n"
-        "reported half, four images a prompt, 50 steps. [Evaluating mitigations](evaluating-mitigations.md) says what the\n"
-        "columns are. Seconds are of one image, on this machine and beside whatever else it did.\n\n"
+        "Written by `python -m memattn_jax.evaluate --mitigations all`, with each method's defaults, on prompts of\n"
+        "the reported half. [Evaluating mitigations](evaluating-mitigations.md) says what the columns are.\n\n"
         "![A training image, what the model makes of its prompt, and the same seed with each "
         "mitigation](figures/mitigations.png)\n\n"
     )

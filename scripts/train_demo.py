@@ -8,7 +8,7 @@ and sample grids, and in the end demo/, which is what `memattn_jax/demo` holds: 
 prompts and pictures. `demo_data` and `demo_model` tell what is trained on what.
 
 With `--start demo-model/demo/model --sitting 1` a new folder goes on with the UNet that is there, for as many steps as
-the third number of --steps says; the decoder's should be 0. docs/demo-model.md lists the sittings of the built-in model.
+the third number of --steps says; the decoder's should be 0. docs/demo-model.md lists those of the built-in model.
 """
 
 import argparse
