@@ -4,7 +4,8 @@
 #   tpu/worker.sh [--dry-run] [arguments of python -m memattn_jax.detect]
 #
 # Processes find each other by themselves, at COORDINATOR=host:port if it is given. With PROCESSES=N they need not: each
-# is told its number by PROCESS_ID, or by Kubernetes in an Indexed Job. Those of Slurm know both. MODEL=gs://bucket/folder is copied to this machine first.
+# is told its number by PROCESS_ID, or by Kubernetes in an Indexed Job. Those of Slurm know both. MODEL=gs://bucket/folder
+# is copied to this machine first.
 # Returns 0 when all rows of this process are there, 2 for what its user got wrong and for storage out of reach, and 143
 # when it was asked to stop: `detect` writes what it has and returns 0 then, and nobody would know that rows are missing.
 source "$(dirname "$0")/settings.sh"

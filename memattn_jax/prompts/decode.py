@@ -12,6 +12,7 @@ from memattn_jax.errors import InputError
 from memattn_jax.prompts.record import Prompt, Wanted
 
 HEAD = 2**16  # bytes from which encoding and compression are detected
+SIP = 2**13  # compressed bytes that are unpacked at once
 LONGEST_LINE = 2**24  # characters; a file without line ends must not exhaust the memory
 MARKS = {  # byte-order marks; that of UTF-32 begins like that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -61,9 +62,17 @@ def half_character(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("memattn_jax.half_character", half_character)
 
 
+class Sips(io.BufferedReader):
+    """Gives gzip little at once: since Python 3.12 it asks for 128 KiB, which count as read before they are lines."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most SIP bytes."""
+        return super().read(SIP if size is None or size < 0 else min(size, SIP))
+
+
 def peekable(raw: Any) -> io.BufferedReader:
     """Wraps a file so that its beginning can be peeked at."""
-    return io.BufferedReader(raw, HEAD)
+    return Sips(raw, HEAD)
 
 
 @contextmanager
