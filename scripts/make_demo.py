@@ -40,6 +40,7 @@ from memattn_jax.registries import PRESETS
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 MADE = ("calibration.json", "clean_entropy.json")  # of one model, and refused by or wrong for another
+ATTACKED = 8  # memorized prompts of the adversarial test
 REPLACED = ("model", "prompts", "memorized", "ladder", "template")
 
 
@@ -137,12 +138,19 @@ def detectors(options: Options) -> None:
 def mitigations(options: Options) -> None:
     """Writes the table of all mitigations."""
     out = model_folder(options) / "mitigations"
-    run("-m", "memattn_jax.evaluate", "--mitigations", "all", "--out", out)
+    weights = [] if options.sscd is None else ["--sscd", options.sscd, "--preset", options.preset]
+    run("-m", "memattn_jax.evaluate", "--mitigations", "all", "--adversarial", ATTACKED, "--out", out, *weights)
     shutil.copy(out / "mitigations.png", DOCS / "figures")
+    words = [
+        "--mitigations all --adversarial",
+        str(ATTACKED),
+        *["--sscd FILE --preset", options.preset] * bool(weights),
+    ]
     head = (
         "# All mitigations on the built-in model\n\n"
-        "Written by `python -m memattn_jax.evaluate --mitigations all`, with each method's defaults, on prompts of\n"
-        "the reported half. [Evaluating mitigations](evaluating-mitigations.md) says what the columns are.\n\n"
+        f"Written by `python -m memattn_jax.evaluate {' '.join(words)}`\n"
+        "on prompts of the reported half, each method as its authors give it but for limits that depend on the size of\n"
+        "the latents. [Evaluating mitigations](evaluating-mitigations.md) says what the columns are.\n\n"
         "![A training image, what the model makes of its prompt, and the same seed with each "
         "mitigation](figures/mitigations.png)\n\n"
     )

@@ -5,6 +5,7 @@
     demo-data/
       prompts/{memorized,control,unseen,decoys}_{choose,report}.txt    24 prompts each, a line each
       prompts/clean.txt                                                400 more of the same grammar, never trained on
+      prompts/paraphrases.json                                         other wordings of the memorized prompts
       prompts/truth.csv                                                every prompt: group, half, how often it was shown
       memorized/*.png  metadata.jsonl                                  the fixed pictures; {"file_name", "text"} a line
       ladder/*.png  metadata.jsonl                                     those of the ladder, from the lowest rung up
@@ -22,11 +23,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from demo_data import HALVES, PROMPT_GROUPS, DemoData, load_sprites
 from demo_data.contact_sheet import contact_sheet
+from demo_data.grammar import LINKS
 from demo_data.truth import rows, write_truth
 from PIL import Image
 from tqdm import tqdm
@@ -59,6 +62,8 @@ CLEAN = 400  # prompts for thresholds: enough that a false-positive rate of 1 % 
 def write_prompts(data: DemoData, folder: Path, counts: Mapping[str, int] | None = None) -> None:
     """Writes each half of each group as a text file, a prompt a line, clean.txt with captions of the stream, truth.csv.
 
+    paraphrases.json has the memorized prompts with each of the other links.
+
     Args:
       data: the prompts.
       folder: made if missing.
@@ -72,6 +77,9 @@ def write_prompts(data: DemoData, folder: Path, counts: Mapping[str, int] | None
         for half in HALVES:
             lines = [caption.text + "\n" for caption in groups.halves[group, half]]
             (folder / f"{group}_{half}.txt").write_text("".join(lines), encoding="utf-8")
+    memorized = [caption for half in HALVES for caption in groups.halves["memorized", half]]
+    others = {one.text: [replace(one, link=link).text for link in LINKS if link != one.link] for one in memorized}
+    (folder / "paraphrases.json").write_text(json.dumps(others, indent=1) + "\n", encoding="utf-8")
     write_truth(data, folder / "truth.csv", counts)
 
 

@@ -394,6 +394,12 @@ def test_files(tmp_path, monkeypatch, fake_sprites, data):
         assert [row.caption.text for row in rows(data) if row.group == group] == texts
     with (out / "prompts" / "truth.csv").open(encoding="utf-8", newline="") as file:
         truth = list(csv.DictReader(file))
+    others = json.loads((out / "prompts" / "paraphrases.json").read_text())
+    assert others.keys() == {row["prompt"] for row in truth if row["group"] == "memorized"}
+    for prompt, wordings in others.items():
+        assert len({prompt, *wordings}) == 6
+        kept = {(text.split()[1], *text.split()[-2:]) for text in (prompt, *wordings)}
+        assert len(kept) == 1
     assert Counter(row["group"] for row in truth) == dict.fromkeys(PROMPT_GROUPS, 48) | {"ladder": 96, "template": 24}
     assert {row["rate"] for row in truth if row["group"] == "ladder"} == {"1", "4", "16", "64"}
     assert {row["rate"] for row in truth if row["group"] in TRAINED} == {"256"}

@@ -124,11 +124,13 @@ def test_names_and_fields():
 
 
 def test_all_of_them_without_prompts():
-    """All but the one that needs a file; what they are made with can be kept."""
+    """All of them on the built-in prompts, elsewhere but the one that needs a file; what they are made with is kept."""
     memorized, clean = demo.prompts("memorized", "report"), demo.clean_prompts()
+    made = make_all(evaluate.Options(mitigations="all"), memorized, clean)
+    assert {name.partition(":")[0] for name in made} == MITIGATIONS.keys()
     with pytest.warns(UserWarning, match="left out paraphrase_guidance"):
-        made = make_all(evaluate.Options(mitigations="all"), memorized, clean)
-    assert {name.partition(":")[0] for name in made} == MITIGATIONS.keys() - {"paraphrase_guidance"}
+        others = make_all(evaluate.Options(mitigations="all", memorized="a", clean="b"), memorized, clean)
+    assert {name.partition(":")[0] for name in others} == MITIGATIONS.keys() - {"paraphrase_guidance"}
     fields = {name: describe_fields(mitigation) for name, mitigation in made.items()}
     assert json.loads(json.dumps(fields)) == fields
 
@@ -136,16 +138,22 @@ def test_all_of_them_without_prompts():
 @pytest.mark.slow
 def test_the_command(model, tmp_path, monkeypatch):
     """Tables, Parquet and a picture, with counted forward passes: a third one a step. The attack has a test beside."""
-    attacked, sampled_with = [], []
+    attacked, sampled_with, searched, found = [], [], [], np.ones((2, 1, 4, 3))
+
+    def find(sd, prompts, images, mitigation, *arguments):
+        searched.append((list(prompts), type(mitigation).__name__))
+        return found
 
     def attack(sd, prompts, images, mitigation, *arguments):
         attacked.append((list(prompts), images.shape, type(mitigation).__name__))
+        np.testing.assert_array_equal(arguments[-1], found)
         return {"retriggered": 0.5, "control": 0.0}
 
     def sample(sd, prompts, seeds, mitigation, *settings):
         sampled_with.append(type(mitigation).__name__)
         return sample_prompts(sd, prompts, seeds, mitigation, *settings)
 
+    monkeypatch.setattr("memattn_jax.commands.mitigation_study.find_embeddings", find)
     monkeypatch.setattr("memattn_jax.commands.mitigation_study.retriggered", attack)
     monkeypatch.setattr("memattn_jax.commands.mitigation_study.sample_prompts", sample)
     texts, folder, rng = tmp_path / "memorized.csv", tmp_path / "pictures", np.random.default_rng(0)
@@ -173,21 +181,22 @@ def test_the_command(model, tmp_path, monkeypatch):
     options.check()
     evaluate.main(options)
     content = json.loads((tmp_path / "out" / "mitigations.json").read_text())
-    found = content["mitigations"]
-    assert list(found) == ["none", "guard_guidance:repulsion=1"]
-    assert [entry["forwards"] for entry in found.values()] == [2 * STEPS, 3 * STEPS]
-    for entry in found.values():
+    entries = content["mitigations"]
+    assert list(entries) == ["none", "guard_guidance:repulsion=1"]
+    assert [entry["forwards"] for entry in entries.values()] == [2 * STEPS, 3 * STEPS]
+    for entry in entries.values():
         assert entry["samples"] == 4
         assert 0 <= entry["reproduced_low"] <= entry["reproduced"] <= entry["reproduced_high"] <= 1
         assert entry["kinds"].keys() == {"v", "t"}
         assert entry["seconds"] > 0
         assert entry["adversarial"] == {"retriggered": 0.5, "control": 0.0}
+    assert searched == [(MEMORIZED[:1], "Mitigation")]
     assert attacked == [(MEMORIZED[:1], (1, 8, 8, 3), name) for name in ("Mitigation", "GuardGuidance")]
-    assert found["none"]["change_clean"] == pytest.approx(0, abs=1e-6)
-    assert found["guard_guidance:repulsion=1"]["change_clean"] > 1e-3
+    assert entries["none"]["change_clean"] == pytest.approx(0, abs=1e-6)
+    assert entries["guard_guidance:repulsion=1"]["change_clean"] > 1e-3
     assert "training image" in content["reference"]
     table = pq.read_table(tmp_path / "out" / "mitigations.parquet").to_pylist()
-    assert [row["mitigation"] for row in table] == list(found)
+    assert [row["mitigation"] for row in table] == list(entries)
     assert "| `guard_guidance:repulsion=1` |" in (tmp_path / "out" / "mitigations.md").read_text()
     with Image.open(tmp_path / "out" / "mitigations.png") as picture:
         assert picture.width > 300
@@ -198,9 +207,10 @@ def test_the_command(model, tmp_path, monkeypatch):
     options.check()
     evaluate.main(options)
     assert sampled_with[4:] == ["GuardGuidance"] * 2
+    assert len(searched) == 1
     resumed = json.loads((options.out / "mitigations.json").read_text())["mitigations"]
-    assert list(resumed) == list(found)
-    assert resumed["none"] == found["none"]
+    assert list(resumed) == list(entries)
+    assert resumed["none"] == entries["none"]
     timed = ("seconds", "memory")
     for name, value in resumed["guard_guidance:repulsion=1"].items():
         assert name in timed or value == found["guard_guidance:repulsion=1"][name], name
@@ -234,8 +244,11 @@ def test_wrong_options_are_named(options, named, tmp_path):
 )
 def test_a_mitigation_without_its_file_is_refused_before_a_model_is_loaded(mitigation, error, tmp_path, monkeypatch):
     monkeypatch.setattr("memattn_jax.pipeline.StableDiffusion.from_pretrained", None)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a prompt\n")
+    options = evaluate.Options(out=tmp_path, mitigations=mitigation, memorized=str(texts), clean=str(texts))
     with pytest.raises(error, match=r"paraphrases=FILE|gone\.txt"):
-        evaluate.main(evaluate.Options(out=tmp_path, mitigations=mitigation))
+        evaluate.main(options)
 
 
 def test_parts_of_a_run(tmp_path):

@@ -19,7 +19,7 @@ from memattn_jax.audit.strata import Drawn, draw, stratum_of
 from memattn_jax.commands.audit_options import Options
 from memattn_jax.commands.command import note
 from memattn_jax.commands.detect_options import Options as DetectOptions
-from memattn_jax.commands.evaluating_mitigations import learning
+from memattn_jax.commands.evaluating_mitigations import texts_for
 from memattn_jax.commands.mitigating import describe, make_mitigation
 from memattn_jax.commands.model_options import ModelOptions
 from memattn_jax.commands.scoring import Detected, Log, given_calibration, score_log
@@ -182,13 +182,11 @@ class Audit:
         named = self.options.named
         if named is None:
             return None
-        from dataclasses import replace
-
         flagged = [row["prompt"] for row in found.rows if stratum_of(row) == FLAGGED]
         options = self.options
         clean = demo.clean_prompts() if options.clean is None else read_prompts(options.clean, options.column)
-        made = replace(make_mitigation(named.name, named.options), **learning(named, flagged, clean))
-        return made.fit(self.sd, **self.run)
+        texts = texts_for(named, flagged, clean, built_in=False)
+        return make_mitigation(named.name, named.options, texts).fit(self.sd, **self.run)
 
     def mitigated(self, found: Found, mitigation: "Mitigation | None") -> list[Row]:
         """The flagged prompts on the same seeds with the mitigation, and the others on the first seed."""

@@ -23,26 +23,24 @@ if TYPE_CHECKING:
 LEARNED_FROM = 50  # clean prompts that a mitigation is fitted to
 
 
-def learning(named: Named, memorized: list[str], clean: list[str]) -> dict[str, Any]:
-    """The prompts that a method learns from where its options name none."""
-    given = {option.partition("=")[0] for option in named.options}
-    sources: dict[str, tuple[str, list[str]]] = {
-        "stability_clamp": ("clean", clean[:LEARNED_FROM]),
-        "value_neurons": ("clean", clean),
-        "pruned_weights": ("memorized", memorized),
+def texts_for(named: Named, memorized: list[str], clean: list[str], built_in: bool) -> dict[str, Any]:
+    """The field of a method with the texts that it learns from or samples, where its options may lack it."""
+    fields: dict[str, dict[str, Any]] = {
+        "stability_clamp": {"clean": tuple(clean[:LEARNED_FROM])},
+        "value_neurons": {"clean": tuple(clean)},
+        "pruned_weights": {"memorized": tuple(memorized)},
+        "paraphrase_guidance": {"paraphrases": demo.paraphrases()} if built_in else {},
     }
-    field, prompts = sources.get(named.name, ("", []))
-    return {} if not field or field in given else {field: tuple(prompts)}
+    return fields.get(named.name, {})
 
 
 def make_all(options: "Options", memorized: list[str], clean: list[str]) -> "dict[str, Mitigation]":
     """The mitigations, not fitted yet; with `all`, those without a file that they need are left out with a warning."""
-    from dataclasses import replace
-
     made: dict[str, Mitigation] = {}
     for named in named_mitigations(options.mitigations or "", options.built_in_prompts):
         try:
-            made[named.text] = replace(make_mitigation(named.name, named.options), **learning(named, memorized, clean))
+            texts = texts_for(named, memorized, clean, options.built_in_prompts)
+            made[named.text] = make_mitigation(named.name, named.options, texts)
         except InputError as error:
             if options.mitigations != "all":
                 raise
@@ -147,7 +145,7 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
                 part = measure(study, mitigation, plain)
                 parts.write(name, fields, part)
             if name == PLAIN:
-                plain = part.arrays["memorized"], part.arrays["clean"]
+                plain = part.arrays
             entries[name], shown[name] = part.results, part.arrays["shown"]
             text = write_mitigations(options.out, entries, shown, memorized, about)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from memattn_jax.errors import InputError, check_name
@@ -46,8 +47,8 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def make_mitigation(name: str, texts: tuple[str, ...]) -> "Mitigation":
-    """Builds a mitigation by name with these options.
+def make_mitigation(name: str, texts: tuple[str, ...], defaults: Mapping[str, Any] | None = None) -> "Mitigation":
+    """Builds a mitigation by name with these options, and with fields for what they leave out.
 
     Raises:
       InputError: an unknown option, or an invalid value.
@@ -61,7 +62,7 @@ def make_mitigation(name: str, texts: tuple[str, ...]) -> "Mitigation":
         if number and (isinstance(value, str | bool | None) or not abs(value) < float("inf")):
             raise InputError(f"{OPTION} {key}={printable(str(value), 40)}: must be a finite number")
     try:
-        return kind(**values)
+        return kind(**{**(defaults or {}), **values})
     except InputError as error:
         raise InputError(f"{OPTION}: {error}") from None
 

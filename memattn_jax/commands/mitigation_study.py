@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from memattn_jax.commands.command import FORMAT
 from memattn_jax.copies.embedding import Embedding
 from memattn_jax.diffusion.mitigation import Mitigation
-from memattn_jax.evaluation.adversarial import Attack, retriggered
+from memattn_jax.evaluation.adversarial import Attack, find_embeddings, retriggered
 from memattn_jax.evaluation.mitigated import Fidelity, Prompts, describe, sample_prompts
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.mitigations import SHOWN
@@ -39,14 +39,13 @@ class Study(NamedTuple):
         return {name: getattr(self.options, name) for name in OF_RUN}
 
 
-def measure(study: Study, mitigation: Mitigation, plain: tuple[np.ndarray, np.ndarray] | None) -> Part:
+def measure(study: Study, mitigation: Mitigation, plain: Mapping[str, np.ndarray] | None) -> Part:
     """Fits a mitigation, samples with it, and describes the samples.
 
     Args:
       study: see there.
       mitigation: not fitted yet.
-      plain: images of the memorized and of the clean prompts without one; None where this is none, and its images are
-        kept.
+      plain: the arrays of the part that was measured without one; None where this is that part.
     """
     sd, prompts, options = study.sd, study.prompts, study.options
     fitted = mitigation.fit(sd, **study.run)
@@ -55,16 +54,17 @@ def measure(study: Study, mitigation: Mitigation, plain: tuple[np.ndarray, np.nd
         sample_prompts(sd, texts, seeds, fitted, options.batch_size, study.run)
         for texts in (prompts.memorized, prompts.clean)
     )
-    arrays = {"shown": memorized.images[:SHOWN, 0]}
-    if plain is None:
-        plain = memorized.images, clean.images
-        arrays |= {"memorized": memorized.images, "clean": clean.images}
-    results = describe(prompts, (memorized, clean), plain, study.fidelity, study.embeddings)
+    own = {"memorized": memorized.images, "clean": clean.images}
+    base = own if plain is None else plain
+    same_seeds = base["memorized"], base["clean"]
+    results = describe(prompts, (memorized, clean), same_seeds, study.fidelity, study.embeddings)
     if options.adversarial and prompts.references is not None:
         attacked = list(prompts.memorized[: options.adversarial])
-        images, attack = prompts.references[: len(attacked)], Attack(seed=options.seed)
-        results["adversarial"] = retriggered(sd, attacked, images, fitted, attack, study.run)
-    return Part(results, arrays)
+        attack = (sd, attacked, prompts.references[: len(attacked)], fitted, Attack(seed=options.seed), study.run)
+        if plain is None:
+            own["embeddings"] = find_embeddings(*attack)
+        results["adversarial"] = retriggered(*attack, base["embeddings"])
+    return Part(results, {"shown": memorized.images[:SHOWN, 0], **(own if plain is None else {})})
 
 
 def digest(*values: Any) -> str:

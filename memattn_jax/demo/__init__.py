@@ -8,7 +8,8 @@ Made by `scripts/train_demo.py`. The files in this folder are
     ladder/       images shown less often, likewise
     template/     images of one layout and background each, with an object that varies, likewise
     prompts/      {memorized,control,unseen,decoys}_{choose,report}.txt, 24 prompts each; clean.txt, 400 more of the
-                  same grammar; truth.csv, how often training showed each
+                  same grammar; paraphrases.json, other wordings of the memorized prompts; truth.csv, how often
+                  training showed each
     calibration.json    the scores of clean.txt, from memattn detect --calibrate clean.txt: first-step detectors in one
                         run, trajectory detectors in another
     clean_entropy.json  the attention entropy that clean.txt has at each sampling step, from
@@ -60,6 +61,11 @@ def prompts(group: str, half: str) -> list[str]:
 def clean_prompts() -> list[str]:
     """The 400 clean prompts that thresholds were fitted on; of none of the groups."""
     return (FOLDER / "prompts" / "clean.txt").read_text(encoding="utf-8").splitlines()
+
+
+def paraphrases() -> dict[str, list[str]]:
+    """{memorized prompt: other wordings of it}."""
+    return json.loads((FOLDER / "prompts" / "paraphrases.json").read_text(encoding="utf-8"))
 
 
 def clean_entropy(settings: Mapping[str, Any]) -> np.ndarray | None:

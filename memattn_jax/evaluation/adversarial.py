@@ -155,18 +155,49 @@ def descend(target: Target, velocity: Array, rate: Array, seed: Array, steps: in
     return jax.lax.scan(update, start, jnp.arange(steps))[0].values
 
 
-def retriggered(
+def find_embeddings(
     model: Model, prompts: list[str], images: np.ndarray, mitigation: Mitigation, attack: Attack, run: dict[str, Any]
+) -> np.ndarray:
+    """Embeddings for the images and for the same images mirrored, [2, batch, tokens, channels].
+
+    Arguments as in `optimise_embeddings`, of any mitigation: where it is seen by whoever optimises embeddings only in
+    the images that come back, the embeddings are those of the plain model.
+    """
+    used = mitigation if optimised_through(mitigation) else Mitigation()
+    both = [optimise_embeddings(model, prompts, targets, used, attack, run) for targets in (images, mirrored(images))]
+    return np.stack([np.asarray(each) for each in both])
+
+
+def optimised_through(mitigation: Mitigation) -> bool:
+    """Whether embeddings are optimised through a mitigation: it changes weights or attention, and applies to them."""
+    return can_apply(mitigation) and any(overrides(mitigation, hook) for hook in ("weights", "edits"))
+
+
+def mirrored(images: np.ndarray) -> np.ndarray:
+    """Left for right, [batch, height, width, 3]."""
+    return images[:, :, ::-1]
+
+
+def retriggered(
+    model: Model,
+    prompts: list[str],
+    images: np.ndarray,
+    mitigation: Mitigation,
+    attack: Attack,
+    run: dict[str, Any],
+    plain: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The share of training images that optimised embeddings return, and of the same images mirrored, the control.
 
-    Arguments as in `optimise_embeddings`; each prompt is sampled once, with the attack's seed.
+    Arguments as in `optimise_embeddings`; each prompt is sampled once, with the attack's seed. `plain` is what
+    `find_embeddings` returns without a mitigation, where that is known: most mitigations need no other.
     """
+    if plain is None or optimised_through(mitigation):
+        plain = find_embeddings(model, prompts, images, mitigation, attack, run)
     applies = can_apply(mitigation)
     used = mitigation if applies else Mitigation()
     entry: dict[str, Any] = {"prompts": len(prompts), "steps": attack.steps, "bypassed": not applies}
-    for name, targets in (("retriggered", images), ("control", images[:, :, ::-1])):
-        embeddings = optimise_embeddings(model, prompts, targets, used, attack, run)
+    for name, targets, embeddings in zip(("retriggered", "control"), (images, mirrored(images)), plain, strict=True):
         settings = Settings(embeddings=embeddings, seeds=attack.seed, mitigation=used, taps=None, **run)
         made = sample(model, prompts, settings).images
         near = [
