@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from textwrap import fill
 
 from demo_data import DemoData, load_sprites
 from demo_evaluation import sections
@@ -29,6 +30,7 @@ from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.registries import PRESETS
 from memattn_jax.report.plots import save_grid
 
+WIDTH = 120  # of lines
 GRID = 12  # pictures of each rung that are shown
 
 
@@ -36,7 +38,7 @@ def evaluate(evaluation: Evaluation, out: Path) -> str:
     """Writes all tables and pictures; returns the tables."""
     mitigated, pictures = sections.mitigation(evaluation)
     made = [sections.reproduction(evaluation, measure) for measure in evaluation.measures]
-    made += [sections.objects(evaluation), mitigated]
+    made += [sections.objects(evaluation), mitigated, sections.guidance(evaluation)]
     if evaluation.levels:
         copies, detection, series = sections.ladder(evaluation)
         made += [copies, detection]
@@ -49,7 +51,8 @@ def evaluate(evaluation: Evaluation, out: Path) -> str:
         )
     made += [sections.scores(evaluation), sections.sites(evaluation)]
     text = "\n".join(
-        f"## {title}\n\n{note}{chr(10) * 2 * bool(note)}{table(header, rows)}" for title, note, header, rows in made
+        f"## {title}\n\n{fill(note, WIDTH)}{chr(10) * 2 * bool(note)}{table(header, rows)}"
+        for title, note, header, rows in made
     )
     (out / "evaluation.md").write_text(text, encoding="utf-8")
     rows = {title: [dict(zip(header, map(plain, row), strict=True)) for row in rows] for title, _, header, rows in made}

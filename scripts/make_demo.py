@@ -115,7 +115,7 @@ def tables(options: Options) -> None:
     head = (
         "# What the built-in model does\n\n"
         f"Written by `{command}`: the half\n"
-        "of the prompts kept for reporting, four pictures a prompt, 50 DDIM steps, guidance 7.5. "
+        "of the prompts kept for reporting, four pictures a prompt, 50 DDIM steps, guidance 7.5 where no other is given.\n"
         "Shares of pictures have exact 95 % intervals.\n\n"
     )
     text = (out / "evaluation.md").read_text(encoding="utf-8")
@@ -149,8 +149,8 @@ def mitigations(options: Options) -> None:
     head = (
         "# All mitigations on the built-in model\n\n"
         f"Written by `python -m memattn_jax.evaluate {' '.join(words)}`\n"
-        "on prompts of the reported half, each method as its authors give it but for limits that depend on the size of\n"
-        "the latents. [Evaluating mitigations](evaluating-mitigations.md) says what the columns are.\n\n"
+        "on prompts of the reported half, each method as its authors give it, but for limits that depend on the size\n"
+        "of the latents. [Evaluating mitigations](evaluating-mitigations.md) says what the columns are.\n\n"
         "![A training image, what the model makes of its prompt, and the same seed with each "
         "mitigation](figures/mitigations.png)\n\n"
     )

@@ -97,9 +97,10 @@ def test_python_of_other_pages_runs(page, model):
 
 @pytest.mark.slow
 def test_engines(model, monkeypatch):
-    """With names alone of the engines' packages."""
+    """With names alone of the engines' packages; tests/engines/test_daft.py has Daft's own."""
     for name, module in {
         "ray": MagicMock(),
+        "daft": MagicMock(),
         "apache_beam.ml.inference.base": SimpleNamespace(ModelHandler=object),
         "pyspark.ml.functions": SimpleNamespace(predict_batch_udf=lambda make, **settings: make),
     }.items():

@@ -213,7 +213,7 @@ def test_the_command(model, tmp_path, monkeypatch):
     assert resumed["none"] == entries["none"]
     timed = ("seconds", "memory")
     for name, value in resumed["guard_guidance:repulsion=1"].items():
-        assert name in timed or value == found["guard_guidance:repulsion=1"][name], name
+        assert name in timed or value == entries["guard_guidance:repulsion=1"][name], name
     with pytest.raises(InputError, match=r"holds a run with other settings: steps 3 is now 4; .*--overwrite"):
         evaluate.main(dataclasses.replace(options, steps=4))
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": MEMORIZED[0]}) + "\n")

@@ -14,13 +14,14 @@ FORMS = (  # of methods that papers report apart
     "guidance_transition:when=opposite",
     "noise_perturbation:form=per-sample",
 )
-# The authors' limits are norms of latents of 64 × 64; those of the built-in model are 16 times fewer.
+# The authors' limits are those of Stable Diffusion; these lie between the built-in model's memorized and clean prompts, or
+# where images stop coming back, on the half of the prompts for choosing.
 BUILT_IN = {
-    "embedding_optimization": "embedding_optimization:target=0.5",
+    "embedding_optimization": "embedding_optimization:target=1.5",
     "noise_optimization": "noise_optimization:threshold=1.5:weight=0.01",
     "noise_perturbation": "noise_perturbation:radius=12",
-    "noise_perturbation:form=per-sample": "noise_perturbation:form=per-sample:target=0.5:rate=0.05:iterations=50",
-    "value_neurons": "value_neurons:refine=layers:noises=4:limit=0.85",
+    "noise_perturbation:form=per-sample": "noise_perturbation:form=per-sample:target=1:rate=0.05:iterations=50",
+    "value_neurons": "value_neurons:refine=layers:noises=4:limit=0.7",
 }
 
 

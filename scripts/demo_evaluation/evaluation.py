@@ -10,10 +10,11 @@ from demo_data.grammar import Caption
 
 from demo_evaluation.graded import Level, levels
 from demo_evaluation.likeness import Likeness
-from demo_evaluation.sampling import Observed, kept, observe
+from demo_evaluation.sampling import Observed, Run, kept, observe
 from memattn_jax.demo.objects import ObjectsFound
-from memattn_jax.mitigations import AttentionMask
 from memattn_jax.pipeline import StableDiffusion
+
+PLAIN = Run()
 
 
 class Evaluation:
@@ -45,12 +46,12 @@ class Evaluation:
         self.levels: list[Level] = levels(data) if graded else []
         self.samples = work / "samples" / f"{sd.fingerprint()[:12]}-{seeds}x{steps}"
 
-    def observe(self, name: str, texts: Sequence[str], mitigation: AttentionMask | None = None) -> Observed:
+    def observe(self, name: str, texts: Sequence[str], how: Run = PLAIN) -> Observed:
         """Samples of prompts, kept under a name."""
         path = self.samples / f"{name}.npz"
         if not path.exists():
             print(f"sampling {name}", flush=True)
-        return kept(path, lambda: observe(self.sd, texts, self.seeds, self.steps, mitigation))
+        return kept(path, lambda: observe(self.sd, texts, self.seeds, self.steps, how))
 
     def half(self, group: str, half: str = "report") -> Observed:
         """Samples of half a group."""

@@ -56,16 +56,36 @@ def first_noise_norm(
     return norm(unet(latents, timestep, context)[0] - unet(latents, timestep, nothing)[0])
 
 
-def observe(
-    sd: StableDiffusion, prompts: Sequence[str], seeds: int, steps: int, mitigation: AttentionMask | None = None
-) -> Observed:
+class Run(NamedTuple):
+    """What differs between runs.
+
+    Attributes:
+      mitigation: of all rows.
+      guidance_scale: of the steps that are guided.
+      guided: the share of steps that are, the first ones. Guidance in a part of the steps is that of Kynkäänniemi et
+        al. (NeurIPS 2024, arXiv 2404.07724), who leave out the very first steps too.
+    """
+
+    mitigation: AttentionMask | None = None
+    guidance_scale: float = 7.5
+    guided: float = 1.0
+
+    def scales(self, steps: int) -> float | np.ndarray:
+        """Guidance of the steps, as a run takes it."""
+        if self.guided == 1:
+            return self.guidance_scale
+        return np.where(np.arange(steps) < round(self.guided * steps), self.guidance_scale, 1.0)[:, None]
+
+
+def observe(sd: StableDiffusion, prompts: Sequence[str], seeds: int, steps: int, how: Run) -> Observed:
     """Samples every prompt with seeds 0, 1, …; a batch is all prompts with one seed."""
+    scales = how.scales(steps)
     schedule = make_schedule(sd.scheduler_config, "ddim", steps)
     context, _ = sd.encode(prompts)
     nothing, _ = sd.encode([""] * len(prompts))
     seen = []
     for seed in range(seeds):
-        run = sd.sample(prompts, seeds=seed, steps=steps, mitigation=mitigation)
+        run = sd.sample(prompts, seeds=seed, steps=steps, mitigation=how.mitigation, guidance_scale=scales)
         noise = unit_noise(jnp.full(len(prompts), seed, jnp.uint32), run.latents.shape[1:])
         first = first_noise_norm(
             sd.unet, noise * schedule.init_noise_sigma, jnp.float32(run.timesteps[0]), context, nothing

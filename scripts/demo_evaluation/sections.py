@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from demo_evaluation.evaluation import Evaluation
+from demo_evaluation.evaluation import PLAIN, Evaluation
 from demo_evaluation.graded import background_likeness
 from demo_evaluation.likeness import CORRELATION, Likeness
-from demo_evaluation.sampling import Observed
+from demo_evaluation.sampling import Observed, Run
 from demo_evaluation.separation import auroc_interval, choose, share, text_scores
 from memattn_jax import demo
 from memattn_jax.entropy import METRIC_E_SITE
@@ -18,12 +18,17 @@ from memattn_jax.registries import FIRST_STEP
 CLEAN = ("control", "unseen", "decoys")
 SHOWN_STEPS = (1, 5, 10, 25, 50)
 MITIGATIONS = {
-    "none": None,
-    "mask padding, begin × 1": AttentionMask(begin_scale=1.0, mask="padding"),
-    "mask padding, begin × 1.25": AttentionMask(begin_scale=1.25, mask="padding"),
-    "mask summary, begin × 1": AttentionMask(begin_scale=1.0, mask="summary"),
-    "mask summary, begin × 1.25": AttentionMask(begin_scale=1.25, mask="summary"),
+    "none": PLAIN,
+    "mask padding, begin × 1": Run(AttentionMask(begin_scale=1.0, mask="padding")),
+    "mask padding, begin × 1.25": Run(AttentionMask(begin_scale=1.25, mask="padding")),
+    "mask summary, begin × 1": Run(AttentionMask(begin_scale=1.0, mask="summary")),
+    "mask summary, begin × 1.25": Run(AttentionMask(begin_scale=1.25, mask="summary")),
 }
+GUIDANCE = (
+    PLAIN,
+    *(Run(guidance_scale=scale) for scale in (5.0, 3.0, 1.0)),
+    *(Run(guided=part) for part in (0.7, 0.5, 0.3)),
+)
 
 
 class Section(NamedTuple):
@@ -77,7 +82,7 @@ def mitigation(evaluation: Evaluation) -> tuple[Section, dict[str, np.ndarray]]:
     for name, method in MITIGATIONS.items():
         images = {}
         for group in ("memorized", "unseen"):
-            label = f"{group}-report" if method is None else f"{group}-report, {name}"
+            label = f"{group}-report" if method is PLAIN else f"{group}-report, {name}"
             images[group] = evaluation.observe(label, evaluation.texts(group), method).images
         own = [measure.own(images["memorized"], evaluation.targets) for measure in evaluation.measures]
         copies = [share(x >= measure.thresholds[0]) for x, measure in zip(own, evaluation.measures, strict=True)]
@@ -88,6 +93,33 @@ def mitigation(evaluation: Evaluation) -> tuple[Section, dict[str, np.ndarray]]:
     note = "Reference: the prompt's own picture."
     header = ["mitigation", *limits, "objects, memorized", "objects, unseen"]
     return Section("Mitigation", note, header, rows), pictures
+
+
+def guidance(evaluation: Evaluation) -> Section:
+    """Reproduction of memorized prompts and objects by guidance: its scale, and the steps that are guided."""
+    rows: list[list[object]] = []
+    for how in GUIDANCE:
+        label = f", guidance {how.guidance_scale:g} in {how.guided:g}" * (how is not PLAIN)
+        groups = ("memorized", "unseen", "decoys")
+        images = {
+            group: evaluation.observe(f"{group}-report{label}", evaluation.texts(group), how).images for group in groups
+        }
+        cells: list[object] = []
+        for measure in evaluation.measures:
+            own = measure.own(images["memorized"], evaluation.targets)
+            cells += [share(own >= measure.thresholds[0]), float(np.median(own))]
+        found = [share(evaluation.found(evaluation.captions(group), images[group])) for group in groups]
+        steps = "all" if how.guided == 1 else f"the first {100 * how.guided:.0f} %"
+        rows.append([f"{how.guidance_scale:g}", steps, *cells, *found])
+    of_copies = [
+        title for one in evaluation.measures for title in (f"{one.name} ≥ {one.thresholds[0]:g}", f"median {one.name}")
+    ]
+    note = (
+        "Reference: the prompt's own picture. Guidance 1 is none; where only the first steps are guided, the others have "
+        "none."
+    )
+    header = ["guidance", "in steps", *of_copies, *(f"objects, {group}" for group in groups)]
+    return Section("Guidance", note, header, rows)
 
 
 def scores(evaluation: Evaluation) -> Section:
