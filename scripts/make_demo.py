@@ -115,7 +115,7 @@ def tables(options: Options) -> None:
     head = (
         "# What the built-in model does\n\n"
         f"Written by `{command}`: the half\n"
-        "of the prompts kept for reporting, four pictures a prompt, 50 DDIM steps, guidance 7.5 where no other is given.\n"
+        "of the prompts kept for reporting, four pictures a prompt, 50 DDIM steps, guidance 7.5 where none is given.\n"
         "Shares of pictures have exact 95 % intervals.\n\n"
     )
     text = (out / "evaluation.md").read_text(encoding="utf-8")

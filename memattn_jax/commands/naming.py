@@ -14,7 +14,7 @@ FORMS = (  # of methods that papers report apart
     "guidance_transition:when=opposite",
     "noise_perturbation:form=per-sample",
 )
-# The authors' limits are those of Stable Diffusion; these lie between the built-in model's memorized and clean prompts, or
+# The authors' limits are Stable Diffusion's; these lie between the built-in model's memorized and clean prompts, or
 # where images stop coming back, on the half of the prompts for choosing.
 BUILT_IN = {
     "embedding_optimization": "embedding_optimization:target=1.5",

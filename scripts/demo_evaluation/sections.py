@@ -115,8 +115,8 @@ def guidance(evaluation: Evaluation) -> Section:
         title for one in evaluation.measures for title in (f"{one.name} ≥ {one.thresholds[0]:g}", f"median {one.name}")
     ]
     note = (
-        "Reference: the prompt's own picture. Guidance 1 is none; where only the first steps are guided, the others have "
-        "none."
+        "Reference: the prompt's own picture. Guidance 1 is none; where only the first steps are guided, the others "
+        "have none."
     )
     header = ["guidance", "in steps", *of_copies, *(f"objects, {group}" for group in groups)]
     return Section("Guidance", note, header, rows)

@@ -13,7 +13,10 @@ from memattn_jax.runs import BatchDetector
 PAGE = Path(__file__).parents[2] / "docs" / "engines.md"
 PROMPTS = [f"a photo of {number} cats" for number in range(5)]
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # Daft leaves its files open
+]
 
 
 def test_recipe_scores_a_table(sd, model, tmp_path, monkeypatch):
