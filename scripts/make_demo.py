@@ -30,6 +30,7 @@ from typing import NamedTuple
 from demo_data import DemoData, load_sprites
 from demo_evaluation.evaluation import Evaluation
 from demo_evaluation.separation import choose
+from PIL import Image
 
 from memattn_jax import demo
 from memattn_jax.checkpoints.folder import OWN
@@ -140,7 +141,8 @@ def mitigations(options: Options) -> None:
     out = model_folder(options) / "mitigations"
     weights = [] if options.sscd is None else ["--sscd", options.sscd, "--preset", options.preset]
     run("-m", "memattn_jax.evaluate", "--mitigations", "all", "--adversarial", ATTACKED, "--out", out, *weights)
-    shutil.copy(out / "mitigations.png", DOCS / "figures")
+    with Image.open(out / "mitigations.png") as picture:  # a fifth of the size, and alike to the eye
+        picture.convert("RGB").save(DOCS / "figures" / "mitigations.jpg", quality=85, optimize=True)
     words = [
         "--mitigations all --adversarial",
         str(ATTACKED),
@@ -149,10 +151,11 @@ def mitigations(options: Options) -> None:
     head = (
         "# All mitigations on the built-in model\n\n"
         f"Written by `python -m memattn_jax.evaluate {' '.join(words)}`\n"
-        "on prompts of the reported half, each method as its authors give it, but for limits that depend on the size\n"
-        "of the latents. [Evaluating mitigations](evaluating-mitigations.md) says what the columns are.\n\n"
+        "on prompts of the reported half, each method with the settings of its authors but for those that its name\n"
+        "shows. [Evaluating mitigations](evaluating-mitigations.md) says what the columns are. Clean prompts have no\n"
+        "paraphrases here, so `paraphrase_guidance` leaves them as they are.\n\n"
         "![A training image, what the model makes of its prompt, and the same seed with each "
-        "mitigation](figures/mitigations.png)\n\n"
+        "mitigation](figures/mitigations.jpg)\n\n"
     )
     text = (out / "mitigations.md").read_text(encoding="utf-8")
     (DOCS / "built-in-mitigations.md").write_text(head + text, encoding="utf-8")

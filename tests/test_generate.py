@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from memattn_jax import detectors, mitigations
+from memattn_jax import __version__, detectors, mitigations
 from memattn_jax.commands import command as commands
 from memattn_jax.commands import generate
 from memattn_jax.report import results
@@ -64,6 +64,7 @@ def test_results(out, sd):
         assert row["settings"]["mitigation_options"]["mask"] == "summary"
         assert row["mitigated"] is True
         assert set(row["versions"]) >= {"memattn_jax", "jax", "flax"}
+        assert row["versions"]["memattn_jax"] == __version__
     assert rows[4]["tokens"][0] == "<|startoftext|>"
     assert rows[4]["tokens"][-1] == "<|endoftext|>"
     assert len(rows[0]["tokens"]) == len(rows[0]["attention"]) == 6

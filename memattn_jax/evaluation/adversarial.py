@@ -160,8 +160,8 @@ def find_embeddings(
 ) -> np.ndarray:
     """Embeddings for the images and for the same images mirrored, [2, batch, tokens, channels].
 
-    Arguments as in `optimise_embeddings`, of any mitigation: where it is seen by whoever optimises embeddings only in
-    the images that come back, the embeddings are those of the plain model.
+    Arguments as in `optimise_embeddings`, with any mitigation: one that changes neither weights nor attention, or that
+    embeddings pass by, leaves them as on the plain model.
     """
     used = mitigation if optimised_through(mitigation) else Mitigation()
     both = [optimise_embeddings(model, prompts, targets, used, attack, run) for targets in (images, mirrored(images))]

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 SHOWN = 8  # prompts in the picture
+WIDTH = 120  # of lines
 COLUMNS = {  # of the Markdown table: heading, and the entry's key
     "reproduced": "reproduced",
     "correlation": "correlation",
@@ -93,7 +95,7 @@ def markdown(entries: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any])
         notes.append("Adversarial: share returned by optimised embeddings; control: of the same images mirrored.")
     if about["fidelity_by"]:
         notes.append(f"Fidelity: {about['fidelity_by']}.")
-    return f"{text}\n{' '.join(notes)}\n"
+    return f"{text}\n{fill(' '.join(notes), WIDTH)}\n"
 
 
 def draw(path: Path, shown: Mapping[str, np.ndarray], prompts: Sequence[str]) -> None:

@@ -2,7 +2,9 @@
 
 from importlib.metadata import version
 
+from memattn_jax import __version__
+
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers."""
-    return {name: version(name) for name in ("memattn_jax", "jax", "jaxlib", "flax", "transformers")}
+    """Versions of the packages that decide the numbers; of this one not as it was installed, which may be long ago."""
+    return {"memattn_jax": __version__} | {name: version(name) for name in ("jax", "jaxlib", "flax", "transformers")}

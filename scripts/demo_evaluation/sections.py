@@ -24,11 +24,7 @@ MITIGATIONS = {
     "mask summary, begin × 1": Run(AttentionMask(begin_scale=1.0, mask="summary")),
     "mask summary, begin × 1.25": Run(AttentionMask(begin_scale=1.25, mask="summary")),
 }
-GUIDANCE = (
-    PLAIN,
-    *(Run(guidance_scale=scale) for scale in (5.0, 3.0, 1.0)),
-    *(Run(guided=part) for part in (0.7, 0.5, 0.3)),
-)
+GUIDANCE = (PLAIN, Run(guidance_scale=3.0), Run(guidance_scale=1.0), Run(guided=0.3))
 
 
 class Section(NamedTuple):

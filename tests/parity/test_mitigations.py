@@ -14,15 +14,26 @@ from memattn_jax import StableDiffusion
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.diffusion.mitigation import Mitigation, Start
 from memattn_jax.diffusion.noise import fold, row_keys
-from memattn_jax.evaluation.adversarial import Attack, encode, optimise_embeddings, retriggered
+from memattn_jax.evaluation.adversarial import (
+    Attack,
+    encode,
+    find_embeddings,
+    optimise_embeddings,
+    optimised_through,
+    retriggered,
+)
 from memattn_jax.interceptors import Interceptor
 from memattn_jax.keys import draw_rows
+from memattn_jax.mitigations.attention_mask import AttentionMask
 from memattn_jax.mitigations.clip_embedding import ClipEmbedding
+from memattn_jax.mitigations.compose import compose
+from memattn_jax.mitigations.embedding_noise import EmbeddingNoise
 from memattn_jax.mitigations.embedding_optimization import EmbeddingOptimization
 from memattn_jax.mitigations.guidance_transition import FALLBACK, GuidanceTransition, first_minimum
 from memattn_jax.mitigations.noise_optimization import NoiseOptimization
 from memattn_jax.mitigations.noise_perturbation import NoisePerturbation
 from memattn_jax.mitigations.pruned_weights import PrunedWeights
+from memattn_jax.mitigations.random_words import RandomTokens
 from memattn_jax.mitigations.value_neurons import ValueNeurons
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod, make_schedule
 
@@ -185,6 +196,13 @@ def test_pruned_weights(pair, model):
         np.testing.assert_array_equal(value, before[name] * kept)
 
 
+def test_embeddings_are_optimised_through_what_changes_weights_or_attention():
+    through = (AttentionMask(), compose(EmbeddingNoise(), PrunedWeights(memorized=("a",))))
+    assert all(map(optimised_through, through))
+    around = (Mitigation(), EmbeddingNoise(), NoiseOptimization(), compose(RandomTokens(), AttentionMask()))
+    assert not any(map(optimised_through, around))
+
+
 @pytest.mark.slow
 def test_adversarial_embeddings(pair):
     """Two updates of each row, with the draws that ours made."""
@@ -214,6 +232,10 @@ def test_adversarial_embeddings(pair):
             loss.backward()
             optimizer.step()
         close(ours[row], y.detach()[0].numpy())
-    found = retriggered(pair.sd, list(PROMPTS), images, Mitigation(), attack, {"steps": CALLS})
+    study = (pair.sd, list(PROMPTS), images, Mitigation(), attack, {"steps": CALLS})
+    plain = find_embeddings(*study)
+    np.testing.assert_array_equal(plain[0], ours)
+    assert np.abs(plain[1] - ours).max() > 1e-3  # of other images, the mirrored ones
+    found = retriggered(*study, plain)
     assert (found["prompts"], found["bypassed"], found["retriggered"], found["control"]) == (ROWS, False, 0, 0)
     assert 0.5 < found["retriggered_high"] < 1
