@@ -8,7 +8,7 @@ from memattn_jax.diffusion.sampling import Plan
 
 
 def make_plan(unet, schedule, noise, context, scale=7.5, lengths=None, **options) -> Plan:
-    """A run of one prompt a row; `context` is both halves', negative first, or the conditional one's alone."""
+    """A run of one prompt a row; `context` is of the negative prompts, then of the prompts, or of these alone."""
     rows = len(noise)
     lengths = np.full(rows, context.shape[1]) if lengths is None else lengths
     return Plan(

@@ -11,6 +11,7 @@ import pytest
 from plans import make_plan
 
 from memattn_jax.checkpoints.diffusers_folder import load_part
+from memattn_jax.diffusion.pairs import interleave
 from memattn_jax.diffusion.sampling import denoise
 from memattn_jax.entropy import metric_d, metric_e
 from memattn_jax.interceptors import Interceptor, TokenMeans
@@ -53,12 +54,13 @@ def test_first_call_of_the_unet(run, unet):
     golden, _, _, mitigation, context = run
     lengths = jnp.asarray(golden["prompt_length"])
     edits = mitigation.edits(SimpleNamespace(lengths=lengths))
-    conditional = np.repeat([False, True], 2)
-    interceptor = Interceptor(edits, conditional=conditional, lengths=np.tile(lengths, 2))
-    pairs = golden["unet0_in"].swapaxes(0, 1).reshape(4, *golden["unet0_in"].shape[2:])
+    conditional = np.tile([False, True], 2)
+    interceptor = Interceptor(edits, conditional=conditional, lengths=np.repeat(lengths, 2))
+    context = interleave(context[:2], context[2:])
+    pairs = golden["unet0_in"].reshape(4, *golden["unet0_in"].shape[2:])
     call = jax.jit(lambda unet, *args: unet(*args)[0])
     out = call(unet, np.moveaxis(pairs, 1, -1), jnp.float32(golden["timesteps"][0, 0]), context, interceptor)
-    expected = golden["unet0_out"].swapaxes(0, 1).reshape(pairs.shape)
+    expected = golden["unet0_out"].reshape(pairs.shape)
     np.testing.assert_allclose(np.moveaxis(out, -1, 1), expected, atol=1e-4)
 
 

@@ -169,16 +169,16 @@ def test_unknown_mask():
         AttentionMask(mask="eos")
 
 
-def test_mask_of_the_conditional_half_alone():
-    context = Context(conditional=jnp.asarray([False, False, True, True]))
+def test_mask_of_the_conditional_rows_alone():
+    context = Context(conditional=jnp.asarray([False, True, False, True]))
     attention = Attention(*[jnp.zeros((4, 6, 1, 2)), *[jnp.zeros((4, 77, 1, 2))] * 2])
 
     def kept(**options):
         mask, _ = AttentionMask(**options).edits(SimpleNamespace(lengths=jnp.asarray([4, 9])))
         return (mask(attention, context).bias == 0).sum((1, 2, 3)).tolist()
 
-    assert kept(mask_unconditional=False) == [77, 77, 4, 9]
-    assert kept(mask="summary") == [3, 8, 3, 8]
+    assert kept(mask_unconditional=False) == [77, 4, 77, 9]
+    assert kept(mask="summary") == [3, 3, 8, 8]
 
 
 def test_long_prompts_are_cut_with_a_warning_that_shows_what(sd):

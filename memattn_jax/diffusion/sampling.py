@@ -14,7 +14,8 @@ from jax import Array
 
 from memattn_jax.diffusion.mitigation import Mitigation, Prediction, Start, Step, choose_rows, overrides
 from memattn_jax.diffusion.noise import fold, step_keys
-from memattn_jax.interceptors import Edit, Interceptor, OnRows, Tap
+from memattn_jax.diffusion.pairs import by_prompt, interleave
+from memattn_jax.interceptors import Edit, Interceptor, OnRows, Tap, for_rows
 from memattn_jax.interceptors.taps import step_weights
 from memattn_jax.models.protocols import prepare_text
 from memattn_jax.pytree import pytree, static
@@ -41,7 +42,7 @@ class Plan:
       active: bool [batch], the rows that it changes; None is all.
       alternatives: see `Start`.
       taps: what to return of the conditional rows' attention, by name.
-      guided: whether the unconditional half is computed.
+      guided: whether the unconditional rows are computed.
     """
 
     unet: Any
@@ -120,7 +121,7 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
     """Applies what a mitigation changes before the first step.
 
     Returns:
-      The plan with the changed embeddings; both halves' text as the UNet takes it; the state before the first call.
+      The plan with the changed embeddings; the text of all rows as the UNet takes it; the state before the first call.
     """
     mitigation, noise = plan.mitigation, plan.noise.astype(jnp.float32)
     first = jax.tree.map(lambda x: x[0], plan.schedule.rows())
@@ -139,7 +140,7 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
     start = Start(noise, *text, scale, keys, plan.schedule, active, predict, call, plan.alternatives)
     start = start._replace(context=choose_rows(plan.active, mitigation.embeddings(start), plan.context))
     start = start._replace(noise=choose_rows(plan.active, mitigation.noise(start), noise))
-    context = jnp.concatenate([plan.negative, start.context]) if plan.guided else start.context
+    context = interleave(plan.negative, start.context) if plan.guided else start.context
     text = prepare_text(plan.unet, context)  # no step changes it
     latents = start.noise * sigma
     state = State(latents, plan.schedule.init(latents), mitigation.begin(start), jnp.int32(0))
@@ -157,7 +158,7 @@ def step_once(plan: Plan, text: Any, state: State, row: Row, scale: Array) -> tu
       scale: of guidance, [1 or batch].
     """
     batch, mitigation, latents = len(state.latents), plan.mitigation, state.latents
-    halves = 2 if plan.guided else 1
+    rows = 2 * batch if plan.guided else batch
     keys = step_keys(plan.keys, state.number)
 
     def predict(context: Array) -> Array:
@@ -178,16 +179,17 @@ def step_once(plan: Plan, text: Any, state: State, row: Row, scale: Array) -> tu
     )
     edits = mitigation.edits(step)
     if plan.active is not None:
-        edits = tuple(OnRows(edit, jnp.tile(plan.active, halves)) for edit in edits)
+        edits = tuple(OnRows(edit, for_rows(plan.active, rows)) for edit in edits)
     interceptor = Interceptor(
         edits,
         plan.taps,
         state.number,
-        conditional=jnp.arange(halves * batch) >= (halves - 1) * batch,
-        lengths=jnp.tile(plan.lengths, halves),
+        conditional=(jnp.arange(rows) % 2 == 1) | (not plan.guided),
+        lengths=for_rows(plan.lengths, rows),
     )
-    output, taps = call_unet(plan.unet, jnp.concatenate([latents] * halves), row, text, interceptor)
-    plain = Prediction(output[-batch:], output[:batch], jnp.broadcast_to(scale, batch))
+    output, taps = call_unet(plan.unet, for_rows(latents, rows), row, text, interceptor)
+    outputs = by_prompt(output, batch)
+    plain = Prediction(outputs[:, -1], outputs[:, 0], jnp.broadcast_to(scale, batch))
     changed, memory = mitigation.guidance(step, plain, state.guidance)
     prediction = Prediction(*(choose_rows(plan.active, *pair) for pair in zip(changed, plain, strict=True)))
     guided = prediction.guided() if plan.guided else prediction.conditional
@@ -199,7 +201,7 @@ def step_once(plan: Plan, text: Any, state: State, row: Row, scale: Array) -> tu
         moved,
         plain.conditional,
         plain.unconditional,
-        jax.tree.map(lambda tap: tap[-batch:], taps),
+        jax.tree.map(lambda tap: by_prompt(tap, batch)[:, -1], taps),
         plan.lengths,
         state.number,
         guided,
@@ -287,5 +289,5 @@ continue_run = jax.jit(advance_taps)  # for runs that return to the host between
 
 
 def needs_guidance(scales: Any, mitigation: Mitigation) -> bool:
-    """Whether a run computes the unconditional half: some scale is over 1, or the mitigation reads both halves."""
+    """Whether a run computes the unconditional rows: some scale is over 1, or the mitigation reads both of a pair."""
     return bool((scales > 1).any()) or overrides(mitigation, "guidance")

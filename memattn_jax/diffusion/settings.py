@@ -49,7 +49,7 @@ class Settings:
       seeds: one for all rows or one per row, in [0, 2³²).
       steps: sampling steps.
       guidance_scale: classifier-free guidance: one number, one per row ([batch]), one per step ([steps, 1]), or both
-        ([steps, batch]); 1 or less turns guidance off, and without any guidance the unconditional half is not
+        ([steps, batch]); 1 or less turns guidance off, and without any guidance the unconditional rows are not
         computed. PNDM has one step more.
       scheduler: a name, see `memattn_jax.schedulers.SCHEDULERS`; or your own: a `Schedule`, or a function that makes
         one of a `SchedulerConfig` and a number of steps.

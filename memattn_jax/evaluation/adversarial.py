@@ -27,7 +27,7 @@ from memattn_jax.diffusion.run import change_weights, plan_run, read_rows, sampl
 from memattn_jax.diffusion.sampling import start_run
 from memattn_jax.diffusion.settings import Settings
 from memattn_jax.evaluation.shares import share_interval
-from memattn_jax.interceptors import Interceptor
+from memattn_jax.interceptors import Interceptor, for_rows
 from memattn_jax.keys import draw_rows, fixed_draws
 from memattn_jax.mitigations.descent import Descent, adam
 from memattn_jax.pytree import as_arrays, as_pytree
@@ -122,8 +122,9 @@ def encode(vae: Any, images: Array) -> Array:
 def descend(target: Target, velocity: Array, rate: Array, seed: Array, steps: int, draws: int) -> Array:
     """The loop; see the module."""
     rows, timesteps = len(target.latents), len(target.signal)
-    keys = row_keys(seed + jnp.arange(rows * draws, dtype=jnp.uint32))
-    latents, lengths = (jnp.tile(x, (draws, *[1] * (x.ndim - 1))) for x in (target.latents, target.lengths))
+    numbers = jnp.arange(rows * draws, dtype=jnp.uint32).reshape(draws, rows)  # all first draws, then all second ones
+    keys = row_keys(seed + numbers.T.reshape(-1))
+    latents, lengths = (for_rows(x, rows * draws) for x in (target.latents, target.lengths))
 
     def losses(context: Array, number: Array) -> Array:
         own = fold(keys, number)
@@ -134,13 +135,13 @@ def descend(target: Target, velocity: Array, rate: Array, seed: Array, steps: in
         noisy = jnp.sqrt(signal) * latents + jnp.sqrt(1 - signal) * noise
         wanted = jnp.where(velocity > 0, jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * latents, noise)
         interceptor = Interceptor(edits(), lengths=lengths)
-        output, _ = target.unet(noisy, times.astype(jnp.float32), jnp.tile(context, (draws, 1, 1)), interceptor)
+        output, _ = target.unet(noisy, times.astype(jnp.float32), for_rows(context, rows * draws), interceptor)
         error = (output.astype(jnp.float32) - wanted) ** 2
-        return error.reshape(draws, rows, -1).mean(axis=(0, 2))
+        return error.reshape(rows, -1).mean(axis=1)
 
     def edits() -> tuple:
         row = Row(jnp.float32(0), jnp.float32(1), {})
-        nobody = (target.latents, lengths, target.context, target.context, keys[:rows], jnp.ones(rows, bool))
+        nobody = (target.latents, lengths, target.context, target.context, keys[::draws], jnp.ones(rows, bool))
         step = Step(jnp.int32(0), 1, row, *nobody, lambda context: target.latents, target.memory)
         return tuple(target.mitigation.edits(step))
 

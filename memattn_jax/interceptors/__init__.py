@@ -15,6 +15,7 @@ from memattn_jax.interceptors.seam import (
     Tap,
     by_name,
     cross_attention,
+    for_rows,
 )
 from memattn_jax.interceptors.taps import AttentionMaps, EndTokenMap, MeanMaps, TokenMeans
 
@@ -34,4 +35,5 @@ __all__ = [
     "TokenMeans",
     "by_name",
     "cross_attention",
+    "for_rows",
 ]

@@ -144,9 +144,9 @@ def acts_at(part: Edit | Tap, site: str) -> bool:
 
 
 def for_rows(values: Array | np.ndarray | float, rows: int) -> Array:
-    """Numbers of each prompt, or one for all, as numbers of each row: guidance has two rows a prompt, in two halves."""
+    """Numbers of each prompt, or one for all, as numbers of each row: guidance has two rows a prompt, side by side."""
     values = jnp.asarray(values)
-    return jnp.tile(values, rows // len(values)) if values.ndim else jnp.broadcast_to(values, rows)
+    return jnp.repeat(values, rows // len(values), axis=0) if values.ndim else jnp.broadcast_to(values, rows)
 
 
 def stage_of(edit: Edit) -> Stage:

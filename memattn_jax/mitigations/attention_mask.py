@@ -25,8 +25,8 @@ class AttentionMask(Mitigation):
       begin_scale: C, on conditional rows only, one number or [batch]; 1 changes nothing.
       mask: "padding" keeps the end token, as the reference does by default; "summary" masks it too, as the paper
         describes and the reference does with `--mask_length_minis1`; None masks nothing.
-      mask_unconditional: whether the unconditional half of guidance is masked at the same positions (by the
-        *conditional* prompt's length), as the reference does; False leaves that half alone.
+      mask_unconditional: whether the unconditional rows of guidance are masked at the same positions (by the
+        *conditional* prompt's length), as the reference does; False leaves them alone.
       sites: where; None is every cross-attention layer.
 
     Raises:

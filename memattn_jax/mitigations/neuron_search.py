@@ -9,7 +9,7 @@ from jax import Array
 
 from memattn_jax.diffusion.mitigation import Start
 from memattn_jax.diffusion.noise import fold
-from memattn_jax.interceptors import Attention, Context
+from memattn_jax.interceptors import Attention, Context, for_rows
 from memattn_jax.keys import draw_rows
 from memattn_jax.pytree import pytree
 from memattn_jax.ssim import multiscale_ssim, rescaled
@@ -35,7 +35,7 @@ class ScaleValues:
             return attention
         values = attention.values
         neurons = self.neurons[context.site]
-        factors = jnp.where(jnp.tile(neurons, (len(values) // len(neurons), 1)), self.factor, 1.0)
+        factors = jnp.where(for_rows(neurons, len(values)), self.factor, 1.0)
         return attention._replace(values=values * factors.reshape(-1, 1, *values.shape[2:]).astype(values.dtype))
 
 

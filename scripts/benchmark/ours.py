@@ -85,7 +85,7 @@ def unet(folder: str, size: int, calls: tuple[str, ...], dtype: str = "float32",
     made = {
         "pair": lambda: pair(Interceptor()),
         "tapped": lambda: pair(Interceptor(taps={"tokens": TokenMeans()})),
-        "mitigated": lambda: pair(Interceptor(edits, conditional=np.repeat([False, True], prompts))),
+        "mitigated": lambda: pair(Interceptor(edits, conditional=np.tile([False, True], prompts))),
         "detector": lambda: first_step("entropy_e"),
         "default": lambda: first_step(*DEFAULT, attribute=True),
         "first_step": lambda: first_step(*FIRST_STEP),

@@ -149,6 +149,6 @@ def test_values_are_scaled():
     neurons = {"down": jnp.asarray(RNG.random((2, 6)) < 0.5)}
     edit = ScaleValues(neurons, 0.25)
     ours = edit(Attention(values, values, values), Context("down")).values.reshape(4, 5, 6)
-    wanted = np.where(np.tile(neurons["down"], (2, 1))[:, None], 0.25, 1.0) * values.reshape(4, 5, 6)
+    wanted = np.where(np.repeat(neurons["down"], 2, axis=0)[:, None], 0.25, 1.0) * values.reshape(4, 5, 6)
     close(ours, wanted, 1e-7)
     assert edit(Attention(values, values, values), Context("up")).values is values

@@ -184,12 +184,12 @@ def reference_metrics(recorded: list[np.ndarray], length: int) -> tuple[float, f
 @pytest.mark.parametrize("checkpoint", ["small-sd1"], indirect=True)
 def test_a_scaled_logit_equals_a_scaled_key(checkpoint):
     ours = checkpoint.ours
-    context, tokens = ours.encode(["", "", *PROMPTS[:2]])
+    context, tokens = ours.encode(["", PROMPTS[0], "", PROMPTS[1]])
     call = jax.jit(lambda unet, *args: unet(*args))
     stages = []
     for stage in ("inputs", "logits"):
-        edits = (MaskTokens(tokens.lengths[2:] - 1), ScaleBeginToken(1.5, stage=stage))
+        edits = (MaskTokens(tokens.lengths[1::2] - 1), ScaleBeginToken(1.5, stage=stage))
         taps = {"tokens": TokenMeans(), "maps": AttentionMaps()}
-        interceptor = Interceptor(edits, taps, conditional=np.repeat([False, True], 2))
+        interceptor = Interceptor(edits, taps, conditional=np.tile([False, True], 2))
         stages.append(call(ours.unet, noise(4), np.float32(981), context, interceptor))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *stages)
