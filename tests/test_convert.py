@@ -235,7 +235,9 @@ def nvidia(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
-    monkeypatch.setattr(attention, "get_backend", lambda: SimpleNamespace(platform_version="cuda 13000"))
+    monkeypatch.setattr(
+        attention, "get_backend", lambda: SimpleNamespace(platform="gpu", platform_version="cuda 13000")
+    )
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -250,6 +252,25 @@ def test_cudnn_is_exported_where_the_model_takes_it(nvidia, random_model, tmp_pa
         assert (export.CUDNN in deserialize(bytearray(program)).mlir_module()) == fused
     with pytest.raises(InputError, match=r"cpu,cuda.*NVIDIA GPU"):
         export.export_detector(scorer, 2, ("cpu", "cuda"))
+
+
+@pytest.fixture
+def tpu(monkeypatch):
+    """As on a machine with a TPU, as far as tracing looks."""
+    monkeypatch.setattr(attention, "get_backend", lambda: SimpleNamespace(platform="tpu", platform_version=""))
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def test_a_tpus_kernel_is_exported_where_there_is_a_tpu(tpu, random_model, tmp_path):
+    micro.write_model(tmp_path, random_model, unet=dataclasses.replace(micro.UNET, sample_size=32))
+    scorer = Scorer(StableDiffusion.from_pretrained(tmp_path), ("noise_norm",))
+    for platform in ("cpu", "tpu"):
+        program = export.export_detector(scorer, 2, (platform,)).program
+        assert ("tpu_custom_call" in deserialize(bytearray(program)).mlir_module()) == (platform == "tpu")
+    with pytest.raises(InputError, match=r"cpu,tpu.*TPU"):
+        export.export_detector(scorer, 2, ("cpu", "tpu"))
 
 
 BAD = [

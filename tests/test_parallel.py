@@ -37,7 +37,7 @@ from memattn_jax.diffusion import run as sampling_run
 from memattn_jax.interceptors import TokenMeans
 from memattn_jax.mitigations import AttentionMask, Mitigation
 from memattn_jax.models.abstract import abstract
-from memattn_jax.models.attention import keep_rows_together
+from memattn_jax.models.attention import spread_attention
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 from memattn_jax.models.unet import UNet2DConditionModel
@@ -169,7 +169,7 @@ def full_size(names: tuple[str, ...]) -> list[dict]:
         for leaf in leaves(unet):
             setattr(leaf.owner, leaf.attribute, nnx.Param(shape(*leaf.param.shape)))
         if mesh is not None:
-            keep_rows_together(unet)
+            spread_attention(unet, mesh)
         noise, text, number = shape(1, 1, 64, 64, 4), shape(8, 77, 768, spec=Spec("data")), shape()
         lengths = jax.ShapeDtypeStruct((8,), jnp.int32, sharding=text.sharding and NamedSharding(mesh, Spec("data")))
         levels = Levels(*[NoiseLevel(*[number] * 4)] * 3)

@@ -3,8 +3,8 @@
     python tpu/aot_check.py --preset sd14 --topology v5e:2x4 --program detector --json FILE
 
 For each program and slice, per device: bytes of arguments (weights among them), of temporary arrays and of code, FLOPs,
-collectives. The same programs are lowered for NVIDIA GPUs, and their calls of foreign kernels are counted. Needs no TPU
-and no weights, `pip install -e ".[tpu,train]"` and patience for the presets of full size.
+bytes read and written, collectives. The same programs are lowered for NVIDIA GPUs, and their calls of foreign kernels
+are counted. Needs no TPU and no weights, `pip install -e ".[tpu,train]"` and patience for the presets of full size.
 
 Exit status: 0 all of it fits; 1 a program needs more memory than a device has; 2 a wrong argument.
 """
@@ -20,6 +20,7 @@ import aot_machines as machines  # before JAX
 import aot_programs as programs
 import jax
 from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh
 
 from memattn_jax.errors import InputError
 from memattn_jax.registries import FIRST_STEP
@@ -56,9 +57,9 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     return chosen
 
 
-def build(name: str, chosen: argparse.Namespace, rows: int) -> programs.Program:
-    """One of the programs, for `rows` prompts or pictures of all devices together."""
-    sd = programs.model(chosen.preset)
+def build(name: str, chosen: argparse.Namespace, rows: int, mesh: Mesh | None = None) -> programs.Program:
+    """One of the programs, for `rows` prompts or pictures of all devices together; without a mesh, of one device."""
+    sd = programs.model(chosen.preset, mesh)
     if name == "finetuning":
         settings = TrainSettings(batch_size=rows, dtype=chosen.dtype, remat=chosen.remat, gate="entropy")
         return programs.finetuning(sd, rows, settings)
@@ -80,7 +81,7 @@ def compile_for(topology: str, name: str, chosen: argparse.Namespace) -> dict[st
     mesh = make_mesh(f"data={len(devices)}", devices)
     assert mesh is not None
     result = {"program": name, "topology": topology, "device": kind, "devices": len(devices), "rows": chosen.rows}
-    lowered = programs.on_mesh(build(name, chosen, rows), mesh, rows).lower()
+    lowered = programs.on_mesh(build(name, chosen, rows, mesh), mesh, rows).lower()
     started = time.perf_counter()
     try:
         needs = machines.needs(lowered.compile())
@@ -104,8 +105,8 @@ def tell(result: dict[str, Any]) -> str:
     exchanged = ", ".join(f"{count} {kind}" for kind, count in result["collectives"].items()) or "none"
     verdict = "fits" if result["fits"] else "DOES NOT FIT"
     return (
-        f"{place}: GiB {sizes} of {result['budget'] / machines.GIB:g}, {verdict}  TFLOP {result['flops'] / 1e12:.4g}"
-        f"  collectives {exchanged}  compiled in {result['compile_seconds']} s"
+        f"{place}: GiB {sizes} of {result['budget'] / machines.GIB:g}, {verdict}  TFLOP {result['flops'] / 1e12:.4g}  "
+        f"GB moved {result['accessed'] / 1e9:.4g}  collectives {exchanged}  compiled in {result['compile_seconds']} s"
     )
 
 

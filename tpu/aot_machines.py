@@ -37,6 +37,7 @@ class Needs(NamedTuple):
       temporary: bytes of what lives while it runs.
       code: bytes of the program itself.
       flops: floating-point operations; a loop's body counts once.
+      accessed: bytes of memory read and written, as the compiler estimates; likewise.
       collectives: how many of each kind; in a loop's body, once.
       custom_calls: likewise, by target; ConcatBitcast and AllocateBuffer are of the TPU compiler itself.
     """
@@ -47,6 +48,7 @@ class Needs(NamedTuple):
     temporary: int
     code: int
     flops: float
+    accessed: float
     collectives: dict[str, int]
     custom_calls: dict[str, int]
 
@@ -91,6 +93,7 @@ def needs(compiled: jax.stages.Compiled) -> Needs:
         temporary=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         flops=cost["flops"],
+        accessed=cost["bytes accessed"],
         collectives=dict(Counter(COLLECTIVE.findall(text))),
         custom_calls=dict(Counter(CUSTOM_CALL["tpu"].findall(text))),
     )

@@ -25,6 +25,7 @@ from memattn_jax.detectors import Scorer, scorer
 from memattn_jax.detectors.scorer import DEFAULT
 from memattn_jax.diffusion import run
 from memattn_jax.models.abstract import abstract
+from memattn_jax.models.attention import spread_attention
 from memattn_jax.models.config import Config
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
 from memattn_jax.schedulers import Schedule
@@ -94,8 +95,13 @@ def shape_of(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
 
 
-def model(preset: str) -> StableDiffusion:
-    """A preset without weights, float32; the tokenizer is the built-in model's, which gives as many tokens as any."""
+def model(preset: str, mesh: Mesh | None = None) -> StableDiffusion:
+    """A preset without weights, float32; the tokenizer is the built-in model's, which gives as many tokens as any.
+
+    Args:
+      preset: of `NAMES`.
+      mesh: the devices to compile for, as loading is told them; the arrays are placed by `on_mesh`.
+    """
     checkpoint = open_checkpoint(demo.MODEL)
     scheduler = dict(checkpoint.scheduler_config)
     site = None
@@ -108,6 +114,9 @@ def model(preset: str) -> StableDiffusion:
     networks: dict[str, Any] = {
         name: abstract(MODELS[type(config)], config) for name, config in zip(PARTS, configs, strict=True)
     }
+    if mesh is not None:
+        for network in networks.values():
+            spread_attention(network, mesh)
     tokens = networks["text_encoder"].config.max_position_embeddings
     return StableDiffusion(
         **networks,

@@ -19,7 +19,7 @@ from memattn_jax.checkpoints.orbax_part import restore_orbax
 from memattn_jax.checkpoints.relayout import channels_last
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.abstract import abstract
-from memattn_jax.models.attention import keep_rows_together
+from memattn_jax.models.attention import spread_attention
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.config import Config
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig
@@ -158,5 +158,5 @@ def build(parts: Mapping[str, Part], dtype: str, mesh: Mesh | None = None) -> di
             copied.result()
     if mesh is not None:
         for network in networks.values():
-            keep_rows_together(network)
+            spread_attention(network, mesh)
     return networks

@@ -155,12 +155,12 @@ def lower(score: Score, arrays: Arrays, input_ids: Any, platforms: tuple[str, ..
     try:
         with no_locations():
             return program(shapes_of(arrays), input_ids)
-    except NotImplementedError as error:
+    except (NotImplementedError, ValueError) as error:
         if len(platforms) == 1:
             raise
-        raise InputError(  # JAX lowers each platform's form for all of them, and cuDNN's has no other
-            f"platforms {','.join(platforms)}: where JAX finds an NVIDIA GPU, half precision is exported for one "
-            "platform at a time; set JAX_PLATFORMS=cpu to export for several"
+        raise InputError(  # JAX lowers each platform's form for all of them, and cuDNN's and a TPU's have no other
+            f"platforms {','.join(platforms)}: where JAX finds a TPU or, for half precision, an NVIDIA GPU, programs "
+            "are exported for one platform at a time; set JAX_PLATFORMS=cpu to export for several"
         ) from error
 
 

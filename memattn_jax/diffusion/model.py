@@ -51,7 +51,7 @@ def decode(vae: Any, latents: Array, rows_at_once: int) -> tuple[Array, Array]:
         return jnp.round(jnp.clip(pixels / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8), finite
 
     if latents.shape[0] <= rows_at_once:
-        return jax.vmap(image)(latents)
+        return jax.vmap(image, spmd_axis_name="data")(latents)  # where a mesh splits rows, kernels keep them split
     return jax.lax.map(image, latents, batch_size=rows_at_once)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
 from memattn_jax.interceptors import Interceptor, cross_attention
 from memattn_jax.models.kernels.attention import self_attention
@@ -31,12 +32,12 @@ class SelfAttention(nnx.Module):
     """Attention of pixels to pixels; `attn1`, and with biases the autoencoder's attention.
 
     Attributes:
-      rows_together: set where rows are split over devices, see `kernels.attention.blocked_attention`.
+      mesh: the devices that rows are split over, set by `spread_attention`; None is one device.
     """
 
     def __init__(self, channels: int, heads: int, *, use_bias: bool = False, rngs: nnx.Rngs):
         self.heads = heads
-        self.rows_together = False
+        self.mesh: Mesh | None = None
         self.to_q = Linear(channels, channels, use_bias=use_bias, rngs=rngs)
         self.to_k = Linear(channels, channels, use_bias=use_bias, rngs=rngs)
         self.to_v = Linear(channels, channels, use_bias=use_bias, rngs=rngs)
@@ -45,7 +46,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, hidden: Array) -> Array:
         """[batch, pixels, channels] to the same."""
         query, keys, values = (split_heads(to(hidden), self.heads) for to in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](merge_heads(self_attention(query, keys, values, self.rows_together)))
+        return self.to_out[0](merge_heads(self_attention(query, keys, values, self.mesh)))
 
 
 class CrossAttention(nnx.Module):
@@ -177,8 +178,8 @@ class Transformer2DModel(nnx.Module):
         return hidden + residual, taps
 
 
-def keep_rows_together(model: nnx.Module) -> None:
-    """Prepares a model for batches whose rows are split over devices: its self-attention never loops over them."""
+def spread_attention(model: nnx.Module, mesh: Mesh) -> None:
+    """Prepares a model for batches whose rows are split over devices, see `kernels.attention.self_attention`."""
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, SelfAttention):
-            layer.rows_together = True
+            layer.mesh = mesh

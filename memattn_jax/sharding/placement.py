@@ -2,9 +2,10 @@
 
 A mesh has two axes. `data` splits the rows of a batch, one prompt each; `model` splits the weights, by the rules below.
 Nothing here changes a program: arrays are placed, and `jax.jit`, which has taken over what was `pjit`,
-splits a program by where its arguments lie; `in_shardings` would say the same again. With `data` alone, first-step
-detectors exchange nothing, and a sampling step latents and token means, as guidance pairs rows of two halves. Each
-process has a mesh of its own devices, so hosts exchange nothing either.
+splits a program by where its arguments lie; `in_shardings` would say the same again. What XLA does not split is
+self-attention's kernel on a TPU, so loading tells models the mesh (`models.attention.spread_attention`). With `data`
+alone, devices exchange nothing in first-step detectors and sampling. Each process has a mesh of its own devices, so
+hosts exchange nothing either.
 """
 
 import re

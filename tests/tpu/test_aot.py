@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import micro
 import pytest
 from flax import nnx
+from jax import NamedSharding
 from jax import P as Spec
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -24,6 +25,7 @@ from memattn_jax.detectors import Scorer, scorer
 from memattn_jax.diffusion import run
 from memattn_jax.models.abstract import abstract
 from memattn_jax.models.configs import CLIPTextConfig, UNetConfig
+from memattn_jax.models.kernels.attention import self_attention
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.settings import jax_settings
 from memattn_jax.sharding.placement import make_mesh
@@ -36,7 +38,7 @@ CHECK = Path(__file__).parents[2] / "tpu" / "aot_check.py"
 SLICES = {"v5e:2x2": ("TPU v5 lite", 4, 16), "v6e:2x4": ("TPU v6 lite", 8, 32)}
 SMALL = (
     UNetConfig(
-        sample_size=4,
+        sample_size=32,  # pixels enough for the kernel of self-attention
         block_out_channels=(64,),
         down_block_types=("CrossAttnDownBlock2D",),
         up_block_types=("CrossAttnUpBlock2D",),
@@ -110,6 +112,8 @@ def test_both_kinds_of_slices(program, slices, runs):
         assert result["fits"]
         assert result["code"] > 0
         assert result["flops"] > 0
+        assert result["accessed"] > 0
+        assert result["custom_calls"]["tpu_custom_call"] == 4  # self-attention: down, in the middle, twice up
         assert f"{count} × {kind}" in printed
         # weights, in which the smallest arrays take up more than they hold, and rows, which are little
         assert 0.8 * size < result["argument"] < 3 * size
@@ -118,6 +122,53 @@ def test_both_kinds_of_slices(program, slices, runs):
     assert arguments == pytest.approx(arguments[:1] * len(slices), rel=0.01)  # a device's own, however many there are
     assert report["versions"]["libtpu"] == aot_machines.libtpu_version() != "none"
     assert [result["program"] for result in report["cuda"]] == [program]
+
+
+def attention_needs(form, topology: str, heads: int, head_dim: int, side: int) -> aot_machines.Needs:
+    """What a form of self-attention, called with a mesh, too, needs with 8 rows a device in bfloat16."""
+    devices = aot_machines.devices(topology)
+    mesh = make_mesh(f"data={len(devices)}", devices)
+    shape, sharding = (8 * len(devices), side**2, heads, head_dim), NamedSharding(mesh, Spec("data"))
+    array = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+    with settings_of_the_script():
+        return aot_machines.needs(jax.jit(lambda *arrays: form(*arrays, mesh)).lower(*[array] * 3).compile())
+
+
+def pushed(query, keys, values, mesh):
+    arrays = query, keys, values
+    return jax.jvp(lambda *arrays: self_attention(*arrays, mesh), arrays, arrays)
+
+
+def pulled(query, keys, values, mesh):
+    return jax.vjp(lambda *arrays: self_attention(*arrays, mesh), query, keys, values)[1](query)
+
+
+@pytest.mark.parametrize("topology", SLICES)
+@pytest.mark.parametrize(
+    ("form", "size", "part"),
+    [(self_attention, (8, 40, 64), 1 / 20), (self_attention, (5, 64, 96), 1 / 20)]
+    + [(derivative, (8, 40, 64), 1 / 6) for derivative in (pushed, pulled)],
+    ids=["sd14", "sd21", "pushed", "pulled"],
+)
+def test_self_attention_holds_no_map(form, size, part, topology):
+    """At the sizes of Stable Diffusion, whose maps take 4 GiB and more; nor do devices exchange anything."""
+    heads, _, side = size
+    needed = attention_needs(form, topology, *size)
+    assert needed.temporary < part * 8 * heads * side**4 * 4
+    assert ("tpu_custom_call" in needed.custom_calls) == (form is self_attention)
+    assert needed.collectives == {}
+
+
+def test_decoding_keeps_rows_on_their_devices():
+    """The autoencoder's attention, mapped over rows."""
+
+    def mapped(query, keys, values, mesh):
+        one = jax.vmap(lambda *row: self_attention(*(x[None] for x in row), mesh)[0], spmd_axis_name="data")
+        return one(query, keys, values)
+
+    needed = attention_needs(mapped, "v5e:2x2", 1, 512, 64)
+    assert needed.custom_calls["tpu_custom_call"] == 1
+    assert needed.collectives == {}
 
 
 def test_more_than_the_budget_is_an_error(runs):

@@ -1,6 +1,7 @@
 """Attention of pixels to pixels."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -8,15 +9,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.backend import get_backend
+from jax.sharding import Mesh
 
 from memattn_jax.interceptors.seam import attention_logits, weighted_values
 from memattn_jax.models.kernels.blocks import even_block, overwrite
+from memattn_jax.models.kernels.tpu_attention import flash_attention, rematerialized_attention, takes_flash
 
 BLOCKED_FROM = 1024  # pixels; below, the whole map is small and one matrix product is faster
 QUERY_BLOCK = 512  # of one row and head: with 4,096 keys a block of the map is 8 MB, and stays in the cache
 SMALLEST_BLOCK = 64
 FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 FUSED_HEAD_DIM = 128  # the most that cuDNN takes on every GPU
+
+Form = Callable[[Array, Array, Array], Array]
 
 
 def plain_attention(query: Array, keys: Array, values: Array, mask: Array | None = None) -> Array:
@@ -85,26 +90,38 @@ def fused_attention(query: Array, keys: Array, values: Array) -> Array:
     return jax.nn.dot_product_attention(query, keys, values, implementation=kernel)
 
 
-def differentiable_attention(query: Array, keys: Array, values: Array, rows_together: bool) -> Array:
+def differentiable_attention(query: Array, keys: Array, values: Array, mesh: Mesh | None) -> Array:
     """`self_attention` without fused kernels."""
-    blocked = partial(blocked_attention, rows_together=rows_together)
-    on_cpu = blocked if query.shape[1] >= BLOCKED_FROM else plain_attention
-    return lax.platform_dependent(query, keys, values, cpu=on_cpu, default=jax.nn.dot_product_attention)
+    forms: dict[str, Form] = {"cpu": plain_attention}
+    if query.shape[1] >= BLOCKED_FROM:
+        on_cpu = partial(blocked_attention, rows_together=mesh is not None)
+        forms = {"cpu": on_cpu, "tpu": rematerialized_attention}
+    return lax.platform_dependent(query, keys, values, default=jax.nn.dot_product_attention, **forms)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def self_attention(query: Array, keys: Array, values: Array, rows_together: bool = False) -> Array:
+def self_attention(query: Array, keys: Array, values: Array, mesh: Mesh | None = None) -> Array:
     """Attention of pixels to pixels, [batch, pixels, heads, head_dim] each.
 
-    On a CPU no large map is ever held, on an NVIDIA GPU none in half precision. Derivatives are those of XLA's forms,
-    as cuDNN has no forward ones. `rows_together` is `blocked_attention`'s.
+    No large map is ever held on a CPU or a TPU, and none in half precision on an NVIDIA GPU. Derivatives are those of
+    XLA's forms, as fused kernels have no forward ones.
+
+    Args:
+      query: [batch, pixels, heads, head_dim].
+      keys: likewise.
+      values: likewise.
+      mesh: the devices that rows are split over; None is one device.
     """
-    unfused = partial(differentiable_attention, rows_together=rows_together)
-    return lax.platform_dependent(query, keys, values, cuda=fused_attention, default=unfused)
+    forms: dict[str, Form] = {"cuda": fused_attention}
+    # known while tracing, as JAX lowers the kernel of one platform for all that a program is exported for
+    platform = get_backend().platform if mesh is None else mesh.devices.flat[0].platform
+    if platform == "tpu" and query.shape[1] >= BLOCKED_FROM and takes_flash(query):
+        forms["tpu"] = partial(flash_attention, mesh=mesh)
+    return lax.platform_dependent(query, keys, values, default=partial(differentiable_attention, mesh=mesh), **forms)
 
 
 @self_attention.defjvp
 def _self_attention_jvp(
-    rows_together: bool, primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+    mesh: Mesh | None, primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array]:
-    return jax.jvp(partial(differentiable_attention, rows_together=rows_together), primals, tangents)
+    return jax.jvp(partial(differentiable_attention, mesh=mesh), primals, tangents)
