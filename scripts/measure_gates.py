@@ -1,14 +1,14 @@
-"""Fine-tunes the built-in model without a gate, with each, and with one that drops rows at random, and compares.
+"""Fine-tunes the built-in model without a gate, with each, and with controls that drop rows at random, and compares.
 
     python scripts/measure_gates.py gates --cache ~/.cache/demo-emoji
 
 Three quarters of the rows are copies of a few new pictures with their captions, the others occur once. Runs of one
 seed start from the same weights and see the same rows in the same order, noise and timesteps included; another seed has
-other captions, pairs and draws. The random gate drops as large a share of rows as the gate of that seed that drops
-most. Settings were chosen on other captions (`--half choose`).
+other captions, pairs and draws. Each gate has a control of its own, which drops as many rows as it does with that
+seed, at random. Settings were chosen on other captions (`--half choose`).
 
 Each run is kept once it is done, and the same command goes on with the others. OUT receives gates.md, the table, and
-gates.json with what it is made of. Samples: SAMPLES of each copied caption, one of each control prompt.
+manifest.json with what it is made of. Samples: SAMPLES of each copied caption, one of each control prompt.
 """
 
 import argparse
@@ -46,12 +46,12 @@ REFERENCE = 64  # batches of clean pairs that thresholds are fitted on
 LAST = 0.25  # of a run, over which it is counted what the gate stops
 GATES: dict[str, dict[str, Any]] = {
     "none": {},
-    "entropy": {"gate_sites": "up_blocks.2.attentions.1", "gate_quantile": 0.7},
+    "entropy": {"gate_sites": "up_blocks.1", "gate_quantile": 0.5},
     "noise_norm": {"gate_quantile": 0.7},
     "loss": {},
-    "random": {},
+    "fitted_loss": {"gate": "loss", "gate_quantile": 0.9},
 }
-FITTED = ("entropy", "noise_norm")  # before training, on clean pairs; the loss gate follows the training's own losses
+FITTED = ("noise_norm", "fitted_loss")  # before training, on clean pairs; thresholds of the others follow the training
 
 
 class Pairs(NamedTuple):
@@ -84,10 +84,11 @@ class Study(NamedTuple):
         draw = self.data.groups.stream_caption
         return self.pairs([draw(np.random.default_rng(first + n)) for n in range(count)], first)
 
-    def settings(self, gate: str, seed: int, **changes: Any) -> TrainSettings:
+    def settings(self, name: str, seed: int, **changes: Any) -> TrainSettings:
         """Of a run."""
-        base = TrainSettings(steps=self.steps, batch_size=BATCH, learning_rate=self.rate, seed=seed, gate=gate)
-        return replace(base, warmup_steps=20, schedule="cosine", high_noise=0.5, **GATES[gate] | changes)
+        base = TrainSettings(steps=self.steps, batch_size=BATCH, learning_rate=self.rate, seed=seed)
+        own = {"gate": name} | GATES.get(name, {}) | changes
+        return replace(base, warmup_steps=20, schedule="cosine", high_noise=0.5, **own)
 
 
 def batches(copied: Pairs, once: Pairs, seed: int, steps: int) -> Iterator[tuple[Batch, np.ndarray]]:
@@ -130,16 +131,15 @@ def sample(sd: StableDiffusion, prompts: list[str], seed: int) -> np.ndarray:
     )
 
 
-def run(study: Study, gate: str, seed: int, fitted: Gate | None, quantile: float | None) -> Part:
+def run(study: Study, settings: TrainSettings, fitted: Gate | None) -> Part:
     """Trains and measures."""
-    began = time.process_time()
-    changes = {} if quantile is None else {"gate_quantile": quantile}
-    sd, shares = finetune(study, study.settings(gate, seed, **changes), fitted)
-    captions, control = study.copied(seed), demo.prompts("control", study.half)[:CONTROLS]
+    began, seed = time.process_time(), settings.seed
+    sd, shares = finetune(study, settings, fitted)
+    captions, prompts = study.copied(seed), demo.prompts("control", study.half)[:CONTROLS]
     images = sample(sd, [caption.text for caption in captions for _ in range(SAMPLES)], 0)
     own = study.pairs(captions, 0).pictures
     alike = [normalized_correlation(images[i : i + 1], own[i // SAMPLES][None])[0, 0] for i in range(len(images))]
-    found = ObjectsFound()(sample(sd, control, 100), control)
+    found = ObjectsFound()(sample(sd, prompts, 100), prompts)
     results = shares | {
         "correlations": np.reshape(alike, (COPIED, SAMPLES)).tolist(),
         "objects": np.asarray(found, float).tolist(),
@@ -148,42 +148,46 @@ def run(study: Study, gate: str, seed: int, fitted: Gate | None, quantile: float
     return Part(results, {"images": images})
 
 
-def correlations(runs: dict[tuple[str, int], dict[str, Any]], gate: str) -> np.ndarray:
+def correlations(runs: dict[tuple[str, int], dict[str, Any]], name: str) -> np.ndarray:
     """Of samples with their captions' own pictures, [captions of all seeds, samples]."""
-    return np.concatenate([result["correlations"] for (name, _), result in runs.items() if name == gate])
+    return np.concatenate([result["correlations"] for (other, _), result in runs.items() if other == name])
 
 
-def difference(control: np.ndarray | None, near: np.ndarray) -> str:
-    """How far a gate's correlations lie below the control's on the same captions, with its interval; "" without one."""
-    if control is None:
+def control(gate: str) -> str:
+    """The name of the run that drops as many rows as this gate, at random."""
+    return f"random, as many as {gate}"
+
+
+def difference(above: np.ndarray | None, near: np.ndarray) -> str:
+    """How far a gate's correlations lie below its control's on the same captions, with the interval; "" without one."""
+    if above is None:
         return ""
-    below = (control[: len(near)] - near[: len(control)]).mean(axis=1)
+    below = (above[: len(near)] - near[: len(above)]).mean(axis=1)
     low, high = bootstrap_interval(lambda values: float(values.mean()), below)
     return f"{below.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
 def summarize(runs: dict[tuple[str, int], dict[str, Any]]) -> str:
-    """The table: a row for each gate, over all of its seeds, with 95 % intervals.
+    """The table: a row for each gate and control, over all of its seeds, with 95 % intervals.
 
     Args:
-      runs: results by gate and seed.
+      runs: results by name and seed.
     """
-    rows, by_gate = [], {gate: correlations(runs, gate) for gate in dict.fromkeys(gate for gate, _ in runs)}
-    for gate, near in by_gate.items():
-        own = [result for (name, _), result in runs.items() if name == gate]
+    rows, by_name = [], {name: correlations(runs, name) for name in dict.fromkeys(name for name, _ in runs)}
+    for name, near in by_name.items():
+        own = [result for (other, _), result in runs.items() if other == name]
         objects = np.mean([result["objects"] for result in own], axis=0)  # of each prompt, over seeds
         copied = (near >= REPRODUCED).mean(axis=1)
         low, high = share_interval(float(copied.mean()), len(near))
         median = bootstrap_interval(lambda rows: float(np.median(rows)), near)
-        below = "" if gate == "random" else difference(by_gate.get("random"), near)
         kept = bootstrap_interval(lambda values: float(values.mean()), objects)
         shares = [np.mean([result[f"stopped{of}"] for result in own]) for of in ("", "_copies", "_others")]
         rows.append(
             [
-                gate,
+                name,
                 f"{percent(copied.mean())} ({100 * low:.0f} to {100 * high:.0f})",
                 f"{np.median(near):.3f} ({median[0]:.3f} to {median[1]:.3f})",
-                below,
+                difference(by_name.get(control(name)), near),
                 f"{percent(objects.mean())} ({100 * kept[0]:.0f} to {100 * kept[1]:.0f})",
                 *map(percent, shares),
             ]
@@ -192,7 +196,7 @@ def summarize(runs: dict[tuple[str, int], dict[str, Any]]) -> str:
         "gate",
         f"copied pictures reproduced (correlation ≥ {REPRODUCED:g})",
         "median correlation",
-        "below that of random, mean",
+        "below its control's, mean",
         "objects found, control prompts",
         "rows stopped",
         "of copies, in the last quarter",
@@ -205,23 +209,31 @@ def measure(study: Study, parts: Parts, names: list[str], seeds: int) -> str:
     """All runs, those that are kept already aside; the table so far is written after each."""
     fits: dict[str, Gate] = {}
     runs: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def kept(name: str, settings: TrainSettings) -> str:
+        """One run under its name; returns the table with it."""
+        seed = settings.seed
+        title = f"{name}, seed {seed}"
+        about = {"gate": settings.gate, "seed": seed, "quantile": settings.gate_quantile}
+        if (part := parts.read(title, about)) is None:
+            if name in FITTED and name not in fits:
+                clean = study.stream(9 * 10**6, REFERENCE * BATCH)
+                rows = ({"pictures": p, "input_ids": i} for p, i in zip(*split(clean), strict=True))
+                fits[name] = fit_gate(study.sd, study.settings(name, 0), islice(rows, REFERENCE))
+            part = run(study, settings, fits.get(name))
+            parts.write(title, about, part)
+        runs[name, seed] = part.results
+        text = summarize(runs)
+        parts.store.write("gates.md", text.encode())
+        print(f"{title}: {part.results}", flush=True)
+        return text
+
     for seed in range(seeds):
         for gate in names:
-            quantile = None
-            if gate == "random":
-                quantile = 1 - max([result["stopped"] for (_, own), result in runs.items() if own == seed] or [0.3])
-            name, about = f"{gate}, seed {seed}", {"gate": gate, "seed": seed, "fields": GATES[gate]}
-            if (part := parts.read(name, about)) is None:
-                if gate in FITTED and gate not in fits:
-                    clean = study.stream(9 * 10**6, REFERENCE * BATCH)
-                    rows = ({"pictures": p, "input_ids": i} for p, i in zip(*split(clean), strict=True))
-                    fits[gate] = fit_gate(study.sd, study.settings(gate, 0), islice(rows, REFERENCE))
-                part = run(study, gate, seed, fits.get(gate), quantile)
-                parts.write(name, about, part)
-            runs[gate, seed] = part.results
-            text = summarize(runs)
-            parts.store.write("gates.md", text.encode())
-            print(f"{name}: {part.results}", flush=True)
+            text = kept(gate, study.settings(gate, seed))
+            if gate != "none":
+                quantile = max(0.0, 1 - runs[gate, seed]["stopped"])
+                text = kept(control(gate), study.settings("random", seed, gate_quantile=quantile))
     return text
 
 
@@ -236,7 +248,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Fine-tunes with each gate, without one and with a control.")
     parser.add_argument("out", type=Path, help="folder for results")
     parser.add_argument("--cache", type=Path, required=True, help="folder where the emoji package is kept (74 MB)")
-    parser.add_argument("--gates", default=",".join(GATES), help="names, separated by commas, random last")
+    parser.add_argument("--gates", default=",".join(GATES), help="names, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="number of them, from 0")
     parser.add_argument("--steps", type=int, default=170, help="of each run")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

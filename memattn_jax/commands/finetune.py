@@ -72,7 +72,7 @@ class Options(CheckpointOptions):
         if self.sample_every and not self.sample_prompts:
             raise InputError("--sample-every needs prompts: add --sample-prompts")
         if self.gate_reference is not None and self.settings.gate in ("none", "random"):
-            raise InputError("--gate-reference needs a gate: add --gate entropy, noise_norm or loss")
+            raise InputError("--gate-reference needs a gate: add --gate loss, entropy or noise_norm")
 
 
 class Data:

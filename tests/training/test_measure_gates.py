@@ -1,19 +1,20 @@
-"""The script that compares gates: its rows, the share that the control drops, the table, and that it resumes."""
+"""The script that compares gates: its rows, the share that controls drop, the table, and that it resumes."""
 
 import numpy as np
 import pytest
-from measure_gates import BATCH, SHARE, Pairs, batches, measure, summarize
+from measure_gates import BATCH, SHARE, Pairs, Study, batches, control, measure, summarize
 
 from memattn_jax.runs.parts import Part, Parts
 from memattn_jax.storage import Store
 
-STOPPED = {"none": 0.0, "noise_norm": 0.1, "loss": 0.4, "random": 0.4}
+STOPPED = {"none": 0.0, "noise_norm": 0.1, "loss": 0.4}
+STUDY = Study(None, None, "report", 170, 1e-3)
 
 
-def result(gate: str, near: float) -> dict:
+def result(stopped: float, near: float) -> dict:
     return {
-        "stopped": STOPPED[gate],
-        "stopped_copies": STOPPED[gate] / 2,
+        "stopped": stopped,
+        "stopped_copies": stopped / 2,
         "stopped_others": 0.0,
         "correlations": [[near, near], [near / 2, near / 2]],
         "objects": [1.0, 0.5, 0.0],
@@ -36,29 +37,33 @@ def test_rows_are_copies_and_pairs_that_occur_once():
 
 
 def test_the_table():
-    gates = {"none": 0.95, "loss": 0.5, "random": 0.95}
-    runs = {(gate, seed): result(gate, near) for gate, near in gates.items() for seed in (0, 1)}
+    near = {"none": 0.95, "loss": 0.5, control("loss"): 0.95}
+    stopped = STOPPED | {control("loss"): 0.4}
+    runs = {(name, seed): result(stopped[name], value) for name, value in near.items() for seed in (0, 1)}
     lines = [line.split(" | ") for line in summarize(runs).splitlines()]
-    assert [line[0] for line in lines[2:]] == ["| none", "| loss", "| random"]
+    assert [line[0] for line in lines[2:]] == ["| none", "| loss", "| random, as many as loss"]
     assert lines[2][1].startswith("50.0 % (")
     assert lines[3][1].startswith("0.0 % (0 to ")
     assert lines[2][2].endswith("(0.475 to 0.950)")
-    assert [line[3] for line in lines[2:]] == ["0.000 (0.000 to 0.000)", "0.338 (0.225 to 0.450)", ""]
+    assert [line[3] for line in lines[2:]] == ["", "0.338 (0.225 to 0.450)", ""]
     assert lines[2][4] == "50.0 % (0 to 100)"
     assert lines[3][5] == "40.0 %"
 
 
-def test_the_control_drops_what_the_gate_that_drops_most_does(tmp_path, monkeypatch):
+def test_each_gate_has_a_control_that_drops_as_many_rows(tmp_path, monkeypatch):
     ran = []
 
-    def run(study, gate, seed, fitted, quantile):
-        ran.append((gate, seed, quantile))
-        return Part(result(gate, 0.5), {})
+    def run(study, settings, fitted):
+        ran.append((settings.gate, settings.seed, settings.gate_quantile))
+        return Part(result(STOPPED.get(settings.gate, 0.0), 0.5), {})
 
     monkeypatch.setattr("measure_gates.run", run)
-    names = ["none", "loss", "random"]
-    text = measure(None, Parts(Store(tmp_path), {"half": "report"}, overwrite=False), names, 2)
-    assert ran == [(name, seed, 0.6 if name == "random" else None) for seed in (0, 1) for name in names]
+    monkeypatch.setattr("measure_gates.FITTED", ())
+    names = ["none", "noise_norm", "loss"]
+    text = measure(STUDY, Parts(Store(tmp_path), {"half": "report"}, overwrite=False), names, 2)
+    gates = ["none", "noise_norm", "random", "loss", "random"]
+    assert [(gate, seed) for gate, seed, _ in ran] == [(gate, seed) for seed in (0, 1) for gate in gates]
+    assert [quantile for gate, _, quantile in ran if gate == "random"] == [0.9, 0.6] * 2
     assert (tmp_path / "gates.md").read_text() == text
-    again = measure(None, Parts(Store(tmp_path), {"half": "report"}, overwrite=False), names, 2)
-    assert (again, len(ran)) == (text, 6)
+    again = measure(STUDY, Parts(Store(tmp_path), {"half": "report"}, overwrite=False), names, 2)
+    assert (again, len(ran)) == (text, 10)
