@@ -214,7 +214,7 @@ def measure(study: Study, parts: Parts, names: list[str], seeds: int) -> str:
         """One run under its name; returns the table with it."""
         seed = settings.seed
         title = f"{name}, seed {seed}"
-        about = {"gate": settings.gate, "seed": seed, "quantile": settings.gate_quantile}
+        about = {"gate": settings.gate, "seed": seed, "quantile": settings.gate_quantile, "sites": settings.gate_sites}
         if (part := parts.read(title, about)) is None:
             if name in FITTED and name not in fits:
                 clean = study.stream(9 * 10**6, REFERENCE * BATCH)
