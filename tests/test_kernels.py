@@ -1,7 +1,9 @@
 """Forms of attention and convolution: equal to each other, small, and chosen as they are meant to be."""
 
+import re
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -26,6 +28,7 @@ from memattn_jax.models.kernels.convolution import (
     summed_convolution,
     upsample,
 )
+from memattn_jax.models.kernels.products import matrix_product
 from memattn_jax.models.unet import UNet2DConditionModel
 
 
@@ -133,22 +136,69 @@ def test_upsampling_with_a_quarter_of_the_products_is_the_same():
 
 
 @pytest.mark.slow
-def test_summing_in_half_precision_rounds_once():
-    x, kernel = (array.astype(jnp.bfloat16) for array in convolution_inputs(1, 6, 6, 64))
-    exact = repeated_convolution(x.astype(jnp.float32), kernel.astype(jnp.float32))
-    summed = summed_convolution(x, kernel)
-    assert summed.dtype == jnp.bfloat16
-    np.testing.assert_allclose(summed.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
+@pytest.mark.parametrize(
+    ("form", "exact_form"),
+    [(upsample, repeated_convolution), (convolve, partial(direct_convolution, stride=1, border=(1, 1)))],
+)
+def test_convolutions_in_bfloat16_round_once(form, exact_form):
+    x, kernel = (array.astype(jnp.bfloat16) for array in convolution_inputs(1, 6, 6, 64, out=256))
+    exact = exact_form(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    rounded = form(x, kernel)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("shape", "gathers"), [((2, 8, 8, 640), True), ((2, 32, 32, 640), False), ((2, 8, 8, 320), False)], ids=str
+    ("shape", "out", "dtype", "gathers"),
+    [
+        ((2, 8, 8, 640), 8, jnp.float32, True),
+        ((2, 32, 32, 640), 8, jnp.float32, False),
+        ((2, 8, 8, 320), 8, jnp.float32, False),
+        ((2, 64, 64, 320), 256, jnp.bfloat16, True),
+        ((2, 64, 64, 320), 128, jnp.bfloat16, False),
+    ],
+    ids=str,
 )
-def test_small_pictures_of_many_channels_are_gathered_on_a_cpu_alone(shape, gathers):
-    traced = jax.jit(convolve).trace(*convolution_inputs(*shape, out=8))
+def test_convolutions_are_gathered_on_a_cpu_alone(shape, out, dtype, gathers):
+    """Those of small pictures with many channels, and in bfloat16 those with many channels of their result."""
+    arrays = (array.astype(dtype) for array in convolution_inputs(*shape, out=out))
+    traced = jax.jit(convolve).trace(*arrays)
     for platform, gathered in (("cpu", gathers), ("cuda", False), ("tpu", False)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert ("stablehlo.convolution" not in text) == gathered
+
+
+@pytest.mark.parametrize(
+    ("dtype", "widened"), [(jnp.bfloat16, True), (jnp.float16, False), (jnp.float32, False)], ids=str
+)
+def test_products_of_bfloat16_are_returned_in_float32_on_a_cpu_alone(dtype, widened):
+    left, right = (jax.random.normal(jax.random.key(i), (8, 8)).astype(dtype) for i in range(2))
+    traced = jax.jit(matrix_product).trace(left, right)
+    for platform, wide in (("cpu", widened), ("cuda", False), ("tpu", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert bool(re.search(r"dot_general.*-> tensor<8x8xf32>", text)) == (wide or dtype == jnp.float32)
+    exact = left.astype(jnp.float32) @ right.astype(jnp.float32)
+    rounding = {jnp.bfloat16: 2**-8, jnp.float16: 2**-11, jnp.float32: 1e-6}[dtype]
+    product = matrix_product(left, right)
+    assert product.dtype == dtype
+    np.testing.assert_allclose(product.astype(jnp.float32), exact, rtol=rounding, atol=1e-6)
+
+
+def test_products_of_bfloat16_have_derivatives():
+    """Of both kinds, in bfloat16: fine-tuning's, and detectors'."""
+    left, right, tangent = (jax.random.normal(jax.random.key(i), (8, 8)).astype(jnp.bfloat16) for i in range(3))
+
+    @jax.jit
+    def derivatives(left, right, tangent):
+        _, pushed = jax.jvp(matrix_product, (left, right), (tangent, jnp.zeros_like(right)))
+        _, pull = jax.vjp(matrix_product, left, right)
+        return pushed, *pull(tangent)
+
+    one, other, cotangent = (x.astype(jnp.float32) for x in (left, right, tangent))
+    expected = cotangent @ other, cotangent @ other.T, one.T @ cotangent
+    for found, exact in zip(derivatives(left, right, tangent), expected, strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
 
 
 def test_upsampling_is_by_platform():

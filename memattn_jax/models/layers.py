@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 
 from memattn_jax.models.kernels.convolution import convolve, upsample
+from memattn_jax.models.kernels.products import matrix_product
 
 Initializer = Callable[..., Any]
 Result = TypeVar("Result")
@@ -52,7 +53,9 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
         """[..., in_features] to [..., out_features]."""
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        flat = matrix_product(x.reshape(-1, x.shape[-1]), self.kernel[...])
+        flat = flat if self.bias is None else flat + self.bias[...]
+        return flat.reshape(*x.shape[:-1], -1)
 
 
 def group_norm(channels: int, groups: int, eps: float, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
@@ -108,7 +111,7 @@ class Conv1x1(nnx.Conv):
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
         """[batch, h, w, in_channels] to [batch, h, w, out_channels]."""
         flat = x.reshape(-1, x.shape[-1])  # [batch · h · w, in_channels]
-        return (flat @ self.kernel[0, 0] + self.bias[...]).reshape(*x.shape[:-1], -1)
+        return (matrix_product(flat, self.kernel[0, 0]) + self.bias[...]).reshape(*x.shape[:-1], -1)
 
 
 def timestep_embedding(timesteps: Array, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Array:

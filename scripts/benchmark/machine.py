@@ -22,7 +22,7 @@ def processor() -> str:
         return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     facts = dict(re.findall(r"^([^\t\n]+)\t*: (.*)$", info.read_text(), re.MULTILINE))
     flags = facts.get("flags", "").split()
-    vectors = [name for name in ("avx2", "avx512f", "amx_tile", "amx_bf16") if name in flags]
+    vectors = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if name in flags]
     name, family, model = (facts.get(key, "unknown") for key in ("model name", "cpu family", "model"))
     return f"{name} (family {family}, model {model}), {os.cpu_count()} cores, {' '.join(vectors)}"
 

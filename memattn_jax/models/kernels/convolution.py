@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from memattn_jax.models.kernels.blocks import CHUNK, even_block, overwrite
+from memattn_jax.models.kernels.products import widened_product
 
 GATHERED_PIXELS = 512  # of the result, all rows; above, and
-GATHERED_CHANNELS = 640  # below, XLA's own convolution is faster
+GATHERED_CHANNELS = 640  # below, XLA's own convolution is faster in float32
+GATHERED_OUT = 256  # and below, of the result, in bfloat16, whose instructions XLA uses in products alone
 
 
 def direct_convolution(x: Array, kernel: Array, stride: int, border: tuple[int, int]) -> Array:
@@ -33,7 +35,7 @@ def gathered_convolution(x: Array, kernel: Array, stride: int, border: tuple[int
         down, right = ((size - 1) * stride + 1 for size in (block, width))  # from the first neighbour to the last
         neighbours = [some[:, i : i + down : stride, j : j + right : stride] for i in range(3) for j in range(3)]
         columns = jnp.concatenate(neighbours, axis=-1)  # [batch, block, width, 9 · in]
-        out = columns.reshape(-1, 9 * channels) @ weights  # [batch · block · width, out]
+        out = widened_product(columns.reshape(-1, 9 * channels), weights)  # [batch · block · width, out]
         return out.reshape(batch, block, width, -1)
 
     if block == height:
@@ -55,8 +57,12 @@ def convolve(x: Array, kernel: Array, stride: int = 1, border: tuple[int, int] =
       [batch, ⌈h / stride⌉, ⌈w / stride⌉, out], with the default border.
     """
     form = partial(direct_convolution, stride=stride, border=border)
-    pixels, channels = math.prod(x.shape[:3]) // stride**2, x.shape[3]
-    if pixels > GATHERED_PIXELS or channels < GATHERED_CHANNELS:
+    pixels = math.prod(x.shape[:3]) // stride**2
+    if x.dtype == jnp.bfloat16:
+        gathers = kernel.shape[3] >= GATHERED_OUT
+    else:
+        gathers = pixels <= GATHERED_PIXELS and x.shape[3] >= GATHERED_CHANNELS
+    if not gathers:
         return form(x, kernel)
     gathered = partial(gathered_convolution, stride=stride, border=border)
     return lax.platform_dependent(x, kernel, cpu=gathered, default=form)
