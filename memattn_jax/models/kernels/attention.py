@@ -58,9 +58,12 @@ def blocked_attention(query: Array, keys: Array, values: Array, rows_together: b
     block = even_block(pixels, max(QUERY_BLOCK // together, SMALLEST_BLOCK))
 
     def turns(x: Array) -> Array:  # t turns, r rows of one turn
-        x = jnp.moveaxis(x, 2, 0)  # [heads, batch, pixels, head_dim]
-        return x.reshape(-1, together, pixels, head_dim)
+        x = jnp.moveaxis(x, 2, 0)  # [heads, batch, pixels, d]
+        return x.reshape(-1, together, pixels, x.shape[-1])
 
+    rounds = values.dtype != jnp.float32
+    if rounds:  # a value of one brings the sum of the rounded weights along, which are not kept otherwise
+        values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
     queries, keys, values = turns(query), turns(keys).swapaxes(2, 3), turns(values)
 
     def turn(t: Array) -> Array:
@@ -69,12 +72,13 @@ def blocked_attention(query: Array, keys: Array, values: Array, rows_together: b
         def attend(start: Array) -> Array:
             some = lax.dynamic_slice_in_dim(query, start, block, axis=1)  # [r, block, head_dim]
             logits = jnp.einsum("rqd,rdk->rqk", some, key, preferred_element_type=jnp.float32)
-            logits = logits / math.sqrt(head_dim)  # not the queries, which half precision would round again
-            weights = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+            below = logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+            weights = jnp.exp(below / math.sqrt(head_dim))  # not the queries, which half precision would round again
             # summed in float32, of which half precision's largest number is soon exceeded, and divided after the
             # product: head_dim numbers a query instead of one a key
             out = jnp.einsum("rqk,rkd->rqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-            return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+            total = out[..., -1:] if rounds else weights.sum(axis=-1, keepdims=True)
+            return (out[..., :head_dim] / total).astype(value.dtype)
 
         return overwrite(query, attend, block, axis=1)[None]
 
