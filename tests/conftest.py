@@ -28,8 +28,9 @@ for name, value in SETTINGS.items():
 
 
 MAPS = 10_000  # until then files share what they compile
-LONG = ("test_aot", "test_convert", "test_detect", "test_examples", "test_extending", "test_finetune")
-LONG += ("test_large_runs", "test_parallel", "test_step", "test_ray", "test_bench", "test_audit", "test_audit_search")
+LONG = ("test_aot", "test_convert", "test_detect", "test_evaluate", "test_examples", "test_extending", "test_finetune")
+LONG += ("test_guard", "test_large_runs", "test_parallel", "test_step", "test_ray", "test_bench", "test_audit")
+LONG += ("test_audit_search",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -68,10 +69,47 @@ def sd(model: Path):
 @pytest.fixture(scope="session")
 def matrices(sd):
     """With a UNet of three matrices, for what is a matter of the run: its programs compile at once."""
-    from test_extending import plain_unet
+    from extensions import plain_unet
 
     width = sd.encode(["a"])[0].shape[-1]
     return dataclasses.replace(sd, unet=plain_unet(jax.random.key(0), width))
+
+
+@pytest.fixture(scope="session")
+def prompt_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with clean.txt and new.txt."""
+    from verb_runs import CLEAN, NEW
+
+    folder = tmp_path_factory.mktemp("prompts")
+    for name, prompts in (("clean", CLEAN), ("new", NEW)):
+        (folder / f"{name}.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated(model: Path, prompt_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with calibration.json, at 10 %, and results of the new prompts."""
+    from verb_runs import FAST, command
+
+    out = tmp_path_factory.mktemp("calibrated") / "out"
+    clean, new = prompt_files / "clean.txt", prompt_files / "new.txt"
+    inputs = ("--model", model, "--calibrate", clean, "--fpr", 0.1, "--prompts", new)
+    status, _, errors = command("detect", *inputs, "--out", out, *FAST)
+    assert status == 0
+    others = [error for error in errors if "unlike the calibration's" not in error]
+    assert others == []
+    return out
+
+
+@pytest.fixture(scope="session")
+def undisturbed_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """What a run of 100 rows on a device made of Python leaves where nothing interrupts it."""
+    import python_device
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    _, whole = python_device.fill(folder, 100)
+    assert whole
+    return python_device.contents(folder)
 
 
 @pytest.fixture(scope="module", autouse=True)

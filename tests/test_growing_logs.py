@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from test_runs import IDENTITY, SCHEMA, Job, counting, fill, jobs
+from python_device import IDENTITY, SCHEMA, Job, counting, fill, jobs
 
 from memattn_jax import InputError
 from memattn_jax.report.findings import Findings
@@ -19,7 +19,7 @@ DETECTORS = ("score",)
 
 
 class Seen(Findings):
-    """Findings about the table of tests/test_runs.py, which has fewer columns."""
+    """Findings about the table of tests/python_device.py, which has fewer columns."""
 
     def __init__(self) -> None:
         super().__init__(DETECTORS, None)

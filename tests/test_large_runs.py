@@ -118,7 +118,7 @@ def test_stopped_killed_and_resumed(model, source, undisturbed, tmp_path, monkey
     assert SHARD <= made < COUNT
     assert made % BATCH == 0
 
-    before = progress(out)  # tests/test_runs.py kills at all moments, on a device made of Python
+    before = progress(out)  # tests/test_interrupted_runs.py kills at all moments, on a device made of Python
     process = start(*command)
     while process.poll() is None and progress(out) <= before:
         time.sleep(0.002)

@@ -14,15 +14,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
+from lora_files import STYLES, check, check_pipeline, merge, randomize, weights, write_lora
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from memattn_jax import StableDiffusion
-from memattn_jax.checkpoints.checkpoint import Part
 from memattn_jax.checkpoints.lora.compvis import compvis_names
-from memattn_jax.checkpoints.lora.merge import with_loras
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.diffusion.run import change_weights
 from memattn_jax.mitigations.lora_strength import LoraStrength, keep_apart, with_strength
@@ -34,9 +31,6 @@ from memattn_jax.pytree import as_arrays
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from lycoris.modules import FullModule, LoConModule, LohaModule, LokrModule, NormModule
-
-
-Weights = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -61,37 +55,6 @@ def pipe(folder: Path) -> StableDiffusionPipeline:
 @pytest.fixture
 def unet(folder: Path) -> UNet2DConditionModel:
     return UNet2DConditionModel.from_pretrained(folder / "unet")
-
-
-def weights(module: torch.nn.Module) -> Weights:
-    """By the names of this package, which keep the text encoder's outermost module."""
-    found = {name: tensor.detach().clone().numpy() for name, tensor in module.state_dict().items()}
-    return {f"text_model.{name}" if name.startswith(("enc", "emb", "fin")) else name: found[name] for name in found}
-
-
-def randomize(parameters, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-
-
-def merge(base: Weights, *loras: tuple[Path, float], text: Weights | None = None) -> Weights:
-    """Merged here."""
-    own = {"unet": base, "text_encoder": text or {}}
-    parts = {name: Part(name, UNetConfig(), lambda tensors=tensors: tensors) for name, tensors in own.items()}
-    merged = {}
-    for name, part in with_loras(parts, loras).items():
-        assert part.change is not None
-        merged |= {key: part.change(key, array) for key, array in own[name].items()}
-    return merged
-
-
-def check(ours: Weights, theirs: Weights, base: Weights, changed: int) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
-        np.testing.assert_allclose(ours[name], array, atol=1e-5, rtol=1e-5, err_msg=name)
-    assert sum(not np.array_equal(theirs[name], base[name]) for name in base) == changed
 
 
 def layers(unet: torch.nn.Module, kinds: tuple[type, ...]) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -194,73 +157,6 @@ def trained_pipe(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
     for number, part in enumerate((pipe.unet, pipe.text_encoder)):
         randomize([parameter for name, parameter in part.named_parameters() if "lora_" in name], number)
     return pipe
-
-
-def old_names(key: str) -> str:
-    """As diffusers' attention processors and text encoder were saved in 2023."""
-    key = key.replace(".to_out.0.lora", ".to_out.lora")
-    for letter in ("q", "k", "v", "out"):
-        key = key.replace(f".to_{letter}.lora_A.", f".processor.to_{letter}_lora.down.")
-        key = key.replace(f".to_{letter}.lora_B.", f".processor.to_{letter}_lora.up.")
-        key = key.replace(f"self_attn.{letter}_proj.lora_A.", f"self_attn.to_{letter}_lora.down.")
-        key = key.replace(f"self_attn.{letter}_proj.lora_B.", f"self_attn.to_{letter}_lora.up.")
-    if key.startswith("text_encoder."):
-        key = key.replace(".lora_A.", ".lora_linear_layer.down.").replace(".lora_B.", ".lora_linear_layer.up.")
-    return key.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
-
-
-def original_names(tensors: dict[str, torch.Tensor], unet: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """kohya's file with the UNet's layers named as in the original code.
-
-    Without the upsampler of a level that has no attention: diffusers takes it for attention, which it is in SDXL.
-    """
-    tensors = {key: tensor for key, tensor in tensors.items() if "upsamplers" not in key}
-    flat = {
-        name.replace(".", "_"): other.replace(".", "_")
-        for name, other in compvis_names(list(dict(unet.named_modules()))).items()
-    }
-    found = {}
-    for key, tensor in convert_state_dict_to_kohya(tensors).items():
-        layer, _, rest = key.removeprefix("lora_unet_").partition(".")
-        found[f"lora_unet_{flat[layer]}.{rest}" if layer in flat else key] = tensor
-    return found
-
-
-STYLES: dict[str, Callable] = {
-    "diffusers": lambda tensors, unet: tensors,
-    "kohya": lambda tensors, unet: convert_state_dict_to_kohya(tensors),
-    "kohya, other alphas": lambda tensors, unet: {
-        key: 2 * tensor if key.endswith("alpha") else tensor
-        for key, tensor in convert_state_dict_to_kohya(tensors).items()
-    },
-    "original": original_names,
-    "old": lambda tensors, unet: {old_names(key): tensor for key, tensor in tensors.items()},
-}
-
-
-def write_lora(style: str, pipe: StableDiffusionPipeline, folder: Path, **metadata: dict) -> Path:
-    """The pipeline's LoRA with one style of keys."""
-    unet, text = map(get_peft_model_state_dict, (pipe.unet, pipe.text_encoder))
-    if style == "diffusers":
-        text = convert_state_dict_to_diffusers(text)
-    pipe.save_lora_weights(folder, unet, text, **metadata)
-    file = folder / "pytorch_lora_weights.safetensors"
-    if style != "diffusers":
-        tensors = STYLES[style](load_file(file), pipe.unet)
-        save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, file)
-    return file
-
-
-def check_pipeline(file: Path, plain: StableDiffusionPipeline, scale: float = 0.7) -> None:
-    """Merged here and by diffusers."""
-    base, text = weights(plain.unet), weights(plain.text_encoder)
-    ours = merge(base, (file, scale), text=text)
-    plain.load_lora_weights(file.parent, weight_name=file.name, unet_config=plain.unet.config)
-    plain.fuse_lora(lora_scale=scale)
-    plain.unload_lora_weights()
-    theirs = weights(plain.unet) | weights(plain.text_encoder)
-    changed = sum(key.endswith(("down.weight", "lora_A.weight")) for key in load_file(file))
-    check(ours, theirs, base | text, changed)
 
 
 @pytest.mark.parametrize("style", STYLES)

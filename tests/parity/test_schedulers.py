@@ -1,10 +1,6 @@
 """Whole trajectories against diffusers' PyTorch schedulers; a fixed nonlinear function is the UNet."""
 
-import functools
-import inspect
 import itertools
-import json
-import sys
 
 import diffusers
 import jax
@@ -12,106 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scheduler_pairs import (
+    BETAS,
+    CLASSES,
+    NO_SAMPLE,
+    RELATIVE,
+    SD1,
+    STEPS,
+    ZERO_SNR,
+    check,
+    drawn,
+    hand_over,
+    jitted_step,
+    keys_of,
+    noise,
+    unet,
+)
 
-from memattn_jax.keys import draw_rows, seed_key
-from memattn_jax.schedulers import SCHEDULERS, SchedulerConfig, alphas_cumprod, as_pipeline, make_schedule
+from memattn_jax.schedulers import SCHEDULERS, SchedulerConfig, alphas_cumprod, make_schedule
 
 # diffusers hands torch tensors to np.array, in a way that NumPy 2 wants torch to change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
-
-CLASSES = {
-    "ddim": diffusers.DDIMScheduler,
-    "pndm": diffusers.PNDMScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-    "euler-ancestral": diffusers.EulerAncestralDiscreteScheduler,
-    "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
-    "dpm-solver++-sde": diffusers.DPMSolverMultistepScheduler,
-    "lcm": diffusers.LCMScheduler,
-}
-OVERRIDES = {"dpm-solver++-sde": {"algorithm_type": "sde-dpmsolver++"}}  # what a name here says beyond the class
-NO_SAMPLE = ("pndm", "euler-ancestral")  # diffusers too refuses prediction_type "sample"
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SD1 = BETAS | {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
-ZERO_SNR = BETAS | {
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "clip_sample": False,
-}
-STEPS = (1, 2, 3, 5, 10, 20, 50)
-SHAPE = (2, 4, 4, 4)
-RELATIVE = 1e-5
-
-
-def unet(x, t):
-    """In NumPy on both sides, so that only the schedulers can differ."""
-    return (0.7 * np.tanh(x) + 0.2 * np.tanh(np.roll(x, 1, axis=1)) + 0.01 * t / 1000).astype(np.float32)
-
-
-@functools.cache
-def jitted_step(scheduler):
-    schedule = make_schedule(SD1, scheduler, 1)  # step reads nothing of it but the solver
-    return jax.jit(schedule.step)
-
-
-@jax.jit
-def keys_of(call):
-    """A key of each row, for one call."""
-    return jax.vmap(seed_key)(jnp.arange(SHAPE[0]) + SHAPE[0] * call)
-
-
-@jax.jit
-def drawn(call):
-    """The noise that a solver draws with `keys_of`."""
-    return draw_rows(keys_of(call), SHAPE[1:])
-
-
-def hand_over(patch, reference, call):
-    """Lets a scheduler of diffusers that draws noise get `drawn` in its place."""
-    module = sys.modules[type(reference).__module__]
-    if hasattr(module, "randn_tensor"):
-        patch.setattr(module, "randn_tensor", lambda shape, **_: torch.from_numpy(np.array(drawn(call))))
-
-
-def noise(seed=0):
-    return np.random.default_rng(seed).standard_normal(SHAPE, dtype=np.float32)
-
-
-def check(config, scheduler, steps):
-    reference = CLASSES[scheduler].from_config(config, **OVERRIDES.get(scheduler, {}))
-    compare(reference, make_schedule(config, scheduler, steps), scheduler, steps)
-
-
-def compare(reference, schedule, scheduler, steps):
-    """One trajectory of diffusers' scheduler and one of ours."""
-    reference.set_timesteps(steps)
-    if scheduler not in ("ddim", "pndm"):
-        reference.set_begin_index(0)  # else it starts from the second where Karras sigmas share a timestep
-    np.testing.assert_allclose(schedule.init_noise_sigma, reference.init_noise_sigma, rtol=RELATIVE)
-    timesteps = reference.timesteps.numpy().astype(np.float32)
-    if (
-        reference.config.get("use_karras_sigmas") and scheduler == "euler"
-    ):  # the one case of timesteps through logarithms
-        np.testing.assert_allclose(schedule.timesteps, timesteps, rtol=RELATIVE, atol=1e-3)
-    else:
-        np.testing.assert_array_equal(schedule.timesteps, timesteps)
-
-    expected = torch.from_numpy(noise()) * reference.init_noise_sigma
-    latents = jnp.asarray(noise()) * schedule.init_noise_sigma
-    memory = schedule.init(latents)
-    rows = jax.tree.map(np.asarray, schedule.rows())
-    for i, t in enumerate(reference.timesteps):
-        row = jax.tree.map(lambda leaf, i=i: leaf[i], rows)
-        scaled = reference.scale_model_input(expected, t).numpy()
-        scale = np.abs(scaled).max()
-        np.testing.assert_allclose(latents * row.input_scale, scaled, rtol=0, atol=RELATIVE * scale)
-        with pytest.MonkeyPatch.context() as patch:
-            hand_over(patch, reference, i)
-            expected = reference.step(torch.from_numpy(unet(scaled, float(t))), t, expected).prev_sample
-        output = unet(np.asarray(latents * row.input_scale), float(t))
-        latents, memory = jitted_step(scheduler)(row, memory, jnp.asarray(output), latents, keys_of(i))
-        atol = RELATIVE * expected.abs().max().item()
-        np.testing.assert_allclose(latents, expected, rtol=0, atol=atol, err_msg=f"after call {i}, t = {t}")
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -126,88 +43,6 @@ def compare(reference, schedule, scheduler, steps):
 )
 def test_trajectory(scheduler, prediction, spacing, steps):
     check(SD1 | {"prediction_type": prediction, "timestep_spacing": spacing}, scheduler, steps)
-
-
-SAVING = [
-    diffusers.DDIMScheduler,
-    diffusers.DDIMParallelScheduler,
-    diffusers.DDPMScheduler,
-    diffusers.DDPMParallelScheduler,
-    diffusers.DEISMultistepScheduler,
-    diffusers.DPMSolverMultistepScheduler,
-    diffusers.DPMSolverMultistepInverseScheduler,
-    diffusers.DPMSolverSinglestepScheduler,
-    diffusers.EulerAncestralDiscreteScheduler,
-    diffusers.EulerDiscreteScheduler,
-    diffusers.HeunDiscreteScheduler,
-    diffusers.KDPM2AncestralDiscreteScheduler,
-    diffusers.KDPM2DiscreteScheduler,
-    diffusers.LCMScheduler,
-    diffusers.LMSDiscreteScheduler,
-    diffusers.PNDMScheduler,
-    diffusers.SASolverScheduler,
-    diffusers.TCDScheduler,
-    diffusers.UniPCMultistepScheduler,
-]
-# Settings of a training or a user, by the key that a class must have for them to reach its file.
-SETTINGS = {
-    "beta_start": {},
-    "prediction_type": {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "skip_prk_steps": True},
-    "clip_sample": {"clip_sample": True, "clip_sample_range": 0.5, "set_alpha_to_one": True, "steps_offset": 3},
-    "use_karras_sigmas": {"use_karras_sigmas": True},
-    "rescale_betas_zero_snr": {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
-    | {"timestep_spacing": "leading"},
-}
-
-
-def loaded_by_diffusers(folder, scheduler):
-    """The folder's scheduler as `StableDiffusionPipeline.from_pretrained` corrects it."""
-    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
-    swapped = CLASSES[scheduler].from_pretrained(folder, **OVERRIDES.get(scheduler, {}))
-    return diffusers.StableDiffusionPipeline(scheduler=swapped, requires_safety_checker=False, **parts).scheduler
-
-
-@functools.cache  # the constructors of two classes take half a second
-def saved(saving, key):
-    """What the class writes under the settings that it knows; None where it does not know their key."""
-    keys = inspect.signature(saving.__init__).parameters
-    known = {k: v for k, v in SETTINGS[key].items() if k in keys}
-    return saving(**BETAS, **known).to_json_string() if key in keys else None
-
-
-def check_file(folder, content, scheduler):
-    (folder / "scheduler_config.json").write_text(json.dumps(content))
-    schedule = make_schedule(as_pipeline(content), scheduler, 10)
-    compare(loaded_by_diffusers(folder, scheduler), schedule, scheduler, 10)
-
-
-# The first is the point here, the second comes from constructors of diffusers under NumPy 2.
-@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
-@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("saving", SAVING, ids=lambda cls: cls.__name__)
-def test_any_saved_config_is_what_the_pipeline_makes_of_it(saving, scheduler, tmp_path):
-    """Every class of diffusers that a Stable Diffusion folder may name; ten steps of each of ours on its file."""
-    files = [json.loads(text) for key in SETTINGS if (text := saved(saving, key)) is not None]
-    assert files
-    for content in files:
-        if scheduler == "dpm-solver++" and content.get("algorithm_type", "dpmsolver++") != "dpmsolver++":
-            continue  # of DEIS and SA-Solver, which diffusers' DPM-Solver++ refuses
-        try:
-            check_file(tmp_path, content, scheduler)
-        except AssertionError as error:
-            raise AssertionError(f"{content}: {error}") from None
-
-
-@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_old_files_are_what_the_pipeline_makes_of_them(scheduler, tmp_path):
-    """Files without the keys that came later, and one that names the keys whose values were defaults."""
-    plms = BETAS | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
-    defaults = ["clip_sample", "timestep_spacing", "set_alpha_to_one", "steps_offset"]
-    saved = json.loads(diffusers.LCMScheduler(**BETAS).to_json_string())
-    for content in (BETAS, plms, plms | {"steps_offset": 1}, saved | {"_use_default_values": defaults}):
-        check_file(tmp_path, content, scheduler)
 
 
 VARIANTS = {

@@ -55,8 +55,11 @@ SMALL = (
     ),
     CLIPTextConfig(vocab_size=1000, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4),
 )
-# libtpu takes its time for every layer, and four times that for its gradient
-TRAINED = dataclasses.replace(SMALL[0], mid_block_type=None, up_block_types=("UpBlock2D",)), *SMALL[1:]
+# libtpu takes its time for every layer, and four times that for its gradient; metric E is read at the fourth
+ONE_LAYER = dataclasses.replace(SMALL[0], mid_block_type=None, up_block_types=("UpBlock2D",)), *SMALL[1:]
+FEW_PIXELS = dataclasses.replace(ONE_LAYER[0], sample_size=8), *ONE_LAYER[1:]
+MODELS = {"detector": SMALL, "sampler": ONE_LAYER, "finetuning": FEW_PIXELS}
+LAYERS = {"detector": 4, "sampler": 1}  # of self-attention
 ROWS = ("--rows", "2")
 RUNS = {
     "detector": (*ROWS, "--no-explain", "--topology", ",".join(SLICES)),
@@ -76,16 +79,12 @@ def settings_of_the_script():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, tuple[int, str, dict]]:
-    """Exit status, what was printed, and the JSON of each program's run.
-
-    One resolution and a layer each way stand in for the preset `tiny`.
-    """
+    """Exit status, what was printed, and the JSON of each program's run; small models stand in for `tiny`."""
     folder = tmp_path_factory.mktemp("aot")
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         for program, options in RUNS.items():
-            configs = TRAINED if program == "finetuning" else SMALL
-            patch.setitem(aot_programs.PRESETS, "tiny", (configs, "epsilon"))
+            patch.setitem(aot_programs.PRESETS, "tiny", (MODELS[program], "epsilon"))
             path, printed = folder / program, io.StringIO()
             with contextlib.redirect_stdout(printed), settings_of_the_script():
                 status = aot_check.main(["--preset", "tiny", "--program", program, *options, "--json", str(path)])
@@ -102,7 +101,7 @@ def weights(config: UNetConfig) -> int:
 def test_both_kinds_of_slices(program, slices, runs):
     status, printed, report = runs[program]
     assert status == 0
-    size = weights(SMALL[0])
+    size = weights(MODELS[program][0])
     assert [(result["topology"], result["program"]) for result in report["tpu"]] == [(name, program) for name in slices]
     for result in report["tpu"]:
         kind, count, gib = SLICES[result["topology"]]
@@ -113,7 +112,7 @@ def test_both_kinds_of_slices(program, slices, runs):
         assert result["code"] > 0
         assert result["flops"] > 0
         assert result["accessed"] > 0
-        assert result["custom_calls"]["tpu_custom_call"] == 4  # self-attention: down, in the middle, twice up
+        assert result["custom_calls"]["tpu_custom_call"] == LAYERS[program]
         assert f"{count} × {kind}" in printed
         # weights, in which the smallest arrays take up more than they hold, and rows, which are little
         assert 0.8 * size < result["argument"] < 3 * size
@@ -179,7 +178,7 @@ def test_more_than_the_budget_is_an_error(runs):
     assert found["total"] > found["budget"] == int(0.001 * 2**30)
     assert not found["fits"]
     # weights, moving moments and gate are given up for the new ones, and gradients are summed over devices
-    assert found["alias"] > 3 * 2 * weights(TRAINED[0])
+    assert found["alias"] > 3 * 2 * weights(FEW_PIXELS[0])
     assert set(found["collectives"]) == {"all-reduce"}
 
 

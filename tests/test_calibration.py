@@ -1,0 +1,151 @@
+"""Calibrations: what they are fitted on, their files, and what stands out against them."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from verb_runs import CLEAN, FAST, NEW, command, read
+
+from memattn_jax import Calibration, InputError, demo
+from memattn_jax.detectors import Scorer
+from memattn_jax.detectors.calibration.attention_excess import KINDS, CleanAttention, kinds, labels, listed
+from memattn_jax.detectors.calibration.file import load_calibration, to_json
+from memattn_jax.detectors.calibration.fit import calibrate
+from memattn_jax.detectors.calibration.verdicts import fitting_rows
+from memattn_jax.detectors.scorer import score_batches
+
+
+def test_clean_prompts_without_a_finite_score_are_left_out(sd):
+    """With all their scores, so that the detectors' rows still belong together."""
+    scorer = Scorer(sd, ("noise_norm", "entropy_e", "text_baseline"), steps=4, attribute=True)
+    clean = scorer(CLEAN[:4])
+    other = np.arange(4, dtype=np.float32)
+    broken = {"noise_norm": np.array([1, math.nan, 3, 2], np.float32), "entropy_e": other, "text_baseline": other}
+    calibration = calibrate(scorer, [dataclasses.replace(clean, scores=broken)], 0.5)
+    assert calibration.scores["noise_norm"].tolist() == [1, 3, 2]
+    assert calibration.scores["entropy_e"].tolist() == [0, 2, 3]
+    assert calibration.judged(broken) == ("noise_norm", "entropy_e")  # no verdict from the text alone
+    assert list(calibration.memorized(clean)) == ["noise_norm", "entropy_e"]
+    none = {name: np.full(4, math.nan, np.float32) for name in broken}
+    with pytest.raises(InputError, match=r"^0 of 4 .*finite"):
+        calibrate(scorer, [dataclasses.replace(clean, scores=none)], 0.5)
+
+
+def test_attention_of_clean_prompts():
+    """Two clean prompts of one and two words; the padding is one entry, and shorter prompts have more of it."""
+    attention = np.array([[0.5, 0.2, 0.1, 0.15, 0.05], [0.4, 0.3, 0.06, 0.2, 0.04]], np.float32)
+    lengths = np.array([3, 4])
+    clean = CleanAttention.fit(attention, lengths)
+    means = {"begin": 0.45, "prompt": (0.2 + 0.3 + 0.06) / 3, "end": 0.15, "padding": (0.2 + 0.04) / 2}
+    assert clean.means == pytest.approx(means)
+    np.testing.assert_allclose(clean.positions, [means["prompt"], 0.25, 0.06, means["prompt"], means["prompt"]])
+    rows = [listed(row, length) for row, length in zip(attention, lengths, strict=True)]
+    np.testing.assert_allclose(rows[0], [0.5, 0.2, 0.1, 0.2])
+    expected = [[0.5 / 0.45, 0.8, 0.1 / 0.15, 0.2 / 0.12], [0.4 / 0.45, 1.2, 1, 0.2 / 0.15, 0.04 / 0.12]]
+    for row, length, ratios in zip(rows, lengths, expected, strict=True):
+        np.testing.assert_allclose(clean.excess(row, length), ratios, rtol=1e-5)
+        assert clean.stand_out(clean.excess(row, length), length).tolist() == []
+    largest = {"begin": 0.5 / 0.45, "prompt": 1.2, "end": 0.2 / 0.15, "padding": 0.2 / 0.12}
+    assert clean.margins == pytest.approx(largest)
+    other = np.array([0.2, 0.31, 0.02, 0.47], np.float32)
+    assert clean.stand_out(clean.excess(other, 3), 3).tolist() == [3, 1]
+    assert [KINDS[kind] for kind in kinds(3, 4)] == ["begin", "prompt", "end", "padding"]
+    assert labels(["<s>", "cat", "</s>"], 2) == ["<begin>", "cat", "<end>", "<padding ×2>"]
+    full = np.array([0.4, 0.1, 0.1, 0.2, 0.2], np.float32)
+    np.testing.assert_array_equal(listed(full, 5), full)
+    assert len(clean.excess(full, 5)) == 5
+
+
+def test_only_an_excess_stands_out():
+    """Neither less attention than in clean prompts, nor as much more as one in twenty clean prompts has."""
+    rng = np.random.default_rng(0)
+    attention = rng.dirichlet([40, 5, 5, 5, 10, 10], 400).astype(np.float32)
+    clean = CleanAttention.fit(attention, np.full(400, 5))
+    assert min(clean.margins.values()) >= 1
+    new = rng.dirichlet([40, 5, 5, 5, 10, 10], 400).astype(np.float32)
+    found = [clean.stand_out(clean.excess(row, 5), 5) for row in new]
+    for kind in range(4):
+        share = np.mean([np.isin(kinds(5, 6)[entries], kind).any() for entries in found])
+        assert 0.02 < share < 0.09, KINDS[kind]
+    assert clean.stand_out(np.full(6, 0.9, np.float32), 5).tolist() == []
+    assert clean.stand_out(np.full(6, 1.0, np.float32), 5).tolist() == []
+
+
+def test_files_that_hold_no_calibration(tmp_path):
+    for content in ("{", "[]", "{}", '{"format": 3, "model": "x"}'):
+        (tmp_path / "c.json").write_text(content)
+        with pytest.raises(InputError, match=r"c\.json.*`detect --calibrate`"):
+            load_calibration(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text('{"model": "x", "settings": {}, "fpr": 0.01, "thresholds": {}, "attention": []}')
+    with pytest.raises(InputError, match=r"c\.json.*version"):
+        load_calibration(tmp_path / "c.json")
+
+
+@pytest.fixture(scope="module")
+def plain(sd) -> Calibration:
+    scorer = Scorer(sd, ("entropy_e", "noise_norm"), steps=4, attribute=True)
+    clean = list(score_batches(scorer, ((prompt, 0) for prompt in CLEAN), 4))
+    return calibrate(scorer, clean, 0.1, clean)
+
+
+def test_a_calibration_survives_its_file(plain, tmp_path):
+    fits = {"latent_step_deviation": {"mean": np.float32([1 / 3, 2]), "deviation": np.float32([0.1, 1e-9])}}
+    calibration = dataclasses.replace(plain, fits=fits)
+    (tmp_path / "c.json").write_text(to_json(calibration))
+    loaded = load_calibration(tmp_path / "c.json")
+    assert to_json(loaded) == to_json(calibration)
+    for part in ("scores", "own_noise"):
+        for name, row in getattr(calibration, part).items():
+            np.testing.assert_array_equal(getattr(loaded, part)[name], row)
+    for name, row in fits["latent_step_deviation"].items():
+        np.testing.assert_array_equal(loaded.fits["latent_step_deviation"][name], row)
+    np.testing.assert_array_equal(loaded.attention.positions, calibration.attention.positions)
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "null", "1e999"])
+@pytest.mark.parametrize("part", ["scores", "own_noise", "attention", "statistics", "fits"])
+def test_a_number_that_is_not_finite_is_refused(plain, tmp_path, bad, part):
+    fits = {"latent_step_deviation": {"mean": np.ones(4, np.float32), "deviation": np.ones(4, np.float32)}}
+    content = json.loads(to_json(dataclasses.replace(plain, fits=fits)))
+
+    def spoil(value):
+        if isinstance(value, dict):
+            key = next(iter(value))
+            return value | {key: spoil(value[key])}
+        return [*value[:-1], "BAD"] if isinstance(value, list) else "BAD"
+
+    content[part] = spoil(content[part])
+    (tmp_path / "c.json").write_text(json.dumps(content).replace('"BAD"', bad))
+    with pytest.raises(InputError, match=r"c\.json: .* not finite"):
+        load_calibration(tmp_path / "c.json")
+
+
+@pytest.mark.slow
+def test_too_few_clean_prompts_warn(model, prompt_files, tmp_path):
+    """And no prompt is called clean at that rate."""
+    status, _, errors = command(
+        "detect", *NEW, "--model", model, "--calibrate", prompt_files / "clean.txt", "--out", tmp_path, "--no-explain",
+        *FAST,
+    )  # fmt: skip
+    assert status == 0
+    kept = len(CLEAN) - fitting_rows(len(CLEAN)).sum()
+    (warning,) = errors
+    assert warning.startswith("warning: too few clean prompts for a rate of 0.01")
+    assert f" {kept}, and 99 " in warning
+    assert [row["verdict"] for row in read(tmp_path / "results.jsonl")] == ["unknown"] * len(NEW)
+
+
+@pytest.mark.slow
+def test_the_built_in_model_has_thresholds(tmp_path):
+    """Of the model that it lies beside: without arguments, detect distinguishes a memorized prompt from a clean one."""
+    status, printed, errors = command("detect", "--out", tmp_path)
+    assert (status, errors) == (0, [])
+    assert printed[0] == demo.NOTE
+    memorized, clean = read(tmp_path / "results.jsonl")
+    assert (memorized["verdict"], clean["verdict"]) == ("memorized", "clean")
+    assert "noise_norm" in memorized["over"]
+    assert "noise_norm: 1 of 2 prompts over the threshold (*)" in printed
+    assert any(line.startswith("memorized: 1 of 2 prompts, at --fpr 0.01: 0.0 expected") for line in printed)
+    assert "[<" in printed[3] or "no token stands out" in printed[3]
