@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import resource
+import time
 
 from memattn_jax.commands.command import run_command
 from memattn_jax.commands.finetune import Options, main
@@ -23,5 +24,6 @@ if __name__ == "__main__":
         print(
             f"status {stopped.code}", *(line for line in errors.getvalue().splitlines() if line.startswith("error: "))
         )
+    time.sleep(1)  # other files of the refused checkpoint may still be written, where the next run removes them
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     run_command("finetune", Options, main)

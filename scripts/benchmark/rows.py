@@ -106,8 +106,6 @@ ROWS: dict[str, Row] = {
         3,
         same=True,
     ),
-    "taps_sd14": Row("all 16 layers tapped, against none", TAPPED, beside(TAPPED), 40, at_most=1.005),
-    "mitigated_sd14": Row("mitigated, against plain", MITIGATED, beside(MITIGATED), 40, at_most=1.0),
     "detector_sd14": Row(
         "metric E of one prompt, against a guidance pair", DETECTOR, beside(DETECTOR), 9, at_most=0.12
     ),
@@ -155,4 +153,6 @@ ROWS: dict[str, Row] = {
         "peak_bytes",
         at_most=1.0,
     ),
+    "taps_sd14": Row("all 16 layers tapped, against none", TAPPED, beside(TAPPED), 20, at_most=1.005),
+    "mitigated_sd14": Row("mitigated, against plain", MITIGATED, beside(MITIGATED), 20, at_most=1.0),
 }

@@ -145,10 +145,11 @@ def asked_to_stop_after(number: int):
 
 
 def refused_then_killed(inputs: Path, out: Path, rows: int) -> str:
-    """Standard output of a process that may write no checkpoint, then may, and is killed after so many rows."""
+    """What a process prints that may write no checkpoint, then may, and is killed after so many rows."""
     arguments = [sys.executable, finetune_twice.__file__, *command(inputs, out)[3:]]
     environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "inf"}  # nor may its cache grow
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(arguments, text=True, env=environment, **both)
     while process.poll() is None and len(metrics(out)) < rows:
         time.sleep(0.005)
     process.kill()
