@@ -5,11 +5,13 @@ import os
 import sys
 
 import bench
+import profile_pairs
 import pytest
 from benchmark import machine
 from benchmark.gpu_rows import GPU_ROWS
 from benchmark.rows import ROWS, Row, Side
 from benchmark.worker import Worker
+from benchmark.xla_profile import kinds_of
 
 from memattn_jax import InputError
 
@@ -48,6 +50,39 @@ def test_rows_and_file(random_model, tmp_path, monkeypatch, capsys):
     table = [line.split(" | ")[0] for line in printed.out.splitlines() if line.startswith("| `")]
     assert table == ["| `tiny`", "| `bytes_kept`"]
     assert "broken: failed" in printed.err
+
+
+def test_a_profile_has_the_time_of_a_pair_by_kind(random_model, monkeypatch, capsys):
+    """All of a tiny pair's kinds take time on both sides, and together as long as its run, tracing included."""
+    monkeypatch.setattr(profile_pairs, "SIZES", {"tiny": 8})
+    monkeypatch.setattr(profile_pairs, "folder_of", lambda name, scratch: random_model.resolve())
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)  # of this process, whose other tests go on
+    for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
+        monkeypatch.setenv(name, os.environ[name])
+    monkeypatch.setattr(sys, "argv", ["profile_pairs.py", "tiny"])
+    profile_pairs.main()
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert [row[1] for row in rows] == ["convolution", "linear", "self-attention", "cross-attention", "other", "all"]
+    for side in (2, 3):
+        *parts, total = (float(row[side]) for row in rows)
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(total, rel=0.02)
+
+
+def test_instructions_have_the_kind_of_their_innermost_scope():
+    program = """%fused {
+  ROOT %dot.1 = f32[2,2] dot(%a, %b), metadata={op_name="jit(f)/convolution/linear/dot_general"}
+}
+
+ENTRY %main {
+  %while.3 = (f32[2]) while(%x), body=%b, metadata={op_name="jit(f)/linear/while"}
+  %copy.1 = f32[2] copy(%x)
+  %exp.2 = f32[2] exponential(%x), metadata={op_name="jit(f)/jvp(self_attention)/exp" stack_frame_id=3}
+  ROOT %add.4 = f32[2] add(%x, %y), metadata={op_name="jit(f)/silu/add"}
+}
+"""
+    kinds = {"dot.1": "linear", "copy.1": "linear", "exp.2": "self_attention", "add.4": "other"}
+    assert kinds_of(program) == kinds
 
 
 def test_rows_of_a_busy_machine_are_not_printed():

@@ -46,7 +46,9 @@ class SelfAttention(nnx.Module):
     def __call__(self, hidden: Array) -> Array:
         """[batch, pixels, channels] to the same."""
         query, keys, values = (split_heads(to(hidden), self.heads) for to in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](merge_heads(self_attention(query, keys, values, self.mesh)))
+        with jax.named_scope("self_attention"):
+            out = self_attention(query, keys, values, self.mesh)
+        return self.to_out[0](merge_heads(out))
 
 
 class CrossAttention(nnx.Module):
@@ -71,7 +73,8 @@ class CrossAttention(nnx.Module):
     def __call__(self, hidden: Array, text: Text, interceptor: Interceptor) -> tuple[Array, Taps]:
         """Hidden [batch, pixels, channels] to the same, and the taps that were asked for here."""
         query = split_heads(self.to_q(hidden), self.heads)
-        out, taps = cross_attention(query, *text[self.site], interceptor, self.site)
+        with jax.named_scope("cross_attention"):
+            out, taps = cross_attention(query, *text[self.site], interceptor, self.site)
         return self.to_out[0](merge_heads(out)), taps
 
 

@@ -1,6 +1,7 @@
 """Layers that the UNet and the autoencoder share, after diffusers' `models/resnet.py` and `models/embeddings.py`.
 
-A model computes in the dtype of its weights; norms take their statistics in float32.
+A model computes in the dtype of its weights; norms take their statistics in float32. Scopes name what a profiler shows
+of a compiled model: convolution, linear, self_attention and cross_attention.
 """
 
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class Linear(nnx.Linear):
             in_features, out_features, use_bias=use_bias, kernel_init=KERNEL_INIT, bias_init=BIAS_INIT, rngs=rngs
         )
 
+    @jax.named_scope("linear")
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
         """[..., in_features] to [..., out_features]."""
         flat = matrix_product(x.reshape(-1, x.shape[-1]), self.kernel[...])
@@ -95,6 +97,7 @@ class Conv3x3(nnx.Conv):
         super().__init__(in_channels, out_channels, (3, 3), kernel_init=KERNEL_INIT, bias_init=BIAS_INIT, rngs=rngs)
         self.stride, self.border = stride, border
 
+    @jax.named_scope("convolution")
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
         """[batch, h, w, in_channels] to [batch, ⌈h / stride⌉, ⌈w / stride⌉, out_channels]."""
         return convolve(x, self.kernel[...], self.stride, self.border) + self.bias[...]
@@ -108,6 +111,7 @@ class Conv1x1(nnx.Conv):
     def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
         super().__init__(in_channels, out_channels, (1, 1), kernel_init=KERNEL_INIT, bias_init=BIAS_INIT, rngs=rngs)
 
+    @jax.named_scope("convolution")
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no layer here names an output sharding
         """[batch, h, w, in_channels] to [batch, h, w, out_channels]."""
         flat = x.reshape(-1, x.shape[-1])  # [batch · h · w, in_channels]
@@ -186,6 +190,7 @@ class Upsample2D(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = Conv3x3(channels, channels, rngs=rngs)
 
+    @jax.named_scope("convolution")
     def __call__(self, hidden: Array, size: tuple[int, int] | None = None) -> Array:
         """[batch, h, w, channels] to [batch, *size, channels], size 2h × 2w or one less.
 

@@ -14,7 +14,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from small_checkpoint import SCHEDULER
 from transformers import CLIPTextModel
 
+from benchmark.kinds import ROUNDS
 from benchmark.machine import SIDE, rate
+from benchmark.torch_profile import profile
 from benchmark.worker import Call, inputs
 from memattn_jax import demo
 from memattn_jax.checkpoints.clip import clip_tokenizer
@@ -55,7 +57,7 @@ def call(function: Any, *arguments: Any) -> Call:
         found = kept[0].float().cpu()
         return found.permute(0, 2, 3, 1).numpy() if found.ndim == 4 else found.numpy()
 
-    return Call(run, result=result)
+    return Call(run, result=result, profile=lambda: profile(run, ROUNDS))
 
 
 def matmul_rate(dtype: str) -> float:
@@ -78,7 +80,8 @@ def unet(folder: str, size: int, compiled: bool = False, dtype: str = "float32",
     """One call of the UNet for the guidance pairs of some prompts."""
     to = {"dtype": getattr(torch, dtype), "device": DEVICE}
     model = UNet2DConditionModel.from_pretrained(Path(folder) / "unet").eval().to(**to)
-    latents, context = inputs(2 * prompts, size, model.config.cross_attention_dim)
+    config = model.config
+    latents, context = inputs(2 * prompts, size, config.cross_attention_dim, config.in_channels)
     forward = partial(torch.compile(model) if compiled else model, return_dict=False)
     return {"pair": call(forward, nchw(latents).to(**to), 981, torch.from_numpy(context).to(**to))}
 

@@ -20,18 +20,21 @@ class Call(NamedTuple):
       flops: of one run, None where nobody counts.
       result: numbers of the last run, to be compared with the other side's.
       compile_seconds: that making it took, None where it is compiled as it first runs, or not at all.
+      profile: seconds of a run by kind of layer, see `kinds`.
     """
 
     run: Callable[[], Any]
     flops: Callable[[], float | None] = lambda: None
     result: Callable[[], Any] = lambda: None
     compile_seconds: float | None = None
+    profile: Callable[[], dict[str, float]] = dict
 
 
-def inputs(rows: int, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Latents [rows, size, size, 4] and text embeddings [rows, 77, channels], the same on both sides."""
+def inputs(rows: int, size: int, channels: int, latents: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Latents [rows, size, size, latents] and text embeddings [rows, 77, channels], the same on both sides."""
     rng = np.random.default_rng(0)
-    return rng.standard_normal((rows, size, size, 4), np.float32), rng.standard_normal((rows, 77, channels), np.float32)
+    drawn = rng.standard_normal((rows, size, size, latents), np.float32)
+    return drawn, rng.standard_normal((rows, 77, channels), np.float32)
 
 
 def peak_bytes() -> int:
@@ -56,7 +59,7 @@ def serve(connection: Connection, side: str, settings: dict[str, Any]) -> None:
                 connection.send(import_module(f"benchmark.{module}").matmul_rate(name))
             else:
                 call = calls[name]
-                own = {"flops": call.flops, "result": call.result, "peak_bytes": peak_bytes}
+                own = {"flops": call.flops, "result": call.result, "profile": call.profile, "peak_bytes": peak_bytes}
                 own["device_bytes"] = lambda: import_module(f"benchmark.{module}").device_bytes()
                 connection.send(call.compile_seconds if question == "compile_seconds" else own[question]())
     except Exception as error:  # to be raised where the numbers are wanted
