@@ -5,6 +5,7 @@ import numpy as np
 
 from memattn_jax.diffusion.noise import row_keys
 from memattn_jax.diffusion.sampling import Plan
+from memattn_jax.program import Program
 
 
 def make_plan(unet, schedule, noise, context, scale=7.5, lengths=None, **options) -> Plan:
@@ -23,3 +24,8 @@ def make_plan(unet, schedule, noise, context, scale=7.5, lengths=None, **options
         guided=len(context) == 2 * rows,
         **options,
     )
+
+
+def compiled(program: Program) -> int:
+    """How many programs a function has become so far."""
+    return sum(jitted._cache_size() for jitted in (program.plain, *program.by_library.values()))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plans import compiled
 
 from memattn_jax.detectors.calibration.calibration import Calibration
 from memattn_jax.detectors.calibration.file import to_json
@@ -55,9 +56,9 @@ def test_batches_compile_once(detector):
     from memattn_jax.detectors.programs import score_first_step
 
     detector({"prompt": PROMPTS[:2]})
-    before = score_first_step._cache_size()
+    before = compiled(score_first_step)
     rows = [detector({"prompt": PROMPTS[:count]})["noise_norm"] for count in (1, 3, 9)]
-    assert score_first_step._cache_size() == before
+    assert compiled(score_first_step) == before
     np.testing.assert_allclose(rows[2][:3], rows[1], rtol=1e-5)
     assert detector({"prompt": []})["noise_norm"].shape == (0,)
 

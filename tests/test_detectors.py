@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from plans import compiled
 
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.detectors import DETECTORS, Scorer
@@ -131,7 +132,7 @@ def test_the_empty_prompts_gradients_are_nothing(tiny):
 
 @pytest.mark.slow
 def test_numbers_compile_nothing(tiny, five):
-    before = score_first_step._cache_size(), score_trajectory._cache_size()
+    before = compiled(score_first_step), compiled(score_trajectory)
     for seed, scale, prompts, chosen in (
         (0, 7.5, ["a", "", "the cat on the hill"], None),
         (2**32 - 2, 1, ["the " * 75, "x", "y z"], (0,)),
@@ -139,7 +140,7 @@ def test_numbers_compile_nothing(tiny, five):
     ):
         settings = SETTINGS | {"guidance_scale": scale, "noise_norm_steps": chosen}
         tiny.detect(prompts, ALL, seeds=seed, batch_size=BATCH, **settings)
-    assert (score_first_step._cache_size(), score_trajectory._cache_size()) == before
+    assert (compiled(score_first_step), compiled(score_trajectory)) == before
 
 
 def test_a_scorer_keeps_what_its_weights_decide_as_long_as_they_stay(tiny):

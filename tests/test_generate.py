@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from plans import compiled
 from safetensors.numpy import load_file, save_file
 
 from memattn_jax import __version__, detectors, mitigations
@@ -110,11 +111,11 @@ def test_what_it_prints(out):
 def test_one_compile_for_all_batches(model, tmp_path, monkeypatch):
     from memattn_jax.diffusion.sampling import denoise
 
-    before = denoise._cache_size()
+    before = compiled(denoise)
     arguments = ["--model", model, "--out", tmp_path, "--steps", 5, "--batch-size", 2]
     assert run(monkeypatch, "a", "b", "c", *arguments) == 0
     assert len(read_results(tmp_path)) == 3
-    assert denoise._cache_size() == before + 1
+    assert compiled(denoise) == before + 1
 
 
 def test_images_per_prompt_take_the_next_seeds(model, tmp_path, monkeypatch):

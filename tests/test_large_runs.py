@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from plans import compiled
 
 from memattn_jax import StableDiffusion
 from memattn_jax.commands import detect, generate
@@ -144,7 +145,7 @@ def test_two_thousand_prompts(model, tmp_path, monkeypatch, capsys):
         flush(self)
 
     monkeypatch.setattr(ShardedTable, "flush", watched)
-    programs = score_first_step._cache_size()
+    programs = compiled(score_first_step)
     monkeypatch.setattr(sys, "argv", ["detect"])
     detect.main(
         detect.Options(
@@ -158,7 +159,7 @@ def test_two_thousand_prompts(model, tmp_path, monkeypatch, capsys):
             explain=False,
         )
     )
-    assert score_first_step._cache_size() == programs + 1
+    assert compiled(score_first_step) == programs + 1
     assert most <= 256 + 64
     found = [row for shard in read(tmp_path / "out").values() for row in shard]
     assert len(found) == 2_000

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from plans import compiled
 
 from memattn_jax import InputError
 from memattn_jax.commands.mitigating import describe, make_mitigation
@@ -61,12 +62,12 @@ def test_rows_numbers_and_guards(matrices, everything):
     run = matrices.sample(PROMPTS, mitigation=everything(0.1), **settings)
     size = np.abs(run.latents).max()
     assert np.asarray(run.finite).all()
-    compiled = denoise._cache_size()
+    before = compiled(denoise)
     others = settings | {"seeds": [7, 0, 9]}
     moved = matrices.sample(["an odd line", "the cat", "a land"], mitigation=everything(0.1), **others)
     np.testing.assert_allclose(moved.latents[1] / size, run.latents[0] / size, atol=1e-5)
     number = matrices.sample(PROMPTS, mitigation=everything(0.2), **settings)
-    assert denoise._cache_size() == compiled
+    assert compiled(denoise) == before
     assert np.abs(number.latents - run.latents).max() / size > 1e-3
 
     scores = matrices.detect(PROMPTS, "noise_norm", seeds=[0, 1, 2])["noise_norm"]

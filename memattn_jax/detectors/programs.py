@@ -1,7 +1,6 @@
 """The compiled programs of detectors: one for all first-step detectors, one for all trajectory detectors."""
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ from memattn_jax.diffusion.sampling import Call, Plan, observe
 from memattn_jax.entropy import mean_over_sites
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors import Tap, TokenMeans
+from memattn_jax.program import program
 
 Kept = dict[str, Any]
 
@@ -42,13 +42,13 @@ def merged_taps(detectors: Iterable[FirstStepDetector | TrajectoryDetector]) -> 
     return merged
 
 
-@partial(jax.jit, static_argnames="parts")
+@program("parts")
 def describe_unconditional(inputs: Inputs, *, parts: frozenset[str]) -> Unconditional:
     """First-step results for the empty prompt, computed once per model and noise; see `FirstStep`."""
     return FirstStep(inputs, linearize="energy_gradient" in parts).describe_unconditional(parts)
 
 
-@partial(jax.jit, static_argnames="attribute")
+@program("attribute")
 def score_first_step(
     inputs: Inputs, detectors: Mapping[str, FirstStepDetector], *, attribute: bool = False
 ) -> tuple[dict[str, Array], Attribution | None]:
@@ -65,7 +65,7 @@ def score_first_step(
     return scores, Attribution(attention, token_gradients(step))
 
 
-@partial(jax.jit, static_argnames="probes")
+@program("probes")
 def score_trajectory(
     plan: Plan, detectors: Mapping[str, TrajectoryDetector | ImageDetector], *, probes: int
 ) -> tuple[dict[str, Array], Kept]:

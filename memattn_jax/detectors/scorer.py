@@ -15,7 +15,7 @@ from jax import Array
 
 from memattn_jax.detectors.detection import Detection, first_rows
 from memattn_jax.detectors.first_step import Inputs, Levels, Unconditional, noise_levels
-from memattn_jax.detectors.programs import describe_unconditional, score_first_step, score_trajectory
+from memattn_jax.detectors.programs import Kept, describe_unconditional, score_first_step, score_trajectory
 from memattn_jax.detectors.protocol import Detector, FirstStepDetector, TrajectoryDetector
 from memattn_jax.diffusion.model import Model
 from memattn_jax.diffusion.noise import row_keys
@@ -245,7 +245,8 @@ class Scorer:
         prompts = tuple(prompts)
         tokens = self.model.tokenizer(prompts)
         scores: dict[str, Any] = {}
-        attribution, kept = None, {}
+        kept: Kept = {}
+        attribution = None
         if self.first_step or self.attribute or self.trajectory:
             context, probes = self.model.embed(tokens), self.probes_for(seeds)
             lengths = spread(jnp.asarray(tokens.lengths), self.model.mesh)

@@ -19,6 +19,7 @@ from memattn_jax.diffusion.weight_cache import WeightCache
 from memattn_jax.entropy import METRIC_E_SITE
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.models.protocols import check_members
+from memattn_jax.program import program
 from memattn_jax.schedulers import as_pipeline
 from memattn_jax.sharding.placement import spread
 
@@ -38,7 +39,7 @@ def repeat_row(embedding: Array, rows: int) -> Array:
     return jnp.repeat(embedding, rows, axis=0)
 
 
-@partial(jax.jit, static_argnames="rows_at_once")
+@program("rows_at_once")
 def decode(vae: Any, latents: Array, rows_at_once: int) -> tuple[Array, Array]:
     """Latents [batch, h, w, channels] to images, uint8 [batch, height, width, 3], some rows at a time.
 

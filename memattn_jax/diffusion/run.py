@@ -27,6 +27,7 @@ from memattn_jax.diffusion.sampling import (
 from memattn_jax.diffusion.settings import Between, Settings, as_list
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors.taps import step_weights
+from memattn_jax.program import program
 from memattn_jax.pytree import as_arrays, as_pytree
 from memattn_jax.schedulers import Schedule, make_schedule
 from memattn_jax.sharding.placement import replicate, rows_multiple, spread, take_rows
@@ -88,7 +89,7 @@ def memory_of(model: Model, prompts: Sequence[str], settings: Settings) -> int |
     rows = read_rows(model, prompts, settings, len(schedule.timesteps))
     mitigation = as_arrays(as_pytree(settings.mitigation or Mitigation()))
     plan = plan_run(model, rows, schedule, settings, mitigation)[0]
-    analysis = denoise.lower(plan).compile().memory_analysis()
+    analysis = denoise.jitted(plan).lower(plan).compile().memory_analysis()
     return None if analysis is None else analysis.temp_size_in_bytes
 
 
@@ -102,7 +103,7 @@ def observe_run(model: Model, prompts: Sequence[str], settings: Settings, observ
     return jax.tree.map(lambda values: np.asarray(values)[:, : len(prompts)], kept)
 
 
-@jax.jit
+@program()
 def keep(plan: Plan, observer: Observer) -> Any:
     """What the observer keeps of a run."""
     return observe(plan, observer)[1]

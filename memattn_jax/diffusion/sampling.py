@@ -18,6 +18,7 @@ from memattn_jax.diffusion.pairs import by_prompt, interleave
 from memattn_jax.interceptors import Edit, Interceptor, OnRows, Tap, for_rows
 from memattn_jax.interceptors.taps import step_weights
 from memattn_jax.models.protocols import prepare_text
+from memattn_jax.program import Program, program
 from memattn_jax.pytree import pytree, static
 from memattn_jax.schedulers import Row, Schedule
 
@@ -273,7 +274,7 @@ def advance_taps(plan: Plan, text: Any, state: State, rows: Row, scales: Array) 
 traced_step = jax.jit(step_once, inline=True)  # JAX traces it once where it is called twice
 
 
-@jax.jit
+@program()
 def denoise(plan: Plan) -> tuple[Array, Taps]:
     """Latents float32 [batch, height, width, channels], before the decoder, and {name: {site: [calls, batch, ...]}}.
 
@@ -285,7 +286,7 @@ def denoise(plan: Plan) -> tuple[Array, Taps]:
 
 
 start_run = jax.jit(begin)
-continue_run = jax.jit(advance_taps)  # for runs that return to the host between chunks of steps
+continue_run = Program(advance_taps)  # for runs that return to the host between chunks of steps
 
 
 def needs_guidance(scales: Any, mitigation: Mitigation) -> bool:

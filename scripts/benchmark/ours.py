@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from small_checkpoint import SCHEDULER
 
+from benchmark.kinds import ROUNDS
 from benchmark.machine import SIDE, rate
 from benchmark.worker import Call, inputs
+from benchmark.xla_profile import profile
 from memattn_jax import StableDiffusion, demo
 from memattn_jax.checkpoints.diffusers_folder import load_part
 from memattn_jax.checkpoints.tokenizer import Tokenizer
@@ -26,7 +28,10 @@ from memattn_jax.detectors.scorer import DEFAULT, named_detectors
 from memattn_jax.diffusion.model import decode, embed
 from memattn_jax.entropy import METRIC_E_SITE
 from memattn_jax.interceptors import Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
+from memattn_jax.program import ALL_BUT_CONVOLUTIONS, LIBRARY
 from memattn_jax.registries import FIRST_STEP
+
+OPTIONS = {LIBRARY: ALL_BUT_CONVOLUTIONS}  # as the package's own programs have them
 
 
 def program(function: Any, *arguments: Any, **static: Any) -> Call:
@@ -35,7 +40,7 @@ def program(function: Any, *arguments: Any, **static: Any) -> Call:
     flat = [jnp.asarray(array) for array in flat]
     start = time.perf_counter()
     traced = jax.jit(lambda *flat: function(*jax.tree.unflatten(structure, flat), **static)).trace(*flat)
-    compiled = traced.lower().compile()
+    compiled = traced.lower().compile(OPTIONS if jax.default_backend() == "cpu" else None)
     seconds = time.perf_counter() - start
     kept: list[Any] = [None]
 
@@ -46,7 +51,7 @@ def program(function: Any, *arguments: Any, **static: Any) -> Call:
         # counted for a GPU, whose program has no loops over blocks, since XLA counts a loop's body once
         return traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
 
-    return Call(run, flops, lambda: jax.device_get(kept[0]), seconds)
+    return Call(run, flops, lambda: jax.device_get(kept[0]), seconds, lambda: profile(compiled, run, ROUNDS))
 
 
 def matmul_rate(dtype: str) -> float:
@@ -64,7 +69,9 @@ def device_bytes() -> int | None:
 def unet(folder: str, size: int, calls: tuple[str, ...], dtype: str = "float32", prompts: int = 1) -> dict[str, Call]:
     """The UNet for guidance pairs of some prompts, plain, with all layers tapped and mitigated; and the detectors."""
     model = load_part(Path(folder), "unet", dtype)
-    latents, context = map(jnp.asarray, inputs(2 * prompts, size, model.config.cross_attention_dim))
+    latents, context = map(
+        jnp.asarray, inputs(2 * prompts, size, model.config.cross_attention_dim, model.config.in_channels)
+    )
     step = jnp.float32(981)
     forward = jax.jit(lambda unet, *args: unet(*args))
     edits = (MaskTokens(np.array([2, 12])), ScaleBeginToken(1.25))  # as AttentionMask() has them
