@@ -40,8 +40,7 @@ def profiles(folder: Path, size: int) -> list[dict[str, float]]:
     settings: dict[str, Any] = {"folder": str(folder), "size": size}
     for side, more in (("ours:unet", {"calls": ("pair",)}), ("peer:unet", {})):
         worker = Worker(side, settings | more)
-        for _ in range(2):
-            worker.ask("run", "pair")
+        worker.ask("run", "pair")
         found.append(worker.ask("profile", "pair"))
         worker.stop()
     return found

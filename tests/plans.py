@@ -5,7 +5,7 @@ import numpy as np
 
 from memattn_jax.diffusion.noise import row_keys
 from memattn_jax.diffusion.sampling import Plan
-from memattn_jax.program import Program
+from memattn_jax.models.kernels.program import Program
 
 
 def make_plan(unet, schedule, noise, context, scale=7.5, lengths=None, **options) -> Plan:

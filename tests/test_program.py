@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memattn_jax.program import ALL_BUT_CONVOLUTIONS, NOTHING, Program, program
+from memattn_jax.models.kernels.program import ALL_BUT_CONVOLUTIONS, NOTHING, Program, program
 
 X = np.random.default_rng(0).standard_normal((2, 16, 16, 32), np.float32)
 KERNEL = np.random.default_rng(1).standard_normal((3, 3, 32, 32), np.float32)

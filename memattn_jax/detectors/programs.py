@@ -15,7 +15,7 @@ from memattn_jax.diffusion.sampling import Call, Plan, observe
 from memattn_jax.entropy import mean_over_sites
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors import Tap, TokenMeans
-from memattn_jax.program import program
+from memattn_jax.models.kernels.program import program
 
 Kept = dict[str, Any]
 

@@ -18,8 +18,8 @@ from memattn_jax.diffusion.noise import unit_noise
 from memattn_jax.diffusion.weight_cache import WeightCache
 from memattn_jax.entropy import METRIC_E_SITE
 from memattn_jax.errors import InputError, check_name
+from memattn_jax.models.kernels.program import program
 from memattn_jax.models.protocols import check_members
-from memattn_jax.program import program
 from memattn_jax.schedulers import as_pipeline
 from memattn_jax.sharding.placement import spread
 

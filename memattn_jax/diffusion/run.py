@@ -27,7 +27,7 @@ from memattn_jax.diffusion.sampling import (
 from memattn_jax.diffusion.settings import Between, Settings, as_list
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors.taps import step_weights
-from memattn_jax.program import program
+from memattn_jax.models.kernels.program import program
 from memattn_jax.pytree import as_arrays, as_pytree
 from memattn_jax.schedulers import Schedule, make_schedule
 from memattn_jax.sharding.placement import replicate, rows_multiple, spread, take_rows

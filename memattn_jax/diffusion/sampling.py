@@ -17,8 +17,8 @@ from memattn_jax.diffusion.noise import fold, step_keys
 from memattn_jax.diffusion.pairs import by_prompt, interleave
 from memattn_jax.interceptors import Edit, Interceptor, OnRows, Tap, for_rows
 from memattn_jax.interceptors.taps import step_weights
+from memattn_jax.models.kernels.program import Program, program
 from memattn_jax.models.protocols import prepare_text
-from memattn_jax.program import Program, program
 from memattn_jax.pytree import pytree, static
 from memattn_jax.schedulers import Row, Schedule
 

@@ -1,4 +1,4 @@
 """The kinds of layer that a profile tells apart."""
 
 KINDS = ("convolution", "linear", "self_attention", "cross_attention", "other")  # the first four are the models' scopes
-ROUNDS = 3  # that a profile is the mean of
+ROUNDS = 2  # that a profile is the mean of

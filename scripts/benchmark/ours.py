@@ -28,7 +28,7 @@ from memattn_jax.detectors.scorer import DEFAULT, named_detectors
 from memattn_jax.diffusion.model import decode, embed
 from memattn_jax.entropy import METRIC_E_SITE
 from memattn_jax.interceptors import Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
-from memattn_jax.program import ALL_BUT_CONVOLUTIONS, LIBRARY
+from memattn_jax.models.kernels.program import ALL_BUT_CONVOLUTIONS, LIBRARY
 from memattn_jax.registries import FIRST_STEP
 
 OPTIONS = {LIBRARY: ALL_BUT_CONVOLUTIONS}  # as the package's own programs have them

@@ -1,4 +1,4 @@
-"""Programs that the host calls, and the library that XLA on a CPU takes for their products and convolutions."""
+"""Programs that the host calls, and the libraries that XLA on a CPU takes for their products and convolutions."""
 
 from collections.abc import Callable
 from functools import update_wrapper
