@@ -46,6 +46,11 @@ def profiles(folder: Path, size: int) -> list[dict[str, float]]:
     return found
 
 
+def milliseconds(seconds: float) -> str:
+    """Three digits, or more where they stand before the point."""
+    return f"{1e3 * seconds:.3g}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,7 +67,7 @@ def main() -> None:
             parts = {kind: (ours[kind], other[kind]) for kind in KINDS}
             parts["all"] = sum(ours.values()), sum(other.values())
             for kind, (own, peer) in parts.items():
-                rows.append([f"`{name}`", kind.replace("_", "-"), f"{1e3 * own:.3g}", f"{1e3 * peer:.3g}"])
+                rows.append([f"`{name}`", kind.replace("_", "-"), milliseconds(own), milliseconds(peer)])
     print(table(["pair", "kind", "ours, ms", "diffusers, ms"], rows), processor(), sep="\n")
 
 
