@@ -16,11 +16,18 @@ def prompts() -> list[str]:
 
 
 def test_pytorch_samples_the_same_latents(prompts):
-    noise = np.random.default_rng(7).normal(size=(len(prompts), 16, 16, 12)).astype(np.float32)
+    """From noise where rounding alone moves PyTorch's own latents by less than 1e-4; elsewhere it reaches 1e-3."""
+    noise = np.random.default_rng(9).normal(size=(len(prompts), 16, 16, 12)).astype(np.float32)
     pipe = StableDiffusionPipeline.from_pretrained(demo.MODEL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    latents = torch.from_numpy(np.ascontiguousarray(np.moveaxis(noise, -1, 1)))
-    theirs = pipe(prompts, num_inference_steps=10, latents=latents, output_type="latent").images
+
+    def sampled(dtype: torch.dtype) -> np.ndarray:
+        latents = torch.from_numpy(np.ascontiguousarray(np.moveaxis(noise, -1, 1))).to(dtype)
+        found = pipe.to(dtype=dtype)(prompts, num_inference_steps=10, latents=latents, output_type="latent").images
+        return np.moveaxis(found.numpy(), 1, -1)
+
+    theirs = sampled(torch.float32)
     ours = StableDiffusion.from_pretrained(demo.MODEL).sample(prompts, steps=10, latents=noise)
-    np.testing.assert_allclose(np.moveaxis(ours.latents, -1, 1), theirs.numpy(), atol=1e-3)
+    np.testing.assert_allclose(ours.latents, theirs, atol=1e-3)
+    np.testing.assert_allclose(theirs, sampled(torch.float64), atol=1e-4)
