@@ -16,7 +16,7 @@ def prompts() -> list[str]:
 
 
 def test_pytorch_samples_the_same_latents(prompts):
-    """From noise where rounding alone moves PyTorch's own latents by less than half of the tolerance; elsewhere it reaches all of it."""
+    """From noise where rounding moves PyTorch's own latents by under half of the tolerance; elsewhere, by all of it."""
     noise = np.random.default_rng(13).normal(size=(len(prompts), 16, 16, 12)).astype(np.float32)
     pipe = StableDiffusionPipeline.from_pretrained(demo.MODEL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
