@@ -28,19 +28,17 @@ from memattn_jax.detectors.scorer import DEFAULT, named_detectors
 from memattn_jax.diffusion.model import decode, embed
 from memattn_jax.entropy import METRIC_E_SITE
 from memattn_jax.interceptors import Interceptor, MaskTokens, ScaleBeginToken, TokenMeans
-from memattn_jax.models.kernels.program import ALL_BUT_CONVOLUTIONS, LIBRARY
+from memattn_jax.models.kernels.program import LIBRARY, library_for
 from memattn_jax.registries import FIRST_STEP
 
-OPTIONS = {LIBRARY: ALL_BUT_CONVOLUTIONS}  # as the package's own programs have them
 
-
-def program(function: Any, *arguments: Any, **static: Any) -> Call:
-    """A compiled call of a jitted function."""
+def program(function: Any, *arguments: Any, context: Any = None, **static: Any) -> Call:
+    """A compiled call of a jitted function, by the libraries that the package takes with these text embeddings."""
     flat, structure = jax.tree.flatten(arguments)  # once: a module of Python objects takes milliseconds to walk
     flat = [jnp.asarray(array) for array in flat]
     start = time.perf_counter()
     traced = jax.jit(lambda *flat: function(*jax.tree.unflatten(structure, flat), **static)).trace(*flat)
-    compiled = traced.lower().compile(OPTIONS if jax.default_backend() == "cpu" else None)
+    compiled = traced.lower().compile({LIBRARY: library_for(context)} if jax.default_backend() == "cpu" else None)
     seconds = time.perf_counter() - start
     kept: list[Any] = [None]
 
@@ -77,7 +75,7 @@ def unet(folder: str, size: int, calls: tuple[str, ...], dtype: str = "float32",
     edits = (MaskTokens(np.array([2, 12])), ScaleBeginToken(1.25))  # as AttentionMask() has them
 
     def pair(interceptor: Interceptor) -> Call:
-        return program(forward, model, latents, step, context, interceptor)
+        return program(forward, model, latents, step, context, interceptor, context=context)
 
     levels = noise_levels({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, 50)
     prompt = Inputs(model, latents[None, :1], context[prompts:], context[:1], jnp.full(prompts, 12), levels)
@@ -87,7 +85,9 @@ def unet(folder: str, size: int, calls: tuple[str, ...], dtype: str = "float32",
         parts = frozenset({"noise"} if attribute else ())
         parts = parts.union(*(one.shared for one in detectors.values()))  # type: ignore[union-attr]
         shared = describe_unconditional(prompt, parts=parts) if parts else Unconditional()
-        return program(score_first_step, replace(prompt, unconditional=shared), detectors, attribute=attribute)
+        return program(
+            score_first_step, replace(prompt, unconditional=shared), detectors, context=context, attribute=attribute
+        )
 
     made = {
         "pair": lambda: pair(Interceptor()),

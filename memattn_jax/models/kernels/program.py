@@ -18,6 +18,12 @@ OUTSIDE = get_opaque_trace_state(convention="flax")  # JAX's state where it trac
 NARROW = 512  # channels of text embeddings; in float32, models with fewer are as fast or faster by Eigen alone
 
 
+def library_for(context: Any) -> str:
+    """The choice for a program, by its text embeddings [..., channels]; None where it has none."""
+    narrow = context is not None and context.shape[-1] < NARROW and context.dtype == jnp.float32
+    return NOTHING if narrow else ALL_BUT_CONVOLUTIONS
+
+
 class Program(Generic[P, R]):
     """`jax.jit`, with a choice of libraries where the host calls it on a CPU.
 
@@ -46,9 +52,7 @@ class Program(Generic[P, R]):
         """The jitted function that a call with this first argument runs."""
         if get_opaque_trace_state(convention="flax") != OUTSIDE or jax.default_backend() != "cpu":
             return self.plain
-        context = getattr(first, "context", None)
-        narrow = context is not None and context.shape[-1] < NARROW and context.dtype == jnp.float32
-        return self.by_library[NOTHING if narrow else ALL_BUT_CONVOLUTIONS]
+        return self.by_library[library_for(getattr(first, "context", None))]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """What the function returns."""
