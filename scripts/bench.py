@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from benchmark.gpu_rows import GPU_ROWS
 from benchmark.machine import cores_busy, processor, refusal
-from benchmark.rows import ROWS, Row, Side
-from benchmark.worker import Worker
+from benchmark.rows import ROWS, Row
+from benchmark.sides import start, start_both
 from demo_evaluation.tables import table
 from scipy.stats import bootstrap
 
@@ -50,23 +50,7 @@ class Bench:
 
     def __init__(self, scratch: Path):
         self.scratch = scratch
-
-    def _worker(self, side: Side) -> Worker:
-        settings = dict(side.settings)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(self.scratch / "xla")  # as the commands do
-        if "folder" in settings:
-            folder = self.scratch / settings["folder"]
-            if not folder.exists():
-                write = Worker("models:write", {"preset": folder.name, "folder": folder})
-                write.ask("run", "write")
-                write.stop()
-            settings["folder"] = str(folder)
-        return Worker(side.process, settings)
-
-    def _pair(self, row: Row) -> tuple[Worker, Worker]:
-        ours = self._worker(row.ours)
-        together = (row.ours.process, row.ours.settings) == (row.other.process, row.other.settings)
-        return ours, ours if together else self._worker(row.other)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(scratch / "xla")  # as the commands do
 
     def measure(self, name: str, rounds: int | None) -> dict[str, Any]:
         """One row: ratio, interval and what else is known."""
@@ -97,7 +81,7 @@ class Bench:
         }
 
     def _seconds(self, row: Row, rounds: int) -> dict[str, Any]:
-        ours, other = self._pair(row)
+        ours, other = start_both(row, self.scratch)
         sides = ((ours, row.ours.call), (other, row.other.call))
         measured: dict[str, Any] = {"values": [], "prompts": row.prompts}
         for name, (worker, call) in zip(("ours", "other"), sides, strict=True):
@@ -130,7 +114,7 @@ class Bench:
         for i in range(rounds + 1):  # the first fills the cache of compiled programs
             peaks = []
             for side in (row.ours, row.other):
-                worker = self._worker(side)
+                worker = start(side, self.scratch)
                 worker.ask("run", side.call)
                 peaks.append(worker.ask("peak_bytes", side.call))
                 worker.stop()

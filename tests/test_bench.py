@@ -5,7 +5,7 @@ import os
 import sys
 
 import bench
-import profile_pairs
+import profile_rows
 import pytest
 from benchmark import machine
 from benchmark.gpu_rows import GPU_ROWS
@@ -18,12 +18,15 @@ from memattn_jax import InputError
 pytestmark = pytest.mark.slow
 
 
+def tiny_sides(folder):
+    sizes = {"folder": str(folder.resolve()), "size": 8, "prompts": 2}
+    return Side("ours:unet", sizes | {"calls": ("pair",)}, "pair"), Side("peer:unet", sizes, "pair")
+
+
 def test_rows_and_file(random_model, tmp_path, monkeypatch, capsys):
     """A row whose sides are a tiny model's, which compute the same; that of a GPU differ in dtype and size alone."""
-    sizes = {"folder": str(random_model.resolve()), "size": 8, "prompts": 2}
-    sides = Side("ours:unet", sizes | {"calls": ("pair",)}, "pair"), Side("peer:unet", sizes, "pair")
     rows = {
-        "tiny": Row("a tiny UNet", *sides, 2, same=True, prompts=2),
+        "tiny": Row("a tiny UNet", *tiny_sides(random_model), 2, same=True, prompts=2),
         "broken": Row("none", *[Side("nowhere:unet", {}, "pair")] * 2, 2),
     }
     file = tmp_path / "bench.json"
@@ -54,13 +57,13 @@ def test_rows_and_file(random_model, tmp_path, monkeypatch, capsys):
 
 def test_a_profile_has_the_time_of_a_pair_by_kind(random_model, monkeypatch, capsys):
     """All of a tiny pair's kinds take time on both sides."""
-    monkeypatch.setattr(profile_pairs, "SIZES", {"tiny": 8})
-    monkeypatch.setattr(profile_pairs, "folder_of", lambda name, scratch: random_model.resolve())
+    monkeypatch.setattr(profile_rows, "ROWS", {"tiny": Row("a tiny UNet", *tiny_sides(random_model), 2)})
+    monkeypatch.setattr(profile_rows, "NAMES", ["tiny"])
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)  # of this process, whose other tests go on
     for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
         monkeypatch.setenv(name, os.environ[name])
-    monkeypatch.setattr(sys, "argv", ["profile_pairs.py", "tiny"])
-    profile_pairs.main()
+    monkeypatch.setattr(sys, "argv", ["profile_rows.py", "tiny"])
+    profile_rows.main()
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
     assert [row[1] for row in rows] == ["convolution", "linear", "self-attention", "cross-attention", "other", "all"]
     for side in (2, 3):

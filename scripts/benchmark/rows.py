@@ -13,7 +13,7 @@ class Side:
 
     Attributes:
       process: "module:function" in this package, which makes the calls.
-      settings: its arguments; "folder" names one of `models.PARTS`.
+      settings: its arguments; "folder" names one of `models.PARTS`, or is a path.
       call: which of the calls.
     """
 
@@ -50,18 +50,20 @@ class Row:
 
 
 PROMPT = demo.SHOWCASE[0]
+DEMO = str(demo.MODEL)
+SIZES = {"sd14": 64, "sd21": 96, DEMO: 16}  # of latents, by folder
 
 
 def unet(preset: str, call: str, **settings: Any) -> Side:
     """Ours, in a process that holds this program, and the plain one beside any other."""
-    size = {"sd14": 64, "sd21": 96}[preset]
+    size = SIZES[preset]
     calls = tuple(dict.fromkeys(("pair", call)))
     return Side("ours:unet", {"folder": preset, "size": size, "calls": calls} | settings, call)
 
 
 def torch_unet(preset: str, **settings: Any) -> Side:
     """PyTorch's."""
-    return Side("peer:unet", {"folder": preset, "size": {"sd14": 64, "sd21": 96}[preset]} | settings, "pair")
+    return Side("peer:unet", {"folder": preset, "size": SIZES[preset]} | settings, "pair")
 
 
 def beside(row: Side) -> Side:
@@ -104,6 +106,13 @@ ROWS: dict[str, Row] = {
         unet("sd21", "pair"),
         torch_unet("sd21"),
         3,
+        same=True,
+    ),
+    "unet_demo": Row(
+        "UNet, guidance pair, the built-in model, against diffusers",
+        unet(DEMO, "pair"),
+        torch_unet(DEMO),
+        21,
         same=True,
     ),
     "detector_sd14": Row(
