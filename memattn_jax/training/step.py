@@ -12,7 +12,7 @@ from jax import Array
 from memattn_jax.detectors.noise_norm import norm
 from memattn_jax.entropy import mean_over_sites, token_entropy
 from memattn_jax.interceptors import Interceptor, TokenMeans
-from memattn_jax.keys import fixed_draws
+from memattn_jax.keys import fixed_draws, unit_normal
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.unet import UNet2DConditionModel
 from memattn_jax.models.vae import AutoencoderKL
@@ -124,8 +124,8 @@ def draw(
         lowest = jnp.where(jax.random.bernoulli(high, high_noise), train_timesteps * 3 // 5, 0)
         return Draws(
             jax.random.randint(time, (), lowest, train_timesteps, jnp.int32),
-            jax.random.normal(noise, shape, jnp.float32),
-            jax.random.normal(posterior, shape, jnp.float32),
+            unit_normal(noise, shape),
+            unit_normal(posterior, shape),
             jax.random.bernoulli(dropped, dropout),
             jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32),
         )
