@@ -7,6 +7,7 @@ import pytest
 from small_checkpoint import BEGIN, END, write_tokenizer
 from transformers import CLIPTokenizer
 
+from memattn_jax.checkpoints.clip import clip_tokenizer
 from memattn_jax.checkpoints.tokenizer_files import read_tokenizer
 from memattn_jax.errors import InputError
 
@@ -119,3 +120,13 @@ def test_wrong_types(tmp_path, name, content):
     write(tmp_path, name, content)
     with pytest.raises(InputError, match="no CLIP tokenizer"):
         read_tokenizer(tmp_path)
+
+
+def test_clips_own_vocabulary_is_complete():
+    """Ids that are known from CLIP's own tokenizer."""
+    clip = clip_tokenizer()
+    assert len(clip) == 49408
+    ids = clip("a photo of an astronaut riding a horse on mars").input_ids
+    assert ids == [49406, 320, 1125, 539, 550, 18376, 6765, 320, 4558, 525, 7496, 49407]
+    assert (clip.pad_token_id, clip_tokenizer("!").pad_token_id) == (49407, 0)
+    assert json.loads(clip.backend_tokenizer.to_str())["model"]["vocab"]["!"] == 0

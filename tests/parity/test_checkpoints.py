@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from copy import copy as shallow_copy
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from diffusers.configuration_utils import FrozenDict
 from make_random_model import WORDS
 from safetensors.numpy import load_file, save_file
 from small_checkpoint import write_tokenizer
@@ -19,7 +17,6 @@ from small_checkpoint import write_tokenizer
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.checkpoints.diffusers_folder import load_part, save_part
 from memattn_jax.checkpoints.names import leaves
-from memattn_jax.models.configs import UNetConfig
 
 pytestmark = pytest.mark.slow
 one_family = pytest.mark.parametrize("checkpoint", ["sd1"], indirect=True)  # of what does not depend on it
@@ -199,24 +196,6 @@ def test_configs_that_no_network_can_be_built_of(copy, file, changes):
         StableDiffusion.from_pretrained(copy)
 
 
-def test_keys_that_a_config_lacks_have_the_values_of_pytorch():
-    import diffusers
-    import transformers
-
-    from memattn_jax.models.configs import CLIPTextConfig, VAEConfig
-
-    with torch.device("meta"):
-        defaults = [
-            (UNetConfig, dict(diffusers.UNet2DConditionModel().config)),
-            (VAEConfig, dict(diffusers.AutoencoderKL().config)),
-            (CLIPTextConfig, transformers.CLIPTextConfig().to_dict()),
-        ]
-    for config_class, expected in defaults:
-        for key, value in config_class.from_json({}).to_json().items():
-            if key not in ("_class_name", "architectures", "model_type"):
-                assert value == (list(expected[key]) if isinstance(expected[key], tuple) else expected[key]), key
-
-
 @one_family
 def test_a_model_without_a_sample_size(copy):
     edit(copy / "unet" / "config.json", sample_size=None)
@@ -224,20 +203,6 @@ def test_a_model_without_a_sample_size(copy):
     with pytest.raises(InputError, match="sample_size; set height and width"):
         sd.sample(["a"])
     assert sd.sample(["a"], steps=1, height=16, width=24, taps=None).images.shape == (1, 16, 24, 3)
-
-
-@pytest.mark.filterwarnings("ignore:The configuration file of the unet:FutureWarning")  # it is the point here
-@one_family
-@pytest.mark.parametrize("version", ["0.4.0", "0.8.1", "0.9.0.dev0", "0.9.0", "0.42.1", None])
-@pytest.mark.parametrize("size", [32, 96, None, [32, 32]])
-def test_sample_size_of_old_configs(checkpoint, version, size):
-    """Below 64 it is a mistake of diffusers before 0.9, which the pipeline mends on loading."""
-    config = {"sample_size": size} | ({} if version is None else {"_diffusers_version": version})
-    unet = shallow_copy(checkpoint.torch.unet)
-    unet._internal_dict = FrozenDict(config)
-    StableDiffusionPipeline(**checkpoint.torch.components | {"unet": unet}, requires_safety_checker=False)
-    theirs = unet.config.sample_size
-    assert UNetConfig.from_json(config).sample_size == (tuple(theirs) if isinstance(theirs, list) else theirs)
 
 
 @one_family
