@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from demo_data import DemoData, load_sprites
+from demo_data.examples import DEFAULT, with_stream
 from demo_data.truth import count_captions, read_counts
 from demo_model import autoencoder, geometry, text
 from demo_model.stage import Machine, run_stage
@@ -69,6 +70,7 @@ class Sitting(NamedTuple):
         decided.
       dropout: share of examples that lose their caption, from which the empty prompt is learnt, whose errors guidance
         multiplies.
+      stream: share of examples with captions of any objects under any name, in which the words alone tell what to draw.
     """
 
     number: int = 0
@@ -76,6 +78,7 @@ class Sitting(NamedTuple):
     learning_rate: float = 1e-3
     high_noise: float = 0.5
     dropout: float = 0.1
+    stream: float = DEFAULT.stream
 
 
 class Examples:
@@ -222,6 +225,7 @@ def main(arguments: list[str]) -> int:
     unet.add_argument("--learning-rate", type=float, default=first.learning_rate, help="the highest")
     unet.add_argument("--high-noise", type=float, default=first.high_noise, help="share from the noisiest two fifths")
     unet.add_argument("--dropout", type=float, default=first.dropout, help="share without a caption")
+    unet.add_argument("--stream", type=float, default=first.stream, help="share with any objects and names")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -230,8 +234,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures, which a GPU waits for")
     options = parser.parse_args(arguments)
+    if not 0 <= options.stream < 1:
+        parser.error(f"--stream {options.stream}: must be at least 0 and less than 1")
     machine = Machine(options.dtype, options.workers)
-    sitting = Sitting(options.sitting, options.batch, options.learning_rate, options.high_noise, options.dropout)
+    sitting = Sitting(*(getattr(options, "sitting" if name == "number" else name) for name in Sitting._fields))
     options.out.mkdir(parents=True, exist_ok=True)
     free = ("out", "cache", "steps", "workers")  # may change from call to call, or are written in another way
     settings = {name: str(value) for name, value in vars(options).items() if name not in free}
@@ -243,7 +249,7 @@ def main(arguments: list[str]) -> int:
                 f"{options.out} holds a run with other settings, {path.read_text()}; choose another folder"
             )
         path.write_text(json.dumps(settings))
-        data = DemoData(load_sprites(options.cache), options.seed)
+        data = DemoData(load_sprites(options.cache), options.seed, with_stream(sitting.stream))
         lengths = Lengths(*options.steps)
         if options.start is not None:
             sd = StableDiffusion.from_pretrained(options.start, dtype="float32")

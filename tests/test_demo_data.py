@@ -11,6 +11,7 @@ import make_demo_data
 import numpy as np
 import pytest
 from demo_data import HALVES, PROMPT_GROUPS, DemoData, Mixture, make_groups
+from demo_data.examples import DEFAULT, with_stream
 from demo_data.grammar import COLOURS, LINKS, OBJECTS
 from demo_data.truth import count_captions, read_counts, rows, write_truth
 from fake_sprites import fake_sprites
@@ -96,6 +97,9 @@ def test_mixture(data):
     assert counts == pytest.approx(expected, rel=0.1)
     assert indices_by_group(DemoData(fake_sprites(), mixture=Mixture(0, 0, 0, 0, 2)), 500).keys() == {"stream"}
     assert indices_by_group(DemoData(fake_sprites(), mixture=Mixture(3, 1, 0, 0, 0)), 500).keys() == set(TRAINED)
+    assert with_stream(DEFAULT.stream) == pytest.approx(DEFAULT)
+    more = np.array(with_stream(0.65)) / sum(with_stream(0.65))
+    np.testing.assert_allclose(more, [0.15, 0.15, 0.025, 0.025, 0.65])
 
 
 def test_memorized_captions_have_one_picture_and_the_others_never(data):

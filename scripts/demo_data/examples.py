@@ -30,6 +30,12 @@ class Mixture(NamedTuple):
 DEFAULT = Mixture()
 
 
+def with_stream(share: float) -> Mixture:
+    """`DEFAULT` with another share for the stream, in [0, 1); the other kinds keep their ratios."""
+    others = sum(DEFAULT) - DEFAULT.stream
+    return DEFAULT._replace(stream=share / (1 - share) * others)
+
+
 def template_rate(mixture: Mixture, groups: Groups) -> float:
     """How often a template is shown with one of its objects, against TOP for a memorized picture."""
     captions = sum(len(template.trained) for template in groups.templates)
