@@ -1,5 +1,7 @@
 """Mitigations that call the UNet, against their formulas in PyTorch, each row alone there."""
 
+from copy import deepcopy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,16 +219,17 @@ def test_adversarial_embeddings(pair):
         times = [int(jax.random.randint(key, (), 0, 1000, jnp.int32)) for key in fold(own, 0)]
         drawn.append((times, first(draw_rows(own, SHAPE))))
     x0 = first(encode(pair.sd.vae, jnp.asarray(images)))
+    exact = deepcopy(pair.unet).double()  # where a slope is near 0, Adam divides its rounding error by itself
     for row, (_, e, _) in enumerate(pair.rows()):
-        y = e.clone().requires_grad_()
+        y = e.double().requires_grad_()
         optimizer = torch.optim.Adam([y], lr=attack.rate)
         for times, noise in drawn:
-            loss = torch.zeros(())
+            loss = torch.zeros((), dtype=torch.float64)
             for draw in range(attack.draws):
                 place = draw * ROWS + row
                 abar = signal[times[place]]
                 noisy = abar.sqrt() * x0[row] + (1 - abar).sqrt() * noise[place]
-                output = pair.unet(noisy[None].float(), times[place], y).sample[0]
+                output = exact(noisy[None].double(), times[place], y).sample[0]
                 loss = loss + ((output - noise[place]) ** 2).mean() / attack.draws
             optimizer.zero_grad()
             loss.backward()
