@@ -1,11 +1,10 @@
-"""Where the time of the benchmark's rows goes, by kind of layer.
+"""Where the time of the benchmark's rows goes on one core, by kind of layer.
 
-    python scripts/profile_rows.py unet_sd14,unet_sd21,unet_demo,detector_sd14 --cores 2
+    python scripts/profile_rows.py unet_sd14,unet_sd21,unet_demo,detector_sd14
 
-Both sides of a row run on as many cores as --cores says. On one, and in one thread, nothing overlaps; on more,
-operations that run at once share the time. Attention is what lies between its linear maps; "other" is norms,
-activations, sums and copies. Prints a Markdown table of milliseconds. Full-size models have random weights; they take
-8 GB and some minutes a row.
+Both sides of a row run on one core and in one thread, so that nothing overlaps. Attention is what lies between its
+linear maps; "other" is norms, activations, sums and copies. Prints a Markdown table of milliseconds. Full-size models
+have random weights; they take 8 GB and some minutes a row.
 """
 
 import argparse
@@ -24,7 +23,6 @@ NAMES = [  # of UNets alone, and not compiled by PyTorch, whose kernels have no 
     for name, row in ROWS.items()
     if (row.ours.process, row.measure) == ("ours:unet", "seconds") and "compiled" not in row.other.settings
 ]
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
 def milliseconds(seconds: float) -> str:
@@ -51,15 +49,11 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", help=f"names separated by commas, of {', '.join(NAMES)}")
-    parser.add_argument("--cores", type=int, default=1, help="of each side, which nothing else should use (1)")
-    options = parser.parse_args()
-    chosen, cores = options.rows.split(","), sorted(os.sched_getaffinity(0))
+    chosen = parser.parse_args().rows.split(",")
     if unknown := [name for name in chosen if name not in NAMES]:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    if not 1 <= options.cores <= len(cores):
-        parser.error(f"--cores {options.cores}: this process may use 1 to {len(cores)}")
-    os.environ |= {"JAX_PLATFORMS": "cpu"} | ({"XLA_FLAGS": ONE_THREAD} if options.cores == 1 else {})
-    os.sched_setaffinity(0, cores[: options.cores])  # of the processes that are started, too
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of the processes that are started, too
     with tempfile.TemporaryDirectory() as scratch:
         lines = [line for name in chosen for line in profiles(name, Path(scratch))]
     print(table(["row", "kind", "ours, ms", "other, ms"], lines), processor(), sep="\n")

@@ -11,7 +11,7 @@ from benchmark import machine
 from benchmark.gpu_rows import GPU_ROWS
 from benchmark.rows import ROWS, Row, Side
 from benchmark.worker import Worker
-from benchmark.xla_profile import kinds_of, shared_time
+from benchmark.xla_profile import kinds_of
 
 from memattn_jax import InputError
 
@@ -84,16 +84,6 @@ ENTRY %main {
 """
     kinds = {"dot.1": "linear", "copy.1": "linear", "exp.2": "self_attention", "add.4": "other"}
     assert kinds_of(program) == kinds
-
-
-def test_kinds_that_run_at_once_share_the_time():
-    spans = [(0, 6, "linear"), (2, 6, "convolution"), (4, 6, "convolution"), (6, 7, "other"), (9, 10, "other")]
-    shared = shared_time(spans)
-    assert {kind: time for kind, time in shared.items() if time} == {
-        "linear": pytest.approx(2 + 1 + 2 / 3),
-        "convolution": pytest.approx(1 + 4 / 3),
-        "other": 2,
-    }
 
 
 def test_rows_of_a_busy_machine_are_not_printed():

@@ -1,4 +1,4 @@
-"""Where the time of a PyTorch call goes."""
+"""Where the time of a PyTorch call goes on one core."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def kind_of(name: str, shapes: list[list[int]]) -> str:
 
 
 def profile(run: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Seconds of a run by kind, the mean of some. Operations follow one another, on however many cores."""
+    """Seconds of a run by kind, the mean of some; of a process with one thread."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as recorded:
         for _ in range(rounds):
             run()

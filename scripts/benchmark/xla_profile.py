@@ -1,10 +1,8 @@
-"""Where the time of a compiled program goes, by the scopes that the models name."""
+"""Where the time of a compiled program goes on one core, by the scopes that the models name."""
 
 import re
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +32,8 @@ def kinds_of(program: str) -> dict[str, str]:
     return found
 
 
-def shared_time(spans: Iterable[tuple[float, float, str]]) -> dict[str, float]:
-    """Time of each kind, of (start, end, kind); while several run at once, each has an equal share."""
-    edges = sorted(edge for start, end, kind in spans for edge in ((start, 1, kind), (end, -1, kind)))
-    total, running = dict.fromkeys(KINDS, 0.0), Counter[str]()
-    for (time, change, kind), (after, *_) in pairwise(edges):
-        running[kind] += change
-        for one, count in running.items():
-            if count:
-                total[one] += (after - time) * count / running.total()
-    return total
-
-
 def profile(compiled: jax.stages.Compiled, run: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Seconds of a run by kind, the mean of some."""
+    """Seconds of a run by kind, the mean of some; of a process whose products have one thread."""
     text = compiled.as_text()
     assert text is not None  # of a CPU's program
     kinds = kinds_of(text)
@@ -57,7 +43,9 @@ def profile(compiled: jax.stages.Compiled, run: Callable[[], Any], rounds: int) 
                 run()
         (file,) = Path(folder).glob("**/*.xplane.pb")
         trace = jax.profiler.ProfileData.from_file(str(file))
-    found = [event for plane in trace.planes for line in plane.lines for event in line.events]
-    named = [(event, kinds.get(dict(event.stats).get("hlo_op", ""))) for event in found]
-    spans = [(event.start_ns, event.start_ns + event.duration_ns, kind) for event, kind in named if kind is not None]
-    return {kind: nanoseconds / rounds / 1e9 for kind, nanoseconds in shared_time(spans).items()}
+    total = dict.fromkeys(KINDS, 0.0)
+    for event in (event for plane in trace.planes for line in plane.lines for event in line.events):
+        kind = kinds.get(dict(event.stats).get("hlo_op", ""))
+        if kind is not None:
+            total[kind] += event.duration_ns / rounds / 1e9
+    return total
