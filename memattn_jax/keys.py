@@ -27,7 +27,10 @@ def draw_rows(keys: Array, shape: tuple[int, ...]) -> Array:
 
 
 def unit_normal(key: Array, shape: tuple[int, ...]) -> Array:
-    """`jax.random.normal` in float32; its numbers follow each other, which XLA compiles ten times as fast on a CPU."""
+    """The numbers of `jax.random.normal` in float32, within `fixed_draws`.
+
+    They are drawn as a vector: XLA on a CPU takes ten times as long to compile a draw over several axes.
+    """
     return jax.random.normal(key, (math.prod(shape),), jnp.float32).reshape(shape)
 
 

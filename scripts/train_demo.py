@@ -237,7 +237,9 @@ def main(arguments: list[str]) -> int:
     if not 0 <= options.stream < 1:
         parser.error(f"--stream {options.stream}: must be at least 0 and less than 1")
     machine = Machine(options.dtype, options.workers)
-    sitting = Sitting(*(getattr(options, "sitting" if name == "number" else name) for name in Sitting._fields))
+    sitting = Sitting(
+        options.sitting, options.batch, options.learning_rate, options.high_noise, options.dropout, options.stream
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     free = ("out", "cache", "steps", "workers")  # may change from call to call, or are written in another way
     settings = {name: str(value) for name, value in vars(options).items() if name not in free}
