@@ -11,7 +11,7 @@ from flax import nnx
 from plans import compiled
 
 from memattn_jax import InputError, StableDiffusion
-from memattn_jax.detectors import DETECTORS, Scorer
+from memattn_jax.detectors import DETECTORS, Scorer, entropy_d
 from memattn_jax.detectors.bottleneck_spikiness import BottleneckSpikiness, score_images
 from memattn_jax.detectors.first_step import noise_levels
 from memattn_jax.detectors.latent_step_deviation import LatentStepDeviation, latent_step_deviation
@@ -291,3 +291,10 @@ def test_text_baseline():
     prompts = ["The cat, Or a_1", "all of it small", ""]
     expected = [2 / 4 + 2 * 3 / 15, 0, 0]
     np.testing.assert_allclose(text_baseline(prompts), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, -2.0])
+def test_guidance_of_one_or_less_is_none_as_where_images_are_sampled(matrices, scale):
+    run = {"prompts": ["the a", "the b"], "steps": 3, "seeds": [0, 1], "guidance_scale": scale}
+    found, sampled = matrices.detect(detectors="entropy_d", **run)["entropy_d"], entropy_d(matrices.sample(**run))
+    np.testing.assert_allclose(found, sampled, rtol=1e-5)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from verb_runs import NEW, command, read
@@ -13,7 +14,9 @@ from verb_runs import NEW, command, read
 from memattn_jax import Guard, InputError
 from memattn_jax.detectors.calibration.conformal import threshold
 from memattn_jax.detectors.calibration.file import load_calibration
-from memattn_jax.mitigations import AttentionMask
+from memattn_jax.mitigations import AttentionMask, Mitigation, compose
+from memattn_jax.mitigations.random_words import RepeatedWords
+from memattn_jax.pytree import pytree
 from memattn_jax.report.results import GUARD_BLIND, format_row, image_row, measure
 
 
@@ -107,3 +110,27 @@ def test_generate_with_a_guard(calibrated, model, tmp_path):
         status, _, errors = command("generate", "a", *use, "--out", tmp_path / "b", *options)
         assert status == 2
         assert message in errors[-1]
+
+
+@pytree
+class Weaker(Mitigation):
+    """Changes the UNet's weights."""
+
+    factor: float = 0.5
+
+    def weights(self, unet):
+        return jax.tree.map(lambda weight: self.factor * weight, unet)
+
+
+@pytest.mark.slow
+def test_a_guarded_row_has_the_words_that_its_mitigation_put(matrices):
+    """Also where the mitigation changes weights, so that two runs are made and rows chosen."""
+    mitigation = compose(RepeatedWords(), Weaker())
+    plain, mitigated, guarded = (
+        matrices.sample(NEW, steps=4, seeds=[1, 2, 3], **how)
+        for how in ({}, {"mitigation": mitigation}, {"guard": Guard(-math.inf, mitigation=mitigation)})
+    )
+    assert guarded.mitigated.all()
+    assert (np.asarray(plain.lengths) != np.asarray(mitigated.lengths)).any()
+    for name in ("input_ids", "lengths"):
+        np.testing.assert_array_equal(getattr(guarded, name), getattr(mitigated, name))

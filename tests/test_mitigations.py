@@ -22,6 +22,7 @@ from memattn_jax.mitigations.paraphrase_guidance import ParaphraseGuidance
 from memattn_jax.mitigations.random_words import RandomNumbers, RandomTokens, RepeatedWords
 from memattn_jax.mitigations.spike_attenuation import SpikeAttenuation
 from memattn_jax.mitigations.stability_clamp import StabilityClamp
+from memattn_jax.pytree import pytree
 from memattn_jax.registries import MITIGATIONS, load
 from memattn_jax.schedulers import make_schedule
 from memattn_jax.schedulers.clean import clean_prediction
@@ -215,3 +216,22 @@ def test_what_a_mitigation_cannot_learn_is_named(sd, name):
 def test_alternatives_of_two_do_not_compose():
     with pytest.raises(InputError, match="alternatives"):
         compose(ParaphraseGuidance(PARAPHRASES), AttentionMask(), ParaphraseGuidance(PARAPHRASES))
+
+
+@pytree
+class LastWording(Mitigation):
+    """Takes the last of a prompt's other texts."""
+
+    def alternatives(self, prompts, seeds):
+        return [["the q"] if prompt == "the a" else ["x", "y z", "the c d"] for prompt in prompts]
+
+    def embeddings(self, start):
+        return start.alternatives[:, -1]
+
+
+def test_a_neighbour_with_more_wordings_adds_none(matrices):
+    """A row with fewer repeats its own, not the prompt, which another mitigation may have changed."""
+    run = RUN | {"mitigation": LastWording()}
+    alone = matrices.sample(["the a"], **run | {"seeds": [1]}).latents[0]
+    beside = matrices.sample(["the a", "the b"], **run | {"seeds": [1, 1]}).latents[0]
+    np.testing.assert_allclose(beside, alone, atol=1e-5 * np.abs(alone).max())

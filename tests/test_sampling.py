@@ -147,6 +147,19 @@ def test_bad_input(sd, options, message):
         sd.sample(**{"prompts": ["a", "b"]} | options)
 
 
+@pytest.mark.parametrize("shape", [(1, 154, 0), (1, 20, 0), (1, 77, -1)])
+def test_embeddings_that_guidance_cannot_pair_are_refused(matrices, shape):
+    """The empty prompt's have as many tokens and channels as the model says."""
+    width = matrices.encode(["a"])[0].shape[-1]
+    embeddings = np.zeros((*shape[:2], width + shape[2]), np.float32)
+    with pytest.raises(InputError, match=rf"\({shape[1]}, {width + shape[2]}\) .*guidance needs \(77, {width}\)"):
+        matrices.sample(embeddings=embeddings, steps=2)
+
+
+def test_prompts_may_be_an_array(matrices):
+    assert matrices.sample(np.array(["the a", "the b"]), steps=1).prompts == ("the a", "the b")
+
+
 def test_types_of_numbers_compile_nothing_either(matrices):
     prompts = ["a", "b"]
     matrices.sample(prompts, steps=2, mitigation=AttentionMask(begin_scale=1.5))

@@ -78,7 +78,7 @@ class Scorer:
         computed once; or None: each prompt's own seeds are given with it.
       probes: noises a prompt is seen through, with consecutive seeds; scores are averaged over them.
       steps: of the DDIM schedule whose first timestep, or whole run, is looked at.
-      guidance_scale: of the run.
+      guidance_scale: of the run; 1 or less turns guidance off, as where images are sampled.
       site: where metric E is read; by default the model's own, see `StableDiffusion`.
       options: of detectors that are given by name.
       attribute: whether to compute how much each token contributes.
@@ -220,7 +220,7 @@ class Scorer:
             noise=noise,
             context=context,
             negative=spread(jnp.broadcast_to(self._empty[0], context.shape), mesh),
-            guidance_scale=replicate(jnp.full((1, 1), self.guidance_scale, jnp.float32), mesh),
+            guidance_scale=replicate(jnp.full((1, 1), max(1.0, self.guidance_scale), jnp.float32), mesh),
             lengths=lengths,
             keys=spread(row_keys(jnp.zeros(len(noise), jnp.uint32)), mesh),  # DDIM draws nothing
         )

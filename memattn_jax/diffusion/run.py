@@ -111,7 +111,7 @@ def keep(plan: Plan, observer: Observer) -> Any:
 
 def read_rows(model: Model, prompts: Sequence[str] | None, settings: Settings, calls: int) -> Rows:
     """The rows that the arguments describe; raises InputError where they are inconsistent."""
-    prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
+    prompts = (prompts,) if isinstance(prompts, str) else tuple(() if prompts is None else prompts)
     given = settings.embeddings
     if given is not None and np.ndim(given) != 3:
         raise InputError(f"embeddings have shape {np.shape(given)}; expected [batch, tokens, channels]")
@@ -189,13 +189,14 @@ def check_count(mitigation: Mitigation, method: str, given: int, rows: int) -> N
 
 
 def encode_alternatives(model: Model, rows: Rows, mitigation: Mitigation) -> Array | None:
-    """Embeddings of a mitigation's other texts, [batch, texts, tokens, channels]; rows with fewer repeat the prompt."""
+    """Embeddings of a mitigation's other texts, [batch, texts, tokens, channels]; rows with fewer repeat their last."""
     if not overrides(mitigation, "alternatives"):
         return None
     texts = [tuple(own) for own in mitigation.alternatives(rows.prompts, rows.seeds)]
     check_count(mitigation, "alternatives", len(texts), len(rows.prompts))
     most = max(1, max(map(len, texts)))
-    filled = [(*own, *[prompt] * (most - len(own))) for own, prompt in zip(texts, rows.prompts, strict=True)]
+    last = [own[-1] if own else prompt for own, prompt in zip(texts, rows.prompts, strict=True)]
+    filled = [(*own, *[text] * (most - len(own))) for own, text in zip(texts, last, strict=True)]
     embeddings = model.encode([text for own in filled for text in own])[0]
     return embeddings.reshape(len(texts), most, *embeddings.shape[1:])
 
@@ -215,6 +216,8 @@ def plan_run(
     guided = needs_guidance(rows.scales, mitigation)
     # a mitigation may read them without guidance
     negative = model.encode(rows.negative)[0] if guided or type(mitigation) is not Mitigation else context
+    if guided and negative.shape[1:] != context.shape[1:]:
+        raise InputError(f"embeddings are {context.shape[1:]} a row; guidance needs {negative.shape[1:]}")
     taps = settings.tap_objects()
     plan = Plan(
         unet=change_weights(mitigation, model.unet) if overrides(mitigation, "weights") else model.unet,

@@ -128,6 +128,7 @@ def choose_samples(chosen: np.ndarray | Array, changed: Samples, plain: Samples)
         return jax.numpy.where(jax.numpy.reshape(chosen, shape), new, old)
 
     named = {field.name: (getattr(changed, field.name), getattr(plain, field.name)) for field in fields(plain)}
-    rows = {name: choose(0, *named[name]) for name in ("images", "latents", "finite")}
+    own = ("images", "latents", "finite", "input_ids", "lengths")
+    rows = {name: choose(0, *named[name]) for name in own if named[name][0] is not None}
     taps = jax.tree.map(lambda new, old: choose(1, new, old), changed.taps, plain.taps)
     return replace(plain, taps=taps, **rows)
