@@ -1,6 +1,7 @@
 """One network of a diffusers folder, loaded and saved."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from memattn_jax.checkpoints.filling import build
-from memattn_jax.checkpoints.folder import STEMS, open_part
+from memattn_jax.checkpoints.folder import ORBAX, STEMS, open_part
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.models.clip_text import CLIPTextModel
 from memattn_jax.models.unet import UNet2DConditionModel
@@ -42,4 +43,5 @@ def save_part(module: UNet2DConditionModel | AutoencoderKL | CLIPTextModel, fold
     save_file(tensors, partial_file, metadata={"format": "pt"})
     for old in (folder / part).glob(f"{stem}*.safetensors*"):  # shards of another save would be read instead
         old.unlink()
+    shutil.rmtree(folder / part / ORBAX, ignore_errors=True)  # likewise
     partial_file.rename(folder / part / f"{stem}.safetensors")

@@ -114,7 +114,8 @@ def with_embeddings(part: Part, tokenizer: Tokenizer, embeddings: Sequence[Embed
     def tensors() -> dict[str, np.ndarray]:
         found = dict(part.tensors())
         for name in found:
-            if name.endswith(TABLE):
+            # a table of another size stays, for `match` to refuse
+            if name.endswith(TABLE) and found[name].shape == (config.vocab_size, config.hidden_size):
                 table = np.zeros((size, config.hidden_size), np.float32)
                 table[: len(found[name])] = found[name]
                 table[list(rows)] = list(rows.values())

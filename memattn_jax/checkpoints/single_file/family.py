@@ -40,6 +40,7 @@ NOT_READ = (  # kept for training, or derived from the noise schedule
     "cond_stage_model.logit_scale",
     "cond_stage_model.text_projection",
     EMA,
+    "v_pred",  # an empty tensor by which ComfyUI knows what it has under modelspec.predict_key as well
 )
 SCHEDULER = {  # of Stable Diffusion, as its folders have it
     "_class_name": "PNDMScheduler",
@@ -83,7 +84,7 @@ def prediction_type(where: str, metadata: Mapping[str, Any], *, second: bool, as
     Raises:
       InputError: neither is there, or the type is another one.
     """
-    stated = str(metadata.get("modelspec.prediction_type", ""))
+    stated = str(metadata.get("modelspec.prediction_type") or metadata.get("modelspec.predict_key") or "")  # ComfyUI's
     found = asked or {"v": "v_prediction"}.get(stated, stated) or ("" if second else "epsilon")
     if not found:
         raise InputError(
@@ -108,7 +109,8 @@ def scheduler_config(tensors: Tensors, prediction: str) -> dict[str, Any]:
     if stored is None or stored.ndim != 1 or not stored.size:
         return config
     alphas = stored.astype(np.float64)
-    if len(alphas) == len(ALPHAS) and np.allclose(alphas, ALPHAS, rtol=1e-3, atol=1e-6):  # float32 or float16
+    rounding = 2.0**-8 if stored.dtype.name == "bfloat16" else 1e-3  # of float32 or float16
+    if len(alphas) == len(ALPHAS) and np.allclose(alphas, ALPHAS, rtol=rounding, atol=1e-6):
         return config
     betas = 1 - alphas / np.append(1.0, alphas[:-1])
     return config | {"num_train_timesteps": len(betas), "trained_betas": betas.tolist()}

@@ -45,7 +45,7 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
     unet = moving_average(where, tensors) if source.ema else below(tensors, family.UNET)
     found = {
         "unet": renamed_all(where, unet, modern_unet),
-        "text_encoder": modern_openclip(below(tensors, family.OPENCLIP)) if openclip else below(tensors, family.CLIP),
+        "text_encoder": modern_openclip(below(tensors, family.OPENCLIP)) if openclip else modern_clip(tensors),
     }
     if vae is None:
         stored = {name: t for name, t in below(tensors, family.VAE).items() if not name.startswith("loss.")}
@@ -55,6 +55,8 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
         raise InputError(f"{where}: lacks the {' and the '.join(missing)}{hint}")
     if source.config is not None:
         base = open_folder(find_model(Path(source.config)))
+        if source.prediction_type is not None:
+            base = replace(base, scheduler_config={**base.scheduler_config, "prediction_type": source.prediction_type})
         parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
     elif CONFIGS_KEY in metadata:
         base = recorded(where, metadata[CONFIGS_KEY], source.prediction_type)
@@ -66,6 +68,15 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
         scheduler = family.scheduler_config(tensors, prediction)
         base = Checkpoint(where, parts, scheduler, tokenizer=None, pad=PAD if openclip else END)
     return replace(base, where=where, parts=parts | ({} if vae is None else {"vae": vae}))
+
+
+def modern_clip(tensors: Tensors) -> dict[str, np.ndarray]:
+    """CLIP's tensors, below text_model. also where the file leaves that out, as NovelAI's and its descendants do."""
+    inner = ("embeddings.", "encoder.", "final_layer_norm.")
+    return {
+        f"text_model.{name}" if name.startswith(inner) else name: tensor
+        for name, tensor in below(tensors, family.CLIP).items()
+    }
 
 
 def recorded(where: str, text: str, prediction: str | None) -> Checkpoint:

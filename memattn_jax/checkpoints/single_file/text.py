@@ -17,6 +17,13 @@ LAYER = {
     "attn.out_proj": "self_attn.out_proj",
 }
 NOT_READ = ("text_projection", "logit_scale", "attn_mask", "visual.")  # of OpenCLIP, for comparing with pictures
+SD2 = (23, 1024)  # layers that are read of Stable Diffusion 2's tower, and its width
+
+
+def layers_used(blocks: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The blocks without the last one, which is not read; all of them where diffusers' own script left it out."""
+    widths = [len(block.get("ln_1.weight", ())) for block in blocks[:1]]
+    return blocks if (len(blocks), *widths) == SD2 else blocks[:-1]
 
 
 def modern_openclip(tensors: Tensors) -> dict[str, np.ndarray]:
@@ -32,7 +39,7 @@ def modern_openclip(tensors: Tensors) -> dict[str, np.ndarray]:
             found["text_model.embeddings.position_embedding.weight"] = tensor
         elif not name.startswith(("transformer.resblocks.", *NOT_READ)):
             found |= renamed({name: tensor}, outside)
-    for number, layer in enumerate(numbered(below(tensors, "transformer.resblocks."))[:-1]):
+    for number, layer in enumerate(layers_used(numbered(below(tensors, "transformer.resblocks.")))):
         path = f"text_model.encoder.layers.{number}"
         for name, tensor in renamed(layer, LAYER).items():
             if name.startswith("attn.in_proj_"):

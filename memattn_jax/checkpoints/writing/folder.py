@@ -30,6 +30,7 @@ def write_settings(folder: Path, scheduler_config: Mapping[str, Any], entropy_si
     class_name = str(scheduler_config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
     write_json(folder / "scheduler" / "scheduler_config.json", {**scheduler_config, "_class_name": class_name})
     write_json(folder / "model_index.json", MODEL_INDEX | {"scheduler": ["diffusers", class_name]})
+    (folder / OWN).unlink(missing_ok=True)  # of another model that was here
     if entropy_site is not None:
         write_json(folder / OWN, {"entropy_site": entropy_site})
 

@@ -1,0 +1,118 @@
+"""What programs other than diffusers leave out of a single file, add to it, or say in another way."""
+
+import dataclasses
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from memattn_jax import InputError, StableDiffusion, demo
+from memattn_jax.checkpoints.checkpoint import Source
+from memattn_jax.checkpoints.opening import open_checkpoint
+from memattn_jax.checkpoints.single_file.family import ALPHAS, prediction_type, scheduler_config
+from memattn_jax.checkpoints.single_file.text import layers_used
+from memattn_jax.commands.converting import convert
+
+
+@pytest.fixture(scope="module")
+def single_file(tmp_path_factory):
+    """The built-in model in one file, with this package's metadata."""
+    path = tmp_path_factory.mktemp("single") / "model.safetensors"
+    convert(demo.MODEL, Source(), path, "single-file", None)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("blocks", "width", "read"),
+    [(24, 1024, 23), (23, 1024, 23), (24, 768, 23), (23, 768, 22), (3, 64, 2)],
+)
+def test_stable_diffusion_2_has_23_layers_whether_or_not_the_unused_one_is_there(blocks, width, read):
+    layers = [{"ln_1.weight": np.full(width, number)} for number in range(blocks)]
+    assert [layer["ln_1.weight"][0] for layer in layers_used(layers)] == list(range(read))
+
+
+def test_comfyui_says_what_is_predicted_in_a_field_of_its_own():
+    assert prediction_type("a", {"modelspec.predict_key": "v"}, second=True, asked=None) == "v_prediction"
+    assert prediction_type("a", {"modelspec.predict_key": "epsilon"}, second=True, asked=None) == "epsilon"
+    both = {"modelspec.predict_key": "epsilon", "modelspec.prediction_type": "v"}
+    assert prediction_type("a", both, second=True, asked=None) == "v_prediction"
+
+
+def test_comfyui_marks_v_prediction_with_an_empty_tensor(single_file, tmp_path):
+    save_file(load_file(single_file) | {"v_pred": np.zeros(0, np.float32)}, tmp_path / "marked.safetensors")
+    opened = open_checkpoint(tmp_path / "marked.safetensors", Source(config=demo.MODEL, prediction_type="v_prediction"))
+    assert opened.scheduler_config["prediction_type"] == "v_prediction"
+    save_file(load_file(single_file) | {"ztsnr": np.zeros(0, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="ztsnr"):  # another noise schedule, which is not read
+        open_checkpoint(tmp_path / "other.safetensors", Source(config=demo.MODEL))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_rounded_noise_schedules_are_the_usual_one(dtype):
+    assert "trained_betas" not in scheduler_config({"alphas_cumprod": ALPHAS.astype(dtype)}, "epsilon")
+    others = scheduler_config({"alphas_cumprod": (ALPHAS**1.1).astype(dtype)}, "epsilon")
+    assert len(others["trained_betas"]) == len(ALPHAS)
+
+
+def test_a_prediction_type_that_is_asked_for_counts_beside_a_config(single_file):
+    for asked, found in ((None, "epsilon"), ("v_prediction", "v_prediction")):
+        opened = open_checkpoint(single_file, Source(config=demo.MODEL, prediction_type=asked))
+        assert opened.scheduler_config["prediction_type"] == found
+
+
+def test_text_encoders_without_their_outer_name(single_file, tmp_path):
+    """As in NovelAI's file and those that descend from it."""
+    inner = "cond_stage_model.transformer."
+    tensors = {name.replace(f"{inner}text_model.", inner): value for name, value in load_file(single_file).items()}
+    with safe_open(single_file, "numpy") as file:
+        save_file(tensors, tmp_path / "short.safetensors", file.metadata())
+    found, wanted = (
+        open_checkpoint(path).parts["text_encoder"].tensors() for path in (tmp_path / "short.safetensors", single_file)
+    )
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_an_autoencoder_from_a_file_of_ours_has_its_config(single_file, tmp_path):
+    own = open_checkpoint(demo.MODEL).parts["vae"]
+    tensors = load_file(single_file) | {"first_stage_model.loss.logvar": np.zeros(1, np.float32)}
+    with safe_open(single_file, "numpy") as file:
+        save_file(tensors, tmp_path / "trained.safetensors", file.metadata())
+    for path in (single_file, tmp_path / "trained.safetensors"):
+        vae = open_checkpoint(demo.MODEL, Source(vae=path)).parts["vae"]
+        assert vae.config == own.config
+        assert vae.tensors().keys() == own.tensors().keys()
+
+
+def test_saving_into_a_folder_replaces_the_model_that_was_there(model, sd, tmp_path):
+    """Weights in Orbax's format, and the layer of metric E, are of the model before."""
+    convert(model, Source(), tmp_path / "used", "orbax", None)
+    (tmp_path / "used" / "memattn_jax.json").write_text(json.dumps({"entropy_site": sd.sites[0]}))
+    assert StableDiffusion.from_pretrained(tmp_path / "used").entropy_site == sd.sites[0]
+    bias = sd.unet.conv_out.bias
+    before = bias[...]
+    try:
+        bias[...] = before + 1
+        wanted = sd.fingerprint()
+        dataclasses.replace(sd, entropy_site=None).save_pretrained(tmp_path / "used")
+    finally:
+        bias[...] = before
+    loaded = StableDiffusion.from_pretrained(tmp_path / "used")
+    assert (loaded.fingerprint(), loaded.entropy_site) == (wanted, None)
+
+
+@pytest.mark.parametrize("rows", [-2, 2])
+def test_a_token_table_of_another_size_is_refused_with_an_embedding_too(rows, model, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    path = tmp_path / "model" / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("token_embedding.weight"))
+    tensors[name] = np.resize(tensors[name], (len(tensors[name]) + rows, tensors[name].shape[1]))
+    save_file(tensors, path)
+    save_file({"<new>": np.ones((1, tensors[name].shape[1]), np.float32)}, tmp_path / "new.safetensors")
+    with pytest.raises(InputError, match="token_embedding"):
+        StableDiffusion.from_pretrained(tmp_path / "model", embeddings=[tmp_path / "new.safetensors"])
