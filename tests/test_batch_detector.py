@@ -13,6 +13,7 @@ from memattn_jax.detectors.calibration.file import to_json
 from memattn_jax.detectors.calibration.fit import calibrate
 from memattn_jax.detectors.scorer import Scorer
 from memattn_jax.errors import InputError
+from memattn_jax.prompts.noise_seed import noise_seed
 from memattn_jax.runs import BatchDetector
 
 pytestmark = pytest.mark.slow
@@ -106,3 +107,19 @@ def test_wrong_columns(detector, columns, message):
 def test_wrong_settings(wrong):
     with pytest.raises(InputError, match=min(wrong)):
         BatchDetector("model", **wrong)
+
+
+def test_noise_of_each_prompt_is_that_of_the_command(model, sd, calibration, tmp_path):
+    """A calibration with separate noise for each prompt asks for it in batches too."""
+    own = dataclasses.replace(calibration[1], settings={**calibration[1].settings, "seed": None})
+    (tmp_path / "own.json").write_text(to_json(own))
+    found = BatchDetector(model, ["noise_norm"], calibration=tmp_path / "own.json", batch_size=4)({"prompt": PROMPTS})
+    seeds = [noise_seed(prompt, 0, 1) for prompt in PROMPTS]
+    expected = sd.detect(PROMPTS, ["noise_norm"], seeds=seeds, batch_size=4)["noise_norm"]
+    np.testing.assert_allclose(found["noise_norm"], expected, rtol=1e-5)
+
+
+def test_a_rate_of_no_verdicts_is_refused(model, calibration):
+    detector = BatchDetector(model, ["text_baseline"], calibration=calibration[0], fpr=0.1)
+    with pytest.raises(InputError, match=r"fpr=0.1: .* no scores of text_baseline"):
+        detector({"prompt": PROMPTS})

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from verb_runs import CLEAN, FAST, NEW, command, read
 from memattn_jax import Calibration, InputError, demo
 from memattn_jax.detectors import Scorer
 from memattn_jax.detectors.calibration.attention_excess import KINDS, CleanAttention, kinds, labels, listed
+from memattn_jax.detectors.calibration.conformal import threshold
 from memattn_jax.detectors.calibration.file import load_calibration, to_json
 from memattn_jax.detectors.calibration.fit import calibrate
 from memattn_jax.detectors.calibration.verdicts import fitting_rows
@@ -149,3 +151,31 @@ def test_the_built_in_model_has_thresholds(tmp_path):
     assert "noise_norm: 1 of 2 prompts over the threshold (*)" in printed
     assert any(line.startswith("memorized: 1 of 2 prompts, at --fpr 0.01: 0.0 expected") for line in printed)
     assert "[<" in printed[3] or "no token stands out" in printed[3]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_refused_leaves_the_calibration_that_is_there(calibrated, model, prompt_files, tmp_path):
+    shutil.copytree(calibrated, tmp_path / "out")
+    before = (tmp_path / "out" / "calibration.json").read_bytes()
+    (tmp_path / "other.txt").write_text("".join(f"{prompt} again\n" for prompt in CLEAN))
+    arguments = ("--model", model, "--calibrate", tmp_path / "other.txt", "--prompts", prompt_files / "new.txt")
+    status, _, errors = command("detect", *arguments, "--out", tmp_path / "out", *FAST)
+    assert (status, "other settings" in errors[-1]) == (2, True)
+    assert (tmp_path / "out" / "calibration.json").read_bytes() == before
+    (tmp_path / "out" / "report.html").write_text("of the run before")
+    status, _, _ = command("detect", *arguments, "--out", tmp_path / "out", "--overwrite", *FAST)
+    assert status == 0
+    assert (tmp_path / "out" / "calibration.json").read_bytes() != before
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["--fpr", "--fdr"])
+def test_a_rate_where_no_detector_judges_is_refused(option, calibrated, model, tmp_path):
+    inputs = ("--model", model, "--calibration", calibrated / "calibration.json", "--detectors", "text_baseline")
+    status, _, errors = command("detect", "a", *inputs, option, 0.3, "--out", tmp_path / "out")
+    assert (status, f"{option} sets the rate of verdicts" in errors[-1]) == (2, True)
+
+
+def test_a_rate_next_to_one_takes_the_lowest_clean_score():
+    assert threshold(np.arange(5.0), 1 - 1e-13) == 0

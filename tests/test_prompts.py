@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import random
 import sys
 import tracemalloc
@@ -269,3 +270,14 @@ def test_bad_files(tmp_path, name, content, message):
 def test_no_such_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
         read_prompts(tmp_path / "missing.txt")
+
+
+def test_a_files_name_that_is_not_utf_8_is_shown_as_text(tmp_path):
+    """In places and errors, which tables hold as UTF-8."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    path.write_text('prompt\na cat\n""\n')
+    for source in (path, tmp_path):
+        good, bad = stream_prompts(str(source))
+        assert good.place.encode()
+        assert bad.error.encode()
+        assert "caf\ufffd.csv" in good.place

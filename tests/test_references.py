@@ -216,3 +216,13 @@ def test_arrays_and_files_have_the_same_vectors(folder):
     found = embedded(folder, Colours())
     arrays = embed(Colours(), picture(0)[None])
     np.testing.assert_allclose(found.embeddings().vectors[0], arrays.vectors[0], atol=1e-7)
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(folder, tmp_path):
+    """A folder of pictures often is links to the parts of a data set."""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "part").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "links" / "twice").symlink_to(folder, target_is_directory=True)
+    (folder / "loop").symlink_to(tmp_path / "links", target_is_directory=True)
+    found = image_files([tmp_path / "links"])
+    assert [path.relative_to(tmp_path / "links" / "part").as_posix() for path in found] == sorted(SIZES)

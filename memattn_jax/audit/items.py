@@ -8,6 +8,7 @@ from typing import Any
 from memattn_jax.audit.evidence import Nearest, is_memorized
 from memattn_jax.audit.rates import FLAGGED
 from memattn_jax.audit.strata import stratum_of
+from memattn_jax.prompts.record import valid_text
 
 DIGITS = 6
 
@@ -53,7 +54,7 @@ class Facts:
         found = None if shot["file"] is None else self.nearest.get(self.images / shot["file"])
         if found is None or self.pictures is None:
             return {"nearest": None, "nearest_source": None}
-        inside = found.reference.relative_to(self.pictures).as_posix()
+        inside = valid_text(found.reference.relative_to(self.pictures).as_posix())
         return {"nearest": self.thumbnails[found.reference], "nearest_source": inside}
 
 

@@ -1,12 +1,12 @@
 """Calibration for `detect`: fit one, check that it matches the scorer, and derive the rule for verdicts."""
 
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memattn_jax.errors import InputError
+from memattn_jax.prompts.noise_seed import noise_seed
 from memattn_jax.text import counted
 
 if TYPE_CHECKING:
@@ -18,18 +18,10 @@ if TYPE_CHECKING:
 FPR = 0.01
 
 
-def noise_seed(prompt: str, first: int, probes: int) -> int:
-    """Seed of a prompt's first noise sample, derived from its text and the seed of the command line."""
-    return (zlib.crc32(prompt.encode()) + first) % (2**32 - probes)
-
-
-def fit(
-    scorer: "Scorer", prompts: Sequence[str], store: "Store", *, fpr: float | None, seed: int, batch_size: int
-) -> "Calibration":
-    """Scores clean prompts, writes calibration.json and returns it."""
+def fit(scorer: "Scorer", prompts: Sequence[str], *, fpr: float | None, seed: int, batch_size: int) -> "Calibration":
+    """Scores clean prompts."""
     from tqdm import tqdm
 
-    from memattn_jax.detectors.calibration.file import to_json
     from memattn_jax.detectors.calibration.fit import calibrate
     from memattn_jax.detectors.scorer import score_batches
     from memattn_jax.sharding.placement import rows_multiple
@@ -48,12 +40,19 @@ def fit(
                 found[-1].append(detection)
                 bar.update(len(detection.prompts))
     calibration = calibrate(scorer, found[0], FPR if fpr is None else fpr, *found[1:])
-    store.write("calibration.json", to_json(calibration).encode())
     if len(clean) > (kept := len(next(iter(calibration.scores.values())))):
         warnings.warn(
             f"left out {counted(len(clean) - kept, 'clean prompt')} with a score that is not finite", stacklevel=1
         )
     return calibration
+
+
+def write_calibration(calibration: "Calibration", store: "Store") -> None:
+    """Writes calibration.json."""
+    from memattn_jax.detectors.calibration.file import to_json
+
+    store.write("calibration.json", to_json(calibration).encode())
+    print(f"calibration.json in {store}")
 
 
 def checked(scorer: "Scorer", given: "Calibration | None", *, asked_for: bool) -> "Calibration | None":
@@ -76,8 +75,12 @@ def rule_of(scorer: "Scorer", calibration: "Calibration | None", fpr: float | No
 
     joint = None if calibration is None else calibration.joint(scorer.judging)
     if joint is None or calibration is None:
-        if calibration is None and (fpr, fdr) != (None, None):
-            raise InputError(f"--{'fpr' if fdr is None else 'fdr'} needs clean prompts: --calibration FILE")
+        if (fpr, fdr) != (None, None):
+            option = "--fpr" if fdr is None else "--fdr"
+            if calibration is None:
+                raise InputError(f"{option} needs clean prompts: --calibration FILE")
+            names = ", ".join(scorer.detectors)
+            raise InputError(f"{option} sets the rate of verdicts, and there is none by {names}: no clean scores of it")
         return None
     if others := [name for name in scorer.judging if name not in joint.names]:
         warnings.warn(

@@ -7,11 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memattn_jax import demo
-from memattn_jax.commands.calibrating import checked, fit, noise_seed, print_thresholds, rule_of
+from memattn_jax.commands.calibrating import checked, fit, print_thresholds, rule_of, write_calibration
 from memattn_jax.commands.command import FORMAT
 from memattn_jax.commands.detect_options import Options
 from memattn_jax.commands.options import chosen_steps, names_of
 from memattn_jax.prompts import Prompt, as_text, read_prompts
+from memattn_jax.prompts.noise_seed import noise_seed
+from memattn_jax.prompts.record import valid_text
 from memattn_jax.registries import DETECTORS
 from memattn_jax.runs.versions import versions
 from memattn_jax.text import counted
@@ -163,7 +165,7 @@ def score_log(
     """
     from memattn_jax.report.carried import Carried
     from memattn_jax.report.detection import Ground, detection_rows, detection_schema
-    from memattn_jax.report.findings import VERDICTS, Findings
+    from memattn_jax.report.findings import LAST, Findings
     from memattn_jax.runs.progress import Progress
     from memattn_jax.runs.ray_engine import RayActors
     from memattn_jax.runs.run import batches, fill_up, run
@@ -172,20 +174,23 @@ def score_log(
     from memattn_jax.sharding.placement import rows_multiple
 
     scorer = make_scorer(sd, options, given)
+    fitted = None
     if options.calibrate is None:
         calibration = checked(scorer, given, asked_for=options.calibration is not None)
     else:
         clean = list(map(as_text, read_prompts(str(options.calibrate), options.column)))
-        calibration = fit(scorer, clean, store, fpr=options.fpr, seed=options.seed or 0, batch_size=options.batch_size)
+        calibration = fitted = fit(
+            scorer, clean, fpr=options.fpr, seed=options.seed or 0, batch_size=options.batch_size
+        )
     rule = rule_of(scorer, calibration, options.fpr, options.fdr)
     for name, detector in scorer.detectors.items():
         if site := getattr(detector, "site", None):
             print(f"{name} reads {site}")
-    if options.calibrate is not None:
-        if rule is not None:
-            print_thresholds(rule)
-        print(f"calibration.json in {store}")
+    if options.calibrate is not None and rule is not None:
+        print_thresholds(rule)
     if log is None:
+        if fitted is not None:
+            write_calibration(fitted, store)
         return None
     carried = Carried(detection_schema(tuple(scorer.detectors), scorer.attribute), options.kept, sd.tokenizer)
     table = ShardedTable(
@@ -196,10 +201,13 @@ def score_log(
         process=part[0],
         processes=part[1],
     )
-    source = {"model": options.model_name, "prompts": options.prompts}
+    source = {"model": options.model_name, "prompts": options.prompts and valid_text(options.prompts)}
     table.claim(source | {"versions": versions()}, overwrite=options.overwrite)
-    if options.overwrite and VERDICTS in store.names():
-        store.remove(VERDICTS)
+    if fitted is not None:  # not before: a run that is refused leaves the one that is there
+        write_calibration(fitted, store)
+    if options.overwrite:
+        for name in LAST & set(store.names()):  # of the run that is replaced
+            store.remove(name)
     progress = Progress("prompt", log.total)
     ground = Ground(rule, None if calibration is None else calibration.attention, sd.tokenizer, scorer.read_site)
     padded = rows_multiple(log.batch, sd.mesh)

@@ -70,10 +70,10 @@ def check_scores(
     sd: "StableDiffusion", folder: Path, audit: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
 ) -> None:
     """Scores lines again; raises InputError that names the row whose score is another."""
-    from memattn_jax.commands.calibrating import noise_seed
     from memattn_jax.detectors import Scorer
     from memattn_jax.detectors.calibration import load_calibration
     from memattn_jax.detectors.scorer import named_detectors, score_batches
+    from memattn_jax.prompts.noise_seed import noise_seed
 
     calibration = load_calibration(folder / "detection" / "calibration.json")
     settings = dict(calibration.settings)

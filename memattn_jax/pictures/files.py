@@ -15,7 +15,7 @@ from memattn_jax.pictures.skipped import UnusableError
 def image_files(places: Iterable[Path | str]) -> list[Path]:
     """The files that are named, and those with an image's ending in the folders that are, at any depth; sorted.
 
-    Hidden files and folders are left out.
+    Hidden files and folders are left out. Links to folders are followed, and each real folder is visited once.
 
     Raises:
       FileNotFoundError: no such file or folder.
@@ -29,8 +29,13 @@ def image_files(places: Iterable[Path | str]) -> list[Path]:
         if not place.is_dir():
             raise FileNotFoundError(f"no such file or folder: {place}")
         inside = []
-        for folder, folders, names in os.walk(place):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+        entered: set[str] = set()
+        for folder, folders, names in os.walk(place, followlinks=True):
+            if (real := os.path.realpath(folder)) in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             inside += [Path(folder, name) for name in names if name.lower().endswith(ENDINGS) and name[0] != "."]
         if not inside:
             raise InputError(f"{place}: no images; expected files such as .png, .jpg or .webp, here or in its folders")

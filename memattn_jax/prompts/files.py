@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from memattn_jax.errors import InputError
-from memattn_jax.prompts.record import Wanted
+from memattn_jax.prompts.record import Wanted, valid_text
 from memattn_jax.storage import is_local, open_filesystem
 from memattn_jax.text import counted, printable
 
@@ -69,10 +69,11 @@ def find_files(source: str, wanted: Wanted) -> list[Source]:
         if format_of(source) is None:
             suffix = printable("".join(Path(source).suffixes[-2:]), 20)
             raise InputError(f"{source}: unknown prompt format {suffix!r}; expected {SUFFIXES}, optionally with .gz")
-        return [Source(filesystem, root, source)]
+        return [Source(filesystem, root, valid_text(source))]
     root, prefix = root.rstrip("/"), source.rstrip("/")
     found = sorted(path.removeprefix(f"{root}/") for path in walk(filesystem, root, prefix, wanted, set()))
-    files = [Source(filesystem, f"{root}/{name}", f"{prefix}/{name}") for name in found if format_of(name) is not None]
+    read = [name for name in found if format_of(name) is not None]
+    files = [Source(filesystem, f"{root}/{name}", valid_text(f"{prefix}/{name}")) for name in read]
     if not files:
         raise InputError(f"{source}: no prompt files in this folder; expected {SUFFIXES}, optionally with .gz")
     others = [name for name in found if format_of(name) is None and not name.rsplit("/", 1)[-1].startswith("_")]

@@ -87,9 +87,14 @@ def judge(value: Any, place: str, kept: Kept = ()) -> Prompt:
     return Prompt(value, None, place, kept)
 
 
+def valid_text(value: str) -> str:
+    """Without lone surrogates, which become U+FFFD: those of a file's name that is not UTF-8, or of JSON escapes."""
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def shown(value: str | None) -> str | None:
-    """A kept value as valid text; lone surrogates become U+FFFD."""
-    return None if value is None else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """A kept value as valid text."""
+    return None if value is None else valid_text(value)
 
 
 def kind(value: Any) -> str:

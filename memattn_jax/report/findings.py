@@ -33,6 +33,7 @@ NAMED = 2  # statistics that a warning names, where prompts differ from the cali
 SAMPLED = 2000  # prompts that are compared with the calibration's
 AT_ONCE = 4096  # rows in memory
 VERDICTS = "_verdicts.parquet"  # the underscore hides it from readers that take the folder as one data set
+LAST = {VERDICTS, "results.jsonl", "report.html"}  # what a run writes beside its table once all rows are there
 VERDICT_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64()),

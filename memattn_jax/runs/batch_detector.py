@@ -13,6 +13,7 @@ from memattn_jax.detectors.calibration.verdicts import Rule
 from memattn_jax.detectors.scorer import DEFAULT, Scorer, named_detectors
 from memattn_jax.errors import InputError
 from memattn_jax.pipeline import StableDiffusion
+from memattn_jax.prompts.noise_seed import noise_seed
 from memattn_jax.prompts.record import judge
 from memattn_jax.text import printable
 
@@ -82,6 +83,8 @@ class BatchDetector:
         calibration = load_calibration(Path(self.calibration))
         scorer = calibrated(sd, self.detectors, calibration)
         joint = calibration.joint(scorer.judging)
+        if joint is None and self.fpr is not None:
+            raise InputError(f"fpr={self.fpr}: the calibration has no scores of {', '.join(scorer.detectors)}")
         return scorer, None if joint is None else Rule(joint, calibration.fpr if self.fpr is None else self.fpr)
 
     def __call__(self, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +112,8 @@ class BatchDetector:
         for first in range(0, len(good), self.batch_size):
             rows = good[first : first + self.batch_size]
             texts = [prompts[row].text for row in rows]
-            detection = scorer(texts + texts[-1:] * (self.batch_size - len(texts)))
+            texts += texts[-1:] * (self.batch_size - len(texts))
+            detection = scorer(texts, [noise_seed(text, 0, scorer.probes) for text in texts])
             for name, scores in detection.scores.items():
                 found[name][rows] = np.asarray(scores)[: len(rows)]
         errors: list[str | None] = [prompt.error for prompt in prompts]

@@ -43,7 +43,7 @@ def threshold(clean: np.ndarray, level: float) -> float:
       clean: clean scores in ascending order, float [clean].
       level: in (0, 1).
     """
-    allowed = math.floor(level * (1 + len(clean)) * (1 + ROUNDING)) - 1
+    allowed = min(math.floor(level * (1 + len(clean)) * (1 + ROUNDING)), len(clean)) - 1
     return math.inf if allowed < 0 else float(clean[-1 - allowed])
 
 
