@@ -9,6 +9,7 @@ from PIL import Image
 from memattn_jax.audit.evidence import Nearest, is_memorized
 from memattn_jax.audit.heatmaps import shown_tokens
 from memattn_jax.audit.masks import write_masks
+from memattn_jax.commands.audit import read_sources
 from memattn_jax.commands.audit_options import Options
 from memattn_jax.errors import InputError
 from memattn_jax.storage import Store
@@ -69,3 +70,13 @@ def test_masks_show_where_the_copy_is(tmp_path):
     assert mask.shape == (64, 96)
     assert mask[:, :40].min() > 250
     assert mask[:, 60:].max() < 20
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_an_unreadable_record_stops_no_audit(folder, tmp_path):
+    """In a folder as little as in a file."""
+    (tmp_path / "logs").mkdir()
+    path = tmp_path / "logs" / "log.jsonl"
+    path.write_text('{"prompt": "a cat"}\n{"prompt": 7}\n{"prompt": "a dog"}\n')
+    log = read_sources(Options(prompts=str(path.parent if folder else path)))["log"]
+    assert log["hashed"] == ("prompts" if folder else "file")

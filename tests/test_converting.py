@@ -130,3 +130,15 @@ def test_damaged_orbax(converted, tmp_path):
     orbax_part.write_orbax(folder / "vae" / "orbax", [("encoder.wings", np.zeros(2, np.float32))])
     with pytest.raises(InputError, match=r"unexpected encoder\.wings"):
         StableDiffusion.from_pretrained(folder)
+
+
+def test_a_destination_has_a_name_and_may_be_a_link(converted, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in (".", "/", ".."):
+        assert run(demo.MODEL, place, "--overwrite") == 2
+        assert "name the file or folder to write" in capsys.readouterr().err
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk", target_is_directory=True)
+    assert run(demo.MODEL, "link") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert tensors(tmp_path / "disk").keys() == tensors(converted["diffusers"]).keys()

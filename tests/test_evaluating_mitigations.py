@@ -17,8 +17,10 @@ from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations, ma
 from memattn_jax.commands.mitigating import describe as describe_fields
 from memattn_jax.commands.naming import named_mitigations
 from memattn_jax.demo.objects import Classifier, ObjectsFound, save_classifier
+from memattn_jax.evaluation.adversarial import Attack, optimise_embeddings
 from memattn_jax.evaluation.mitigated import Prompts, Sampled, describe, sample_prompts
 from memattn_jax.evaluation.shares import bootstrap_interval, frechet_distance, share_interval
+from memattn_jax.mitigations import Mitigation
 from memattn_jax.registries import MITIGATIONS
 from memattn_jax.runs.parts import Part, Parts
 from memattn_jax.storage import Store
@@ -278,3 +280,10 @@ def test_an_embedding_of_textual_inversion_needs_no_mitigation(tmp_path):
     """Detectors are evaluated with it, too: the file is looked for."""
     with pytest.raises(InputError, match="no such file"):
         evaluate.Options(out=tmp_path, embedding=(str(tmp_path / "none.safetensors"),)).check()
+
+
+def test_what_has_no_loss_is_refused(matrices):
+    other = dataclasses.replace(matrices, scheduler_config={**matrices.scheduler_config, "prediction_type": "sample"})
+    pictures = np.zeros((1, 8, 8, 3), np.uint8)
+    with pytest.raises(InputError, match="no loss for prediction_type 'sample'"):
+        optimise_embeddings(other, ["a"], pictures, Mitigation(), Attack(), {"steps": 2})

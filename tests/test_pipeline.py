@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from memattn_jax import StableDiffusion, pipeline
+from memattn_jax import InputError, StableDiffusion, pipeline
 from memattn_jax.commands.model_options import ModelOptions
 from memattn_jax.diffusion import model as networks
 from memattn_jax.sharding.placement import take_rows
@@ -132,3 +132,9 @@ def test_the_built_in_model_keeps_the_dtype_of_its_thresholds():
     assert ModelOptions().model_dtype == "float32"
     assert ModelOptions(model="folder").model_dtype is None
     assert ModelOptions(dtype="bfloat16").model_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["seed", "options", "model"])
+def test_fields_that_detect_fills_itself_are_no_settings(matrices, name):
+    with pytest.raises(InputError, match=f"setting of detect '{name}'"):
+        matrices.detect(["a"], "noise_norm", **{name: 1})

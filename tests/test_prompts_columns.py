@@ -120,3 +120,21 @@ def test_a_column_to_keep_that_is_not_there(tmp_path, name, message):
         path.write_text({"p.csv": "id,prompt\n1,a\n", "p.jsonl": '{"id":1,"prompt":"a"}\n', "p.txt": "a\n"}[name])
     with pytest.raises(InputError, match=message):
         next(stream_prompts(path, keep=("usr",)))
+
+
+def test_nested_columns_hold_what_python_has_no_type_for(tmp_path):
+    """Nanoseconds, years after 9999, bytes, and text that is not UTF-8: one such value ends no run."""
+    nanoseconds = pa.array([{"t": [1600000000000000001]}], pa.struct([("t", pa.list_(pa.timestamp("ns")))]))
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xffo")])
+    columns = {
+        "prompt": ["a cat"],
+        "times": nanoseconds,
+        "years": pa.array([[10**7]], pa.list_(pa.date32())),
+        "bytes": [[b"ok"]],
+        "text": pa.StructArray.from_arrays([broken], ["k"]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    (record,) = stream_prompts(tmp_path / "p.parquet", keep=("times", "years", "bytes", "text"))
+    times, *others = record.kept
+    assert times == '{"t": ["2020-09-13 12:26:40.000000001"]}'
+    assert others == ['["29349-01-26"]', '["ok"]', '{"k": "\ufffdo"}']

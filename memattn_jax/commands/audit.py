@@ -9,7 +9,7 @@ finished audit.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +18,7 @@ from memattn_jax.commands.audit_options import Options
 from memattn_jax.commands.command import FORMAT, run_command
 from memattn_jax.commands.mitigating import make_mitigation
 from memattn_jax.pictures.files import image_files
-from memattn_jax.prompts import read_prompts
+from memattn_jax.prompts import read_prompts, stream_prompts
 from memattn_jax.text import counted
 
 if TYPE_CHECKING:
@@ -74,13 +74,21 @@ def read_sources(options: Options) -> dict[str, Any]:
     """The blocks of audit.json on prompts and training images; raises InputError where one cannot be read."""
     from memattn_jax.audit.folder import digest_of_all, digest_of_prompts, file_digest
 
-    def block(source: str | None, own: Sequence[str], about: dict[str, Any]) -> dict[str, Any]:
+    def block(
+        source: str | None, own: Sequence[str], read: Callable[[str], Iterable[str]], about: dict[str, Any]
+    ) -> dict[str, Any]:
         if source is not None and Path(source).is_file():
             found = {"source": source, "sha256": file_digest(Path(source)), "hashed": "file"}
         else:
-            texts = own if source is None else read_prompts(source, options.column)
+            texts = own if source is None else read(source)
             found = {"source": source or "built-in", "sha256": digest_of_prompts(texts), "hashed": "prompts"}
         return found | {"prompts": 0, "unreadable": 0, "kind_column": None} | about
+
+    def good_prompts(source: str) -> list[str]:
+        return read_prompts(source, options.column)
+
+    def every_record(source: str) -> Iterator[str]:  # unreadable ones are counted, and stop no audit
+        return (record.text for record in stream_prompts(source, options.column))
 
     from memattn_jax.commands.auditing import built_in_log
 
@@ -92,8 +100,8 @@ def read_sources(options: Options) -> dict[str, Any]:
         log = named | {"kind_column": "kind"}
     own_clean = demo.clean_prompts() if options.clean is None else []
     found: dict[str, Any] = {
-        "log": block(options.prompts, [record.text for record in records], log),
-        "clean": block(options.clean, own_clean, named if options.clean is None else clean),
+        "log": block(options.prompts, [record.text for record in records], every_record, log),
+        "clean": block(options.clean, own_clean, good_prompts, named if options.clean is None else clean),
         "training_pictures": None,
     }
     found["clean"]["prompts"] = len(own_clean or read_prompts(str(options.clean), options.column))

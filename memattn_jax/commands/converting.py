@@ -17,6 +17,8 @@ CONTAINERS = ("diffusers", "single-file", "orbax")
 
 def check_destination(path: Path, container: str, overwrite: bool) -> None:
     """Raises InputError or OSError where the checkpoint cannot be written, before any work is done."""
+    if path.name in ("", ".."):
+        raise InputError(f"{printable(str(path), 80)}: name the file or folder to write, such as ./model")
     if container == "single-file" and (path.is_dir() or path.suffix != ".safetensors"):
         raise InputError(f"{printable(str(path), 80)}: a single file's name ends in .safetensors")
     if container != "single-file" and path.is_file():
@@ -67,6 +69,7 @@ def convert(model: str | Path, source: "Source", destination: Path, container: s
     from memattn_jax.checkpoints.writing.parts import checked_tensors
     from memattn_jax.checkpoints.writing.single_file import write_single_file
 
+    destination = destination.resolve()  # what a link points to is replaced, and the link stays
     checkpoint, tokenizer = opened(model, source)
     tensors = checked_tensors(checkpoint, as_dtype(dtype))
     partial = destination.with_name(f".{destination.name}.partial")

@@ -47,7 +47,7 @@ def make_scorer(
 ) -> Scorer:
     """A scorer with its own settings and those of the detectors that are named."""
     seed = None if np.ndim(seeds) else int(seeds)  # type: ignore[arg-type]
-    own = {field.name for field in fields(Scorer) if field.init}
+    own = {field.name for field in fields(Scorer) if field.init} - {"model", "detectors", "seed", "latents", "options"}
     options = {name: value for name, value in settings.items() if name not in own}
     given = (detectors,) if isinstance(detectors, str) or hasattr(detectors, "needs") else tuple(detectors)
     known = {
@@ -57,6 +57,6 @@ def make_scorer(
         for option in options_of(load(DETECTORS[name][1]))
     }
     for name in options:
-        check_name("setting of detect", name, (*own - {"model", "detectors", "calibrating"}, *known))
+        check_name("setting of detect", name, (*own - {"calibrating"}, *known))
     scoring = {name: value for name, value in settings.items() if name in own}
     return Scorer(model, detectors, seed, latents=latents, options=options, **scoring)

@@ -26,6 +26,7 @@ from memattn_jax.diffusion.noise import fold, row_keys
 from memattn_jax.diffusion.run import change_weights, plan_run, read_rows, sample
 from memattn_jax.diffusion.sampling import start_run
 from memattn_jax.diffusion.settings import Settings
+from memattn_jax.errors import InputError
 from memattn_jax.evaluation.shares import share_interval
 from memattn_jax.interceptors import Interceptor, for_rows
 from memattn_jax.keys import draw_rows, fixed_draws
@@ -34,6 +35,7 @@ from memattn_jax.pytree import as_arrays, as_pytree
 from memattn_jax.schedulers import Row, SchedulerConfig, alphas_cumprod, make_schedule
 
 TEXT_HOOKS = ("prompts", "tokens", "alternatives")
+TARGETS = ("epsilon", "v_prediction")  # what a UNet may predict
 
 
 class Attack(NamedTuple):
@@ -99,6 +101,8 @@ def optimise_embeddings(
     plan = plan_run(model, rows, schedule, settings, traced)[0]
     state = start_run(plan)[2]
     config = SchedulerConfig.from_json(model.scheduler_config, "ddim")
+    if config.prediction_type not in TARGETS:
+        raise InputError(f"the adversarial test has no loss for prediction_type {config.prediction_type!r}")
     target = Target(
         change_weights(traced, model.unet) if overrides(mitigation, "weights") else model.unet,
         traced,

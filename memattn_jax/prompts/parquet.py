@@ -94,14 +94,20 @@ def values_of(batch: Any, column: Column) -> Any:
 
 
 def as_python(value: Any) -> Any:
-    """The value of an Arrow scalar; text that is not UTF-8 becomes bytes."""
+    """The value of an Arrow scalar; text that is not UTF-8 becomes bytes, a time that Python has no type for text."""
     try:
         return value.as_py()
     except UnicodeDecodeError:
-        if isinstance(value, pa.DictionaryScalar):
-            return as_python(value.value)
-        inner = getattr(value, "values", None)
-        return value.as_buffer().to_pybytes() if inner is None else [as_python(each) for each in inner]
+        if hasattr(value, "as_buffer"):
+            return value.as_buffer().to_pybytes()
+    except (ValueError, OverflowError):
+        if pa.types.is_temporal(value.type):
+            return value.cast(pa.string()).as_py()
+    if isinstance(value, pa.DictionaryScalar):
+        return as_python(value.value)
+    if isinstance(value, pa.StructScalar):
+        return {value.type.field(place).name: as_python(value[place]) for place in range(value.type.num_fields)}
+    return [as_python(each) for each in value.values]
 
 
 def as_texts(values: Any) -> list[str | None]:
@@ -118,4 +124,6 @@ def as_text(value: Any) -> str | None:
         return value
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(
+        value, ensure_ascii=False, default=lambda part: as_text(part) if type(part) is bytes else str(part)
+    )

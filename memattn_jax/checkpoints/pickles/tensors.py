@@ -56,12 +56,16 @@ def is_size(number: Any) -> bool:
     return type(number) is int and 0 <= number < 2**60
 
 
-def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, dtype: np.dtype | None = None) -> Any:
+def rebuild_tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: np.dtype | None = None
+) -> Any:
     """A tensor: a view of its storage, counted in elements; None while the storage has no data.
 
     Raises:
-      ValueError: it leaves its storage.
+      ValueError: it leaves its storage, or is stored negated or conjugated.
     """
+    if any(type(kept) is dict and kept.keys() & {"neg", "conj"} for kept in rest):  # beside gradient and hooks
+        raise ValueError("a tensor is stored negated or conjugated; clone() it before it is saved")
     if type(storage) is not Storage or type(shape) is not tuple or type(strides) is not tuple:
         raise ValueError("a tensor's storage or shape is damaged")
     if len(shape) != len(strides) or len(shape) > AXES or not all(map(is_size, (offset, *shape, *strides))):
@@ -81,9 +85,9 @@ def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any,
 
 
 def rebuild_any_dtype(
-    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
 ) -> Any:
     """A tensor of a dtype that no class of storages has, such as uint16."""
     if type(dtype) is not Global or dtype.name not in DTYPES:
         raise ValueError("a tensor's dtype is damaged")
-    return rebuild_tensor(storage, offset, shape, strides, dtype=DTYPES[dtype.name])
+    return rebuild_tensor(storage, offset, shape, strides, *rest, dtype=DTYPES[dtype.name])
