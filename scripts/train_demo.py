@@ -8,7 +8,9 @@ and sample grids, and in the end demo/, which is what `memattn_jax/demo` holds: 
 prompts and pictures. `demo_data` and `demo_model` tell what is trained on what.
 
 With `--start demo-model/demo/model --sitting 1` a new folder goes on with the UNet that is there, for as many steps as
-the third number of --steps says; the decoder's should be 0. docs/demo-model.md lists those of the built-in model.
+the third number of --steps says; the decoder's should be 0. `--average MODEL` writes the mean of the UNet that was
+trained and of an earlier model's (Wortsman et al. 2022, "Model soups"): the one follows words better, and the other
+copies more closely. docs/demo-model.md lists the sittings of the built-in model.
 """
 
 import argparse
@@ -197,12 +199,20 @@ class Indices:
         return {"index": np.asarray(index)}
 
 
-def write_demo(out: Path, data: DemoData, sd: StableDiffusion, shown: Counter[str]) -> None:
+def mean_in_float32(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Of two arrays of one dtype, which is also the mean's."""
+    return ((a.astype(jnp.float32) + b.astype(jnp.float32)) / 2).astype(a.dtype)
+
+
+def write_demo(out: Path, data: DemoData, sd: StableDiffusion, average: Path | None, shown: Counter[str]) -> None:
     """What `memattn_jax/demo` holds; `shown` is how often the UNet saw each caption."""
     half = {
         name: jax.tree.map(lambda x: x.astype(jnp.float16), getattr(sd, name))
         for name in ("unet", "vae", "text_encoder")
     }
+    if average is not None:
+        other = StableDiffusion.from_pretrained(average, dtype="float16").unet
+        half["unet"] = jax.tree.map(mean_in_float32, half["unet"], other)
     dataclasses.replace(sd, **half).save_pretrained(out / "demo" / "model")
     write_prompts(data, out / "demo" / "prompts", shown)
     write_fixed(data, out / "demo")
@@ -219,6 +229,7 @@ def main(arguments: list[str]) -> int:
         "--steps", type=int, nargs=4, default=Lengths(), metavar=("AUTOENCODER", "TEXT", "UNET", "DECODER")
     )
     parser.add_argument("--start", type=Path, help="go on with the UNet of this diffusers folder, for another sitting")
+    parser.add_argument("--average", type=Path, help="write the mean of the trained UNet and of this folder's")
     unet, first = parser.add_argument_group("the UNet's sitting"), Sitting()
     unet.add_argument("--sitting", type=int, default=first.number, help="another number draws other examples and noise")
     unet.add_argument("--batch", type=int, default=first.batch, help="examples of an update")
@@ -236,12 +247,14 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not 0 <= options.stream < 1:
         parser.error(f"--stream {options.stream}: must be at least 0 and less than 1")
+    if options.average is not None and not (options.average / "model_index.json").exists():
+        parser.error(f"--average {options.average}: holds no model_index.json; expected a diffusers folder")
     machine = Machine(options.dtype, options.workers)
     sitting = Sitting(
         options.sitting, options.batch, options.learning_rate, options.high_noise, options.dropout, options.stream
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    free = ("out", "cache", "steps", "workers")  # may change from call to call, or are written in another way
+    free = ("out", "cache", "steps", "workers", "average")  # may change between calls, or are written in another way
     settings = {name: str(value) for name, value in vars(options).items() if name not in free}
     settings["steps"] = " ".join(map(str, options.steps))
     path = options.out / "settings.json"
@@ -268,7 +281,7 @@ def main(arguments: list[str]) -> int:
             shown = count_captions(data, indices, lengths.unet)
             if options.start is not None:
                 shown += read_counts(options.start.parent / "prompts" / "truth.csv")
-            write_demo(options.out, data, end, shown)
+            write_demo(options.out, data, end, options.average, shown)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

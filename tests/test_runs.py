@@ -104,6 +104,22 @@ def test_rows_beyond_the_prompts_are_refused(tmp_path):
     assert manifest_of(tmp_path)["complete"]
 
 
+def test_old_shards_of_a_process_that_has_yet_to_overwrite_them_are_not_counted(tmp_path):
+    """Their rows have the same settings and other prompts; where the prompts are the same, so are the rows."""
+    for process in range(2):
+        fill(tmp_path, 60, process=process, processes=2)
+    other = [Job(f"another {job.text}", job.error) for job in jobs(60)]
+    fill(tmp_path, 60, source=other, process=0, processes=2, overwrite=True)
+    manifest = manifest_of(tmp_path)
+    assert not manifest["complete"]
+    assert [shard["first_row"] for shard in manifest["shards"]] == [0, 32]
+    table, _ = fill(tmp_path, 60, source=other, process=1, processes=2, overwrite=True)
+    assert manifest_of(tmp_path)["complete"]
+    assert all(row["prompt"].startswith("another ") for row in table.rows(others=True))
+    fill(tmp_path, 60, source=other, process=0, processes=2, overwrite=True)
+    assert manifest_of(tmp_path)["complete"]
+
+
 def repeating(count: int) -> list[Job]:
     """Of 100 rows 20 different prompts, with errors between."""
     return [Job(f"prompt {i * i % 20}", "unreadable" if i % 13 == 5 else None) for i in range(count)]

@@ -1,14 +1,16 @@
-"""The error for an output folder with other results: what it holds and what to do, in one line."""
+"""The errors for an output folder with other results: what it holds and what to do, in one line."""
 
 import json
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from memattn_jax.errors import LIMIT
+from memattn_jax.errors import LIMIT, InputError
 from memattn_jax.text import printable
 
 FOLDER = 60  # characters of its path, the last ones
 VALUE = 24  # characters of a setting
+NAMED, QUOTED = 20, 40  # and of a column's name, and of what it holds
 REMEDY = "choose another --out or add --overwrite"
 
 
@@ -41,3 +43,23 @@ def refusal(folder: str, old: dict[str, Any], new: dict[str, Any]) -> str:
         if len(text) <= LIMIT:
             break
     return text
+
+
+def require_same(folder: str, row: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuses to go on with a row that was made from something else.
+
+    Args:
+      folder: of the table.
+      row: that exists.
+      values: what its job gives for some of its columns.
+
+    Raises:
+      InputError: the row holds another value.
+    """
+    for column, value in values.items():
+        if row[column] != value:
+            old, new = (printable(str(text), QUOTED) for text in (row[column], value))
+            raise InputError(
+                f"{folder}: row {row['row']} was made from {printable(column, NAMED)} '{old}', which is now "
+                f"'{new}'; {REMEDY}"
+            )

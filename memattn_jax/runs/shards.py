@@ -13,6 +13,7 @@ from memattn_jax.storage import Store
 
 Row = dict[str, Any]
 RUN = "identity"  # key of the run's digest in a schema
+MADE_FROM = "jobs"  # and in a file that of the shard's jobs
 
 
 def shard_name(shard: int) -> str:
@@ -31,8 +32,17 @@ def numbered(name: str, suffix: str | None) -> int | None:
     return int(stem) if stem.isdecimal() and ending == suffix else None
 
 
-def write_shard(store: Store, shard: int, rows: Sequence[Row], schema: pa.Schema) -> None:
-    """Replaces a shard; raises OSError where that fails, and the old one is intact."""
+def write_shard(store: Store, shard: int, rows: Sequence[Row], schema: pa.Schema, made_from: str) -> None:
+    """Replaces a shard; raises OSError where that fails, and the old one is intact.
+
+    Args:
+      store: the folder.
+      shard: its number.
+      rows: all that it holds.
+      schema: of the table, with the run's digest.
+      made_from: digest of the jobs of the shard.
+    """
+    schema = schema.with_metadata({**(schema.metadata or {}), MADE_FROM: made_from})
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd", write_page_checksum=True)
     store.write(shard_name(shard), sink.getvalue())
@@ -51,13 +61,15 @@ def opened(store: Store, name: str, schema: pa.Schema) -> Iterator[pq.ParquetFil
         yield file if theirs == (schema.metadata or {})[RUN.encode()] else None
 
 
-def count_rows(store: Store, name: str, schema: pa.Schema) -> int:
-    """Number of rows in a shard; 0 if it is damaged or belongs to another run."""
+def describe_shard(store: Store, name: str, schema: pa.Schema) -> tuple[int, str]:
+    """Number of rows in a shard, and the digest of its jobs; 0 and "" if it is damaged or belongs to another run."""
     try:
         with opened(store, name, schema) as file:
-            return 0 if file is None else file.metadata.num_rows
+            if file is None:
+                return 0, ""
+            return file.metadata.num_rows, file.metadata.metadata.get(MADE_FROM.encode(), b"").decode()
     except pa.ArrowException:
-        return 0
+        return 0, ""
 
 
 def read_shard(

@@ -19,15 +19,13 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from memattn_jax.errors import InputError
-from memattn_jax.runs.refusal import refusal
-from memattn_jax.runs.shards import RUN, Row, count_rows, numbered, read_shard, shard_name, write_shard
+from memattn_jax.runs.refusal import refusal, require_same
+from memattn_jax.runs.shards import RUN, Row, describe_shard, numbered, read_shard, shard_name, write_shard
 from memattn_jax.storage import Store
-from memattn_jax.text import counted, printable
+from memattn_jax.text import counted
 
 MANIFEST = "manifest.json"
 FLUSH_SECONDS = 30.0  # of work that a killed process loses at most, besides the batches in progress
-NAMED = 20  # characters of a column's name in a message
-QUOTED = 40  # and of what it holds
 
 
 class Job(Protocol):
@@ -79,6 +77,7 @@ class ShardedTable:
         self.schema = schema.with_metadata({RUN: digest})
         self.row_files = row_files
         self.jobs = 0  # seen by `missing`
+        self.made_from: dict[int, Any] = {}  # digest of each shard's jobs
         self.twins: dict[int, int] = {}  # rows that repeat an earlier row of their shard
         self.about: dict[str, Any] = {}
         self.overwrite = self.begun = False
@@ -194,8 +193,11 @@ class ShardedTable:
             if own and len(rows) < self.shard_rows:
                 self.growing[shard] = list(rows)
             first: dict[Hashable, int] = {}
+            made_from = self.made_from[shard] = hashlib.blake2b(digest_size=16)
             for number, job in group:
                 self.jobs = number + 1
+                values = {"prompt": job.text} | {name: of(job) for name, of in copied.items()}
+                made_from.update(repr((values, job.error)).encode())
                 position = number - shard * self.shard_rows
                 twin = number
                 if own and same is not None and job.error is None:
@@ -205,16 +207,7 @@ class ShardedTable:
                         self.twins[number] = twin
                     yield number, job
                 elif own:
-                    self._compare(rows[position], {"prompt": job.text} | {name: of(job) for name, of in copied.items()})
-
-    def _compare(self, row: Row, copied: Row) -> None:
-        for column, value in copied.items():
-            if row[column] != value:
-                old, new = (printable(str(text), QUOTED) for text in (row[column], value))
-                raise InputError(
-                    f"{self.store}: row {row['row']} was made from {printable(column, NAMED)} '{old}', which is now "
-                    f"'{new}'; choose another --out or add --overwrite"
-                )
+                    require_same(str(self.store), rows[position], values)
 
     def row(self, number: int) -> Row:
         """A row of a shard of this process that is not full yet."""
@@ -243,7 +236,7 @@ class ShardedTable:
         """Writes all rows added so far."""
         for shard in sorted(self.unwritten):
             rows = self.growing[shard]
-            write_shard(self.store, shard, rows, self.schema)
+            write_shard(self.store, shard, rows, self.schema, self.made_from[shard].hexdigest())
             self.unwritten.discard(shard)
             if len(rows) == self.shard_rows:
                 del self.growing[shard]
@@ -281,17 +274,27 @@ class ShardedTable:
             self._describe({"complete": False, "shards": self.shards()})
 
     def shards(self) -> list[dict[str, Any]]:
-        """The shards that any process has written, with their numbers of rows."""
+        """The shards that any process has written, with their numbers of rows.
+
+        A full one of a process that has yet to overwrite it is none.
+        """
         found = []
         for name in self.store.names():
             shard = numbered(name, "parquet")
-            if shard is not None and (rows := count_rows(self.store, name, self.schema)):
+            if shard is not None and (rows := self._count(name, shard)):
                 found.append({"file": name, "first_row": shard * self.shard_rows, "rows": rows})
         return found
 
+    def _count(self, name: str, shard: int) -> int:
+        rows, theirs = describe_shard(self.store, name, self.schema)
+        if self.owns(shard) or shard not in self.made_from:
+            return rows
+        whole = rows == min(self.shard_rows, self.jobs - shard * self.shard_rows)
+        return 0 if whole and theirs != self.made_from[shard].hexdigest() else rows
+
     def rows(self, columns: Sequence[str] | None = None, *, others: bool = False) -> Iterator[Row]:
         """All rows of every process, in order; all columns or the given ones; with `others`, none of this process."""
-        shards = sorted(shard for name in self.store.names() if (shard := numbered(name, "parquet")) is not None)
-        for shard in shards:
+        for first in sorted(found["first_row"] for found in self.shards()):
+            shard = first // self.shard_rows
             if not (others and self.owns(shard)):
                 yield from self.load(shard, columns)
