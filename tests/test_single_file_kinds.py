@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from memattn_jax import InputError
 from memattn_jax.checkpoints.opening import open_checkpoint
+from memattn_jax.checkpoints.single_file.family import as_named
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,11 @@ def test_other_files_are_named(names, message, tmp_path):
     save_file({name: np.zeros(1, np.float32) for name in names}, path)
     with pytest.raises(InputError, match=re.escape(message)):
         open_checkpoint(path)
+
+
+def test_the_names_of_sd_turbos_file():
+    """By Stability-AI/generative-models, whose first names Stable Diffusion XL shares."""
+    theirs = {"conditioner.embedders.0.model.ln_final.bias": np.ones(1), "first_stage_model.x": np.zeros(1)}
+    assert as_named(theirs).keys() == {"cond_stage_model.model.ln_final.bias", "first_stage_model.x"}
+    for more in ("conditioner.embedders.1.model.x", "model.diffusion_model.label_emb.0.0.weight"):
+        assert as_named(theirs | {more: np.zeros(1)}).keys() == theirs.keys() | {more}

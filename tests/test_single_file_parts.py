@@ -16,6 +16,7 @@ from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.single_file.family import ALPHAS, prediction_type, scheduler_config
 from memattn_jax.checkpoints.single_file.text import layers_used
 from memattn_jax.commands.converting import convert
+from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod, make_schedule
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,34 @@ def test_comfyui_marks_v_prediction_with_an_empty_tensor(single_file, tmp_path):
     save_file(load_file(single_file) | {"v_pred": np.zeros(0, np.float32)}, tmp_path / "marked.safetensors")
     opened = open_checkpoint(tmp_path / "marked.safetensors", Source(config=demo.MODEL, prediction_type="v_prediction"))
     assert opened.scheduler_config["prediction_type"] == "v_prediction"
-    save_file(load_file(single_file) | {"ztsnr": np.zeros(0, np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="ztsnr"):  # another noise schedule, which is not read
-        open_checkpoint(tmp_path / "other.safetensors", Source(config=demo.MODEL))
+
+
+def test_comfyui_marks_a_schedule_without_signal_with_an_empty_tensor(single_file, tmp_path):
+    marked = {"ztsnr": np.zeros(0, np.float32)}
+    assert scheduler_config(marked, "v_prediction")["rescale_betas_zero_snr"]
+    save_file(load_file(single_file) | marked, tmp_path / "marked.safetensors")
+    open_checkpoint(tmp_path / "marked.safetensors", Source(config=demo.MODEL))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_schedule_that_ends_without_signal_is_named_and_sampled_from(dtype):
+    """By a sampler that reads its name, from its last timestep; 4.9e-8 is what ComfyUI writes for its end."""
+    known = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    table = alphas_cumprod(SchedulerConfig(**known, rescale_betas_zero_snr=True))
+    for end in (0.0, 4.9e-8):
+        table[-1] = end
+        found = scheduler_config({"alphas_cumprod": table.astype(dtype)}, "v_prediction")
+        assert "trained_betas" not in found
+        assert found["_class_name"] == "DDIMScheduler"
+        read = SchedulerConfig.from_json(found, "ddim")
+        assert make_schedule(found, "ddim", 10).timesteps[0] == 999
+        np.testing.assert_allclose(alphas_cumprod(read)[:-1], table[:-1], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("beta", [1.0, -0.1, float("nan")])
+def test_betas_that_leave_no_signal_are_refused(beta):
+    with pytest.raises(InputError, match=r"trained_betas has .*a beta must lie in \[0, 1\)"):
+        SchedulerConfig(num_train_timesteps=2, trained_betas=[0.1, beta])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -89,8 +115,9 @@ def test_an_autoencoder_from_a_file_of_ours_has_its_config(single_file, tmp_path
 
 
 def test_saving_into_a_folder_replaces_the_model_that_was_there(model, sd, tmp_path):
-    """Weights in Orbax's format, and the layer of metric E, are of the model before."""
+    """Weights in Orbax's format, the layer of metric E, and the padding token are of the model before."""
     convert(model, Source(), tmp_path / "used", "orbax", None)
+    (tmp_path / "used" / "tokenizer" / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
     (tmp_path / "used" / "memattn_jax.json").write_text(json.dumps({"entropy_site": sd.sites[0]}))
     assert StableDiffusion.from_pretrained(tmp_path / "used").entropy_site == sd.sites[0]
     bias = sd.unet.conv_out.bias
@@ -103,6 +130,7 @@ def test_saving_into_a_folder_replaces_the_model_that_was_there(model, sd, tmp_p
         bias[...] = before
     loaded = StableDiffusion.from_pretrained(tmp_path / "used")
     assert (loaded.fingerprint(), loaded.entropy_site) == (wanted, None)
+    assert loaded.tokenizer.clip.pad_token == sd.tokenizer.clip.pad_token != "!"
 
 
 @pytest.mark.parametrize("rows", [-2, 2])
@@ -116,3 +144,11 @@ def test_a_token_table_of_another_size_is_refused_with_an_embedding_too(rows, mo
     save_file({"<new>": np.ones((1, tensors[name].shape[1]), np.float32)}, tmp_path / "new.safetensors")
     with pytest.raises(InputError, match="token_embedding"):
         StableDiffusion.from_pretrained(tmp_path / "model", embeddings=[tmp_path / "new.safetensors"])
+
+
+def test_options_for_another_kind_of_checkpoint_are_refused(single_file):
+    with pytest.raises(InputError, match=r"is a single file, which has no variants; leave out --variant$"):
+        open_checkpoint(single_file, Source(variant="fp16"))
+    for source, option in ((Source(ema=True), "--ema"), (Source(config=demo.MODEL), "--config")):
+        with pytest.raises(InputError, match=rf"is a folder, and {option} is for single files; leave it out$"):
+            open_checkpoint(demo.MODEL, source)

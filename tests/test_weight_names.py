@@ -34,6 +34,14 @@ def test_which_weights_are_taken(names, variant, taken):
     assert len(weights.files) == taken if isinstance(taken, int) else list(weights.files) == taken
 
 
+def test_shards_beside_a_file_that_has_all():
+    """As diffusers and transformers have it."""
+    for name, with_index in ((NAME, [f"{NAME}-00001-of-00001.safetensors"]), ("model", ["model.safetensors"])):
+        names = [f"{name}-00001-of-00001.safetensors", f"{name}.safetensors"]
+        assert choose_weights(names).files == (names[1],)
+        assert list(choose_weights([*names, f"{name}.safetensors.index.json"]).files) == with_index
+
+
 @pytest.mark.parametrize(
     "index",
     [

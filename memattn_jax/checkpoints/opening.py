@@ -8,6 +8,7 @@ from memattn_jax.checkpoints.folder import open_folder
 from memattn_jax.checkpoints.lora.merge import with_loras
 from memattn_jax.checkpoints.single_file.opening import open_single_file
 from memattn_jax.checkpoints.single_file.vae_file import open_vae
+from memattn_jax.errors import InputError
 
 
 def open_checkpoint(path: Path, source: Source | None = None) -> Checkpoint:
@@ -19,13 +20,17 @@ def open_checkpoint(path: Path, source: Source | None = None) -> Checkpoint:
 
     Raises:
       FileNotFoundError: no such file or folder.
-      InputError: not a checkpoint of Stable Diffusion 1.x or 2.x, or a damaged one; a LoRA that does not fit it.
+      InputError: not a checkpoint of Stable Diffusion 1.x or 2.x, or a damaged one; a LoRA that does not fit it; a
+        `source` that is for another kind of checkpoint.
     """
     source = source or Source()
     vae = None if source.vae is None else open_vae(Path(source.vae).expanduser())
     if path.is_file():
         checkpoint = open_single_file(path, source, vae)
     else:
+        for option, given in (("--ema", source.ema), ("--config", source.config)):
+            if given:
+                raise InputError(f"{path}: is a folder, and {option} is for single files; leave it out")
         checkpoint = open_folder(path, source.variant)
         if source.prediction_type is not None:
             scheduler = {**checkpoint.scheduler_config, "prediction_type": source.prediction_type}

@@ -16,6 +16,7 @@ from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 LARGEST = 2**25  # bytes of merges.txt; CLIP's has half a million
 

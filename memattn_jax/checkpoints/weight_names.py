@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 FORMATS = ("safetensors", "bin")  # in the order they are looked for; likewise below
-NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+OF_TRANSFORMERS = ("model", "pytorch_model")
+NAMES = ("diffusion_pytorch_model", *OF_TRANSFORMERS)
 VARIANTS = ("", "fp16", "bf16", "non_ema")
 FILE = re.compile(
     rf"(?P<stem>{'|'.join(NAMES)})(?:\.(?P<early>\w+))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<late>\w+))?"
@@ -44,8 +45,12 @@ def choose_weights(names: Iterable[str], variant: str | None = None) -> Weights 
     Args:
       names: of the files in a part's folder.
       variant: to be preferred; where the part lacks it, and by default, the first of `VARIANTS` that there is.
+
+    Where an earlier save left its shards beside one file that has all, diffusers reads the shards if their index is
+    there too, and transformers never does.
     """
     found: dict[tuple[str, str, str], Weights] = {}
+    whole: dict[tuple[str, str, str], str] = {}
     for name in sorted(names):
         match = FILE.fullmatch(name) or INDEX.fullmatch(name)
         if match is None:
@@ -54,8 +59,13 @@ def choose_weights(names: Iterable[str], variant: str | None = None) -> Weights 
         weights = found.get(key, Weights(key[0], (), None))
         if match.re is INDEX:
             found[key] = replace(weights, index=name)
-        elif match["shard"] or not weights.files:  # sorted, shards come before a file that has all
+        elif match["shard"]:
             found[key] = replace(weights, files=(*weights.files, name))
+        else:
+            whole[key] = name
+    for key, name in whole.items():
+        if key not in found or found[key].index is None or key[2] in OF_TRANSFORMERS:
+            found[key] = Weights(key[0], (name,), None)
     preferred = VARIANTS if variant is None else (variant, *VARIANTS)
     for wanted in preferred:
         for kind in FORMATS:

@@ -36,8 +36,7 @@ def detect(
         latents = model.check_latents(latents, noises)
         seeds = 0 if noises == 1 else range(noises)  # places in the latents
     scorer = make_scorer(model, detectors, seeds, latents, settings)
-    rows = as_list(seeds, len(prompts), "seeds")
-    check_seeds(rows, scorer.probes)
+    rows = check_seeds(as_list(seeds, len(prompts), "seeds"), scorer.probes)
     size = min(batch_size, len(prompts))
     return concatenate(list(score_batches(scorer, zip(prompts, rows, strict=True), size)))
 

@@ -15,6 +15,7 @@ from memattn_jax.checkpoints.hub import locate
 from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.textual_inversion import read_embedding, with_embeddings
 from memattn_jax.checkpoints.tokenizer import Tokenizer
+from memattn_jax.checkpoints.tokenizer_files import OPTIONAL
 from memattn_jax.checkpoints.writing.folder import write_settings
 from memattn_jax.diffusion.model import Model
 from memattn_jax.errors import InputError, check_name
@@ -80,5 +81,7 @@ def save(model: Model, folder: Path) -> None:
     """Writes a diffusers folder; see `StableDiffusion.save_pretrained`."""
     for part in ("unet", "vae", "text_encoder"):
         save_part(getattr(model, part), folder, part)
+    for name in OPTIONAL:  # of another tokenizer that was here
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
     model.tokenizer.clip.save_pretrained(folder / "tokenizer")
     write_settings(folder, model.scheduler_config, model.entropy_site)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import index
 from typing import Any
 
 import jax
@@ -56,11 +57,16 @@ def decode(vae: Any, latents: Array, rows_at_once: int) -> tuple[Array, Array]:
     return jax.lax.map(image, latents, batch_size=rows_at_once)
 
 
-def check_seeds(seeds: Sequence[int], count: int = 1) -> None:
-    """Raises InputError unless each seed and the `count` − 1 after it lie in [0, 2³²)."""
-    first, last = min(seeds), max(seeds) + count - 1
+def check_seeds(seeds: Sequence[Any], count: int = 1) -> tuple[int, ...]:
+    """The seeds; raises InputError unless they are integers, and each and the `count` − 1 after it lie in [0, 2³²)."""
+    try:
+        whole = tuple(map(index, seeds))
+    except TypeError:
+        raise InputError(f"seeds must be integers in [0, 2**32), not {list(seeds)[:3]}") from None
+    first, last = min(whole), max(whole) + count - 1
     if not 0 <= first <= last < 2**32:
         raise InputError(f"seeds must be in [0, 2**32), not {first} to {last}")
+    return whole
 
 
 @dataclass(frozen=True, repr=False)

@@ -120,8 +120,7 @@ def read_rows(model: Model, prompts: Sequence[str] | None, settings: Settings, c
         raise InputError("no prompts; expected at least one")
     if prompts and len(prompts) != batch:
         raise InputError(f"{len(prompts)} prompts for {batch} rows of embeddings; expected one per row, or none")
-    seeds = tuple(int(seed) for seed in as_list(settings.seeds, batch, "seeds"))
-    check_seeds(seeds)
+    seeds = check_seeds(as_list(settings.seeds, batch, "seeds"))
     given_negative = "" if settings.negative_prompts is None else settings.negative_prompts
     negative = as_list(given_negative, batch, "negative prompts")
     size = (settings.height, settings.width)

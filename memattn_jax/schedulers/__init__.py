@@ -12,6 +12,8 @@ alpha_t^2 = `alphas_cumprod[t]`. Karras et al. write x_0 + sigma eps instead, wi
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import SCHEDULERS, load
 from memattn_jax.schedulers.config import SchedulerConfig, as_pipeline
@@ -52,9 +54,10 @@ def make_schedule(config: Mapping[str, Any], scheduler: str | Schedule | MakeSch
     if isinstance(scheduler, str):
         check_name("scheduler", scheduler, SCHEDULERS)
     parsed = SchedulerConfig.from_json(config, scheduler if isinstance(scheduler, str) else "ddim")
-    if not 1 <= steps <= parsed.num_train_timesteps:
+    if not isinstance(steps, int | np.integer) or not 1 <= steps <= parsed.num_train_timesteps:
         raise InputError(
-            f"steps is {steps}; must be 1 to {parsed.num_train_timesteps}, the number of training timesteps"
+            f"steps is {steps}; must be an integer from 1 to {parsed.num_train_timesteps}, the number of training "
+            "timesteps"
         )
     if not isinstance(scheduler, str):
         return scheduler(parsed, steps)

@@ -152,6 +152,8 @@ class SchedulerConfig:
         for key in ("beta_start", "beta_end"):
             if not 0 <= getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}; a beta must lie in [0, 1)")
+        if wrong := [beta for beta in self.trained_betas or () if not 0 <= beta < 1]:
+            raise InputError(f"trained_betas has {wrong[0]}; a beta must lie in [0, 1)")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise InputError(
                 f"trained_betas has {len(self.trained_betas)} values where num_train_timesteps is "

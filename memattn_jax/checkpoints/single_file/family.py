@@ -11,7 +11,9 @@ from memattn_jax.text import printable
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+SGM = "conditioner.embedders.0.model."  # OPENCLIP in files by Stability-AI/generative-models, such as SD-Turbo's
 EMA = "model_ema."
+RESCALED = "ztsnr"  # an empty tensor by which ComfyUI knows a noise schedule that ends without signal
 OTHERS = {  # start of a name: the kind of file that has it
     "conditioner.embedders.": "Stable Diffusion XL",
     f"{UNET}label_emb.": "Stable Diffusion XL or an unCLIP model",
@@ -41,6 +43,7 @@ NOT_READ = (  # kept for training, or derived from the noise schedule
     "cond_stage_model.text_projection",
     EMA,
     "v_pred",  # an empty tensor by which ComfyUI knows what it has under modelspec.predict_key as well
+    RESCALED,
 )
 SCHEDULER = {  # of Stable Diffusion, as its folders have it
     "_class_name": "PNDMScheduler",
@@ -55,6 +58,14 @@ SCHEDULER = {  # of Stable Diffusion, as its folders have it
 }
 
 ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)  # of SCHEDULER
+WITHOUT_SIGNAL = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+def as_named(tensors: Tensors) -> Tensors:
+    """The tensors of Stable Diffusion 2 under its first names; those of Stable Diffusion XL stay as they are."""
+    if any(name.startswith(("conditioner.embedders.1.", f"{UNET}label_emb.")) for name in tensors):
+        return tensors
+    return {OPENCLIP + name[len(SGM) :] if name.startswith(SGM) else name: t for name, t in tensors.items()}
 
 
 def refuse_others(where: str, tensors: Tensors) -> None:
@@ -103,8 +114,14 @@ def trained_size(metadata: Mapping[str, Any], *, velocity: bool) -> int:
 
 
 def scheduler_config(tensors: Tensors, prediction: str) -> dict[str, Any]:
-    """The content of scheduler_config.json: Stable Diffusion's, with the noise schedule that the file has, if any."""
+    """The content of scheduler_config.json: Stable Diffusion's, with the noise schedule that the file has, if any.
+
+    A schedule rescaled to end without signal is named as such, with the sampler and the timesteps that Lin et al. 2023
+    (arXiv:2305.08891) ask for.
+    """
     config = SCHEDULER | {"prediction_type": prediction}
+    if RESCALED in tensors:
+        return config | WITHOUT_SIGNAL
     stored = tensors.get("alphas_cumprod")
     if stored is None or stored.ndim != 1 or not stored.size:
         return config
@@ -112,5 +129,9 @@ def scheduler_config(tensors: Tensors, prediction: str) -> dict[str, Any]:
     rounding = 2.0**-8 if stored.dtype.name == "bfloat16" else 1e-3  # of float32 or float16
     if len(alphas) == len(ALPHAS) and np.allclose(alphas, ALPHAS, rtol=rounding, atol=1e-6):
         return config
+    root = ALPHAS**0.5
+    rescaled = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    if len(alphas) == len(ALPHAS) and np.allclose(alphas, rescaled, rtol=rounding, atol=1e-6):
+        return config | WITHOUT_SIGNAL
     betas = 1 - alphas / np.append(1.0, alphas[:-1])
     return config | {"num_train_timesteps": len(betas), "trained_betas": betas.tolist()}

@@ -38,7 +38,10 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
       InputError: not a Stable Diffusion 1.x or 2.x file, a part that is missing, or a damaged file.
     """
     where = str(path)
-    tensors, metadata = read_tensors(path)
+    if source.variant is not None:
+        raise InputError(f"{where}: is a single file, which has no variants; leave out --variant")
+    raw, metadata = read_tensors(path)
+    tensors = family.as_named(raw)
     family.refuse_others(where, tensors)
     family.check_names(where, tensors)
     openclip = not below(tensors, family.CLIP)
