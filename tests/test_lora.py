@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from memattn_jax import StableDiffusion
 from memattn_jax.checkpoints.lora.files import read_lora
+from memattn_jax.checkpoints.lora.keys import parse_key
 from memattn_jax.checkpoints.lora.merge import with_loras
 from memattn_jax.checkpoints.lora.scaling import Scales
 from memattn_jax.checkpoints.opening import open_checkpoint
@@ -60,6 +61,7 @@ WRONG: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "nothing": ({}, "no tensors"),
     "SD 2": (pair(f"lora_unet_{KEY}", into=1024), "Stable Diffusion 2.x: 1024 text channels, not 32"),
     "SDXL's UNet": (pair("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"), "was made for SDXL"),
+    "SDXL by ComfyUI": (pair(f"text_encoders.clip_g.transformer.{QUERY}"), "several text encoders"),
     "SDXL": (pair() | pair("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "several text encoders"),
     "Flux": (pair("lora_unet_double_blocks_0_img_attn_proj"), "Flux"),
     "SD 3": (pair("transformer.transformer_blocks.0.attn.to_q"), "SD 3"),
@@ -80,6 +82,15 @@ def test_wrong_files(what: str, model: Path, tmp_path: Path):
         StableDiffusion.from_pretrained(model, loras=[path])
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) <= LIMIT + len(str(path))
+
+
+@pytest.mark.parametrize("encoder", ["clip_l", "clip_h"])  # of Stable Diffusion 1 and 2
+def test_keys_of_comfyui(encoder: str):
+    layer = "text_model.encoder.layers.0.mlp.fc1"
+    key = parse_key(f"text_encoders.{encoder}.transformer.{layer}.lora_up.weight", "x")
+    assert key == ("text_encoder", layer, "up")
+    key = parse_key("diffusion_model.middle_block.1.proj_in.lora_down.weight", "x")
+    assert key == ("unet", "middle_block.1.proj_in", "down")
 
 
 def test_all_problems_are_counted(model: Path, tmp_path: Path):

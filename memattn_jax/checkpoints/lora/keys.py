@@ -6,6 +6,7 @@
 | diffusers, attention processors | `down_blocks.0.….attn1.processor.to_q_lora.down.weight` |
 | diffusers, text encoder | `text_encoder.….q_proj.lora_linear_layer.down.weight` |
 | diffusers, PEFT | `unet.….to_q.lora_A.weight`, `base_model.model.….lora_B.default.weight` |
+| ComfyUI | `diffusion_model.input_blocks.….lora_up.weight`, `text_encoders.clip_l.transformer.….lora_up.weight` |
 """
 
 import re
@@ -14,7 +15,8 @@ from typing import NamedTuple
 from memattn_jax.errors import InputError
 
 PREFIX = re.compile(
-    r"(?P<unet>lora_unet_|unet\.|(?:model\.)?diffusion_model\.)?(?P<text_encoder>lora_te1?_|text_encoder\.)?"
+    r"(?P<unet>lora_unet_|unet\.|(?:model\.)?diffusion_model\.)?(?P<text_encoder>lora_te1?_|text_encoder\.|"
+    r"text_encoders\.clip_[lh]\.transformer\.)?"
     r"(?:base_model\.model\.)*"
 )
 ENDING = re.compile(
@@ -34,7 +36,7 @@ ROLES = {
 }
 # what a file is that no model here can use
 REFUSED = {
-    r"^lora_te[23]_|^text_encoder_[23]\.": "is for a model with several text encoders, such as SDXL",
+    r"^lora_te[23]_|^text_encoder(_[23]|s\.clip_g)\.": "is for a model with several text encoders, such as SDXL",
     r"^(lora_)?transformer[_.]|(double|single|joint)_blocks": "is for a transformer model, such as SD 3 or Flux",
     r"\.oft_|\.boft_": "holds orthogonal fine-tuning (OFT), not LoRA",
     r"\.on_input$|\.ia3_l": "holds (IA)³, not LoRA",
