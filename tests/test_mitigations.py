@@ -235,3 +235,34 @@ def test_a_neighbour_with_more_wordings_adds_none(matrices):
     alone = matrices.sample(["the a"], **run | {"seeds": [1]}).latents[0]
     beside = matrices.sample(["the a", "the b"], **run | {"seeds": [1, 1]}).latents[0]
     np.testing.assert_allclose(beside, alone, atol=1e-5 * np.abs(alone).max())
+
+
+@pytree
+class Moved(Mitigation):
+    """Embeddings that no text has."""
+
+    def embeddings(self, start):
+        return start.context + 0.5
+
+
+@pytree
+class LateWording(Moved):
+    """And at every step the last of the other texts."""
+
+    def alternatives(self, prompts, seeds):
+        return [["the q", "x"] if prompt == "a" else [] for prompt in prompts]
+
+    def begin(self, start):
+        return start.alternatives[:, -1]
+
+    def guidance(self, step, prediction, memory):
+        return prediction._replace(conditional=step.predict(memory)), memory
+
+
+def test_a_row_without_other_wordings_has_its_own_whatever_it_has_become(matrices):
+    """Not the plain prompt's, with which the other change would be lost."""
+    run = RUN | {"seeds": 0}
+    moved = matrices.sample(["the cat"], mitigation=Moved(), **run).latents[0]
+    for prompts in (["the cat"], ["the cat", "a"]):
+        found = matrices.sample(prompts, mitigation=LateWording(), **run).latents[0]
+        np.testing.assert_allclose(found, moved, atol=1e-5 * np.abs(moved).max())

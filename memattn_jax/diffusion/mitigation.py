@@ -120,7 +120,10 @@ class Mitigation:
         return tokens
 
     def alternatives(self, prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Sequence[str]]:
-        """Other texts for each prompt, any number of each; their embeddings are `Start.alternatives`."""
+        """Other texts for each prompt, any number of each; their embeddings are `Start.alternatives`.
+
+        A row with fewer repeats its last; one with none has its own `Start.context` there.
+        """
         return [()] * len(prompts)
 
     def embeddings(self, start: Start) -> Array:

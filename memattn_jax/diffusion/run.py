@@ -187,17 +187,17 @@ def check_count(mitigation: Mitigation, method: str, given: int, rows: int) -> N
         raise InputError(f"{type(mitigation).__name__}.{method} returned {given} for {counted(rows, 'prompt')}")
 
 
-def encode_alternatives(model: Model, rows: Rows, mitigation: Mitigation) -> Array | None:
-    """Embeddings of a mitigation's other texts, [batch, texts, tokens, channels]; rows with fewer repeat their last."""
+def encode_alternatives(model: Model, rows: Rows, mitigation: Mitigation) -> tuple[Array, Array] | None:
+    """`Plan.alternatives`: a mitigation's other texts, of which rows with fewer repeat their last."""
     if not overrides(mitigation, "alternatives"):
         return None
     texts = [tuple(own) for own in mitigation.alternatives(rows.prompts, rows.seeds)]
     check_count(mitigation, "alternatives", len(texts), len(rows.prompts))
     most = max(1, max(map(len, texts)))
-    last = [own[-1] if own else prompt for own, prompt in zip(texts, rows.prompts, strict=True)]
-    filled = [(*own, *[text] * (most - len(own))) for own, text in zip(texts, last, strict=True)]
+    filled = [(*own, *[own[-1] if own else ""] * (most - len(own))) for own in texts]
     embeddings = model.encode([text for own in filled for text in own])[0]
-    return embeddings.reshape(len(texts), most, *embeddings.shape[1:])
+    there = spread(jnp.asarray([bool(own) for own in texts]), model.mesh)
+    return embeddings.reshape(len(texts), most, *embeddings.shape[1:]), there
 
 
 def plan_run(

@@ -41,7 +41,7 @@ class Plan:
       keys: a PRNG key of each row, [batch].
       mitigation: what to change.
       active: bool [batch], the rows that it changes; None is all.
-      alternatives: see `Start`.
+      alternatives: see `Start`; and which rows have some, bool [batch].
       taps: what to return of the conditional rows' attention, by name.
       guided: whether the unconditional rows are computed.
     """
@@ -56,7 +56,7 @@ class Plan:
     keys: Array
     mitigation: Mitigation = field(default_factory=Mitigation)
     active: Array | None = None
-    alternatives: Array | None = None
+    alternatives: tuple[Array, Array] | None = None
     taps: Mapping[str, Tap] = field(default_factory=dict)
     guided: bool = static(default=True)
 
@@ -134,12 +134,16 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
     def predict(noise: Array, context: Array) -> Array:
         return call(noise * sigma, first, context)
 
+    def wordings(context: Array) -> Array | None:  # a row without any has its own, whatever it has become
+        return plan.alternatives and choose_rows(plan.alternatives[1], plan.alternatives[0], context[:, None])
+
     scale = jnp.broadcast_to(plan.guidance_scale[0], len(noise))
     keys = fold(step_keys(plan.keys, -1), MITIGATION)
     active = jnp.ones(len(noise), bool) if plan.active is None else plan.active
     text = (plan.context, plan.negative, plan.lengths)
-    start = Start(noise, *text, scale, keys, plan.schedule, active, predict, call, plan.alternatives)
+    start = Start(noise, *text, scale, keys, plan.schedule, active, predict, call, wordings(plan.context))
     start = start._replace(context=choose_rows(plan.active, mitigation.embeddings(start), plan.context))
+    start = start._replace(alternatives=wordings(start.context))
     start = start._replace(noise=choose_rows(plan.active, mitigation.noise(start), noise))
     context = interleave(plan.negative, start.context) if plan.guided else start.context
     text = prepare_text(plan.unet, context)  # no step changes it
