@@ -8,6 +8,7 @@ from small_checkpoint import BEGIN, END, write_tokenizer
 from transformers import CLIPTokenizer
 
 from memattn_jax.checkpoints.clip import clip_tokenizer
+from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.checkpoints.tokenizer_files import read_tokenizer
 from memattn_jax.errors import InputError
 
@@ -87,6 +88,13 @@ def test_as_transformers(tmp_path, form):
     again = CLIPTokenizer.from_pretrained(tmp_path / "again")
     assert [again(prompt)["input_ids"] for prompt in PROMPTS] == [theirs(prompt)["input_ids"] for prompt in PROMPTS]
     assert (again.pad_token, again.model_max_length) == (theirs.pad_token, theirs.model_max_length)
+
+
+@pytest.mark.parametrize(("length", "padded"), [(9, 9), (77, 16), (None, 16), (10**30, 16)])
+def test_prompts_are_padded_to_the_tokenizers_length_or_the_encoders(tmp_path, length, padded):
+    write_tokenizer(tmp_path, ("the", "and"))
+    edit(tmp_path, model_max_length=length)
+    assert Tokenizer(tmp_path, 16)(["the and"]).input_ids.shape == (1, padded)
 
 
 def test_a_config_names_no_other_files(tmp_path):

@@ -50,14 +50,15 @@ class Tokenizer:
 
         Args:
           folder: the checkpoint's `tokenizer`; None is CLIP's own vocabulary.
-          tokens: length of the padded sequence, the text encoder's.
+          tokens: places of the text encoder. Prompts are padded to as many or, where the tokenizer's `model_max_length`
+            is less, to that, as in diffusers.
           pad: the padding token where the vocabulary is CLIP's own.
 
         Raises:
           InputError: the folder has no tokenizer.
         """
         self.clip: Any = clip_tokenizer(pad) if folder is None else read_tokenizer(folder)
-        self.tokens = tokens
+        self.tokens = min(tokens, self.clip.model_max_length)
         self.placeholders = placeholders(self.clip)
 
     def add(self, token: str, vectors: int) -> list[int]:
