@@ -10,6 +10,7 @@ from demo_data import make_groups
 from demo_model import autoencoder, geometry, stage, text
 from flax import nnx
 from small_checkpoint import write_tokenizer
+from train_demo import main, mean_in_float32
 
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.checkpoints.tokenizer import Tokenizer
@@ -160,3 +161,17 @@ def test_decoder_alone_learns():
         {str(path[0]) for path, leaf in nnx.to_flat_state(one) if np.any(np.asarray(leaf))} for one in (both, alone)
     ]
     assert moved == [{"encoder", "quant_conv", "decoder", "post_quant_conv"}, {"decoder", "post_quant_conv"}]
+
+
+def test_a_mean_of_weights_in_half_precision_does_not_overflow():
+    largest = jnp.full(3, 60_000, jnp.float16)
+    mean = mean_in_float32(largest, jnp.asarray([60_000, 0, -60_000], jnp.float16))
+    assert mean.dtype == jnp.float16
+    np.testing.assert_array_equal(mean, [60_000, 30_000, 0])
+
+
+def test_a_model_to_average_with_is_looked_for_before_training(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "out"), "--cache", str(tmp_path), "--average", str(tmp_path)])
+    assert f"--average {tmp_path}: holds no model_index.json; expected a diffusers folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
