@@ -68,7 +68,8 @@ class StableDiffusion(Model):
         Args:
           prompts: the texts; may be left out where `embeddings` are given.
           **settings: see `memattn_jax.diffusion.settings.Settings`: seeds, steps, guidance_scale, scheduler,
-            negative_prompts, embeddings, latents, height, width, mitigation, guard, taps, callback, wait.
+            negative_prompts, negative_embeddings, embeddings, latents, height, width, mitigation, guard, taps,
+            callback, wait.
 
         Raises:
           InputError: see the message.

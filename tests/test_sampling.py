@@ -137,6 +137,9 @@ def test_a_row_of_nan_is_reported_and_the_others_kept(matrices):
         ({"seeds": [0, 1.7]}, r"seeds must be integers .*, not \[0, 1.7"),
         ({"seeds": "1"}, r"seeds must be integers .*, not \['1', '1'"),
         ({"negative_prompts": ["x"]}, "1 negative prompts for 2 prompts"),
+        ({"negative_embeddings": np.zeros((77, 8))}, r"negative_embeddings have shape \(77, 8\); expected \[1 or 2, "),
+        ({"negative_embeddings": np.zeros((3, 77, 8))}, r"negative_embeddings have shape \(3, 77, 8\)"),
+        ({"negative_embeddings": np.zeros((1, 77, 8)), "negative_prompts": ""}, "mutually exclusive"),
         ({"guidance_scale": [1.0]}, "1 guidance scales for 2 prompts"),
         ({"latents": np.zeros((2, 4, 4, 3))}, r"latents .*\(2, 4, 4, 3\).*\(2, 4, 4, 4\)"),
         ({"latents": np.zeros((2, 4, 4, 4)), "height": 64}, r"latents .*\(2, 32, 4, 4\)"),
@@ -155,7 +158,7 @@ def test_embeddings_that_guidance_cannot_pair_are_refused(matrices, shape):
     """The empty prompt's have as many tokens and channels as the model says."""
     width = matrices.encode(["a"])[0].shape[-1]
     embeddings = np.zeros((*shape[:2], width + shape[2]), np.float32)
-    with pytest.raises(InputError, match=rf"\({shape[1]}, {width + shape[2]}\) .*guidance needs \(77, {width}\)"):
+    with pytest.raises(InputError, match=rf"\({shape[1]}, {width + shape[2]}\) .*guidance \(77, {width}\)"):
         matrices.sample(embeddings=embeddings, steps=2)
 
 

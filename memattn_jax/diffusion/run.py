@@ -1,7 +1,7 @@
 """A sampling run from prompts to `Samples`: what the host does around the compiled loop."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ from jax import Array
 
 from memattn_jax.checkpoints.tokenizer import Tokens
 from memattn_jax.diffusion.mitigation import Mitigation, overrides
-from memattn_jax.diffusion.model import Model, check_seeds
+from memattn_jax.diffusion.model import Model
 from memattn_jax.diffusion.noise import row_keys
+from memattn_jax.diffusion.rows import Rows, read_rows
 from memattn_jax.diffusion.samples import Samples, choose_samples
 from memattn_jax.diffusion.sampling import (
     Observer,
@@ -24,7 +25,7 @@ from memattn_jax.diffusion.sampling import (
     observe,
     start_run,
 )
-from memattn_jax.diffusion.settings import Between, Settings, as_list
+from memattn_jax.diffusion.settings import Between, Settings
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors.taps import step_weights
 from memattn_jax.models.kernels.program import program
@@ -32,37 +33,6 @@ from memattn_jax.pytree import as_arrays, as_pytree
 from memattn_jax.schedulers import Schedule, make_schedule
 from memattn_jax.sharding.placement import replicate, rows_multiple, spread, take_rows
 from memattn_jax.text import counted
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a batch, each with all that it depends on.
-
-    Attributes:
-      prompts: the texts; empty where there are embeddings alone.
-      negative: negative prompts.
-      seeds: one a row.
-      scales: of guidance, float32 [1 or calls, batch].
-      noise: of unit variance, [batch, h, w, channels].
-      embeddings: in place of the prompts', or None.
-    """
-
-    prompts: tuple[str, ...]
-    negative: tuple[str, ...]
-    seeds: tuple[int, ...]
-    scales: np.ndarray
-    noise: Array
-    embeddings: Any
-
-    def take(self, rows: np.ndarray) -> "Rows":
-        """Some rows, int [rows]."""
-
-        def pick(values: tuple) -> tuple:
-            return tuple(values[row] for row in rows) if values else ()
-
-        embeddings = None if self.embeddings is None else self.embeddings[rows]
-        texts = (pick(self.prompts), pick(self.negative), pick(self.seeds))
-        return Rows(*texts, self.scales[:, rows], self.noise[rows], embeddings)
 
 
 def sample(model: Model, prompts: Sequence[str] | None, settings: Settings) -> Samples:
@@ -109,28 +79,6 @@ def keep(plan: Plan, observer: Observer) -> Any:
     return observe(plan, observer)[1]
 
 
-def read_rows(model: Model, prompts: Sequence[str] | None, settings: Settings, calls: int) -> Rows:
-    """The rows that the arguments describe; raises InputError where they are inconsistent."""
-    prompts = (prompts,) if isinstance(prompts, str) else tuple(() if prompts is None else prompts)
-    given = settings.embeddings
-    if given is not None and np.ndim(given) != 3:
-        raise InputError(f"embeddings have shape {np.shape(given)}; expected [batch, tokens, channels]")
-    batch = len(prompts) if given is None else len(given)
-    if not batch:
-        raise InputError("no prompts; expected at least one")
-    if prompts and len(prompts) != batch:
-        raise InputError(f"{len(prompts)} prompts for {batch} rows of embeddings; expected one per row, or none")
-    seeds = check_seeds(as_list(settings.seeds, batch, "seeds"))
-    given_negative = "" if settings.negative_prompts is None else settings.negative_prompts
-    negative = as_list(given_negative, batch, "negative prompts")
-    size = (settings.height, settings.width)
-    if settings.latents is None:
-        noise = model.noise(seeds, *size)
-    else:
-        noise = model.check_latents(settings.latents, batch, *size)
-    return Rows(prompts, tuple(negative), seeds, settings.scales(calls, batch), noise, given)
-
-
 def guarded(model: Model, rows: Rows, schedule: Schedule, settings: Settings, mitigation: Mitigation) -> Samples:
     """Samples with the mitigation on the rows that the guard selects."""
     assert settings.guard is not None
@@ -160,6 +108,13 @@ def encode(
         ids = np.where(chosen[:, None], new.input_ids, tokens.input_ids).astype(np.int32)
         tokens = Tokens(ids, np.where(chosen, new.lengths, tokens.lengths).astype(np.int32))
     return model.embed(tokens), tokens.lengths, tokens.input_ids
+
+
+def encode_negative(model: Model, rows: Rows) -> Array:
+    """Text embeddings of the negative prompts [batch, tokens, channels], or those that are given."""
+    if rows.negative_embeddings is None:
+        return model.encode(rows.negative)[0]
+    return spread(jnp.asarray(rows.negative_embeddings), model.mesh)
 
 
 def chosen_rows(active: Array | None, rows: int) -> np.ndarray:
@@ -214,9 +169,12 @@ def plan_run(
     context, lengths, input_ids = encode(model, changed, mitigation, active)
     guided = needs_guidance(rows.scales, mitigation)
     # a mitigation may read them without guidance
-    negative = model.encode(rows.negative)[0] if guided or type(mitigation) is not Mitigation else context
+    negative = encode_negative(model, rows) if guided or type(mitigation) is not Mitigation else context
     if guided and negative.shape[1:] != context.shape[1:]:
-        raise InputError(f"embeddings are {context.shape[1:]} a row; guidance needs {negative.shape[1:]}")
+        raise InputError(
+            f"embeddings are {context.shape[1:]} a row, and those for guidance {negative.shape[1:]}; "
+            "give negative_embeddings of the same shape"
+        )
     taps = settings.tap_objects()
     plan = Plan(
         unet=change_weights(mitigation, model.unet) if overrides(mitigation, "weights") else model.unet,

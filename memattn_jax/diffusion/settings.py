@@ -54,6 +54,8 @@ class Settings:
       scheduler: a name, see `memattn_jax.schedulers.SCHEDULERS`; or your own: a `Schedule`, or a function that makes
         one of a `SchedulerConfig` and a number of steps.
       negative_prompts: one for all rows or one per row; the empty prompt by default.
+      negative_embeddings: text embeddings in their place, [1 or batch, tokens, channels]; where `embeddings` have more
+        tokens than the text encoder, guidance needs these, too.
       embeddings: text embeddings [batch, tokens, channels] to attend to instead of the prompts'; prompts that are given
         too say how long each is.
       latents: unit noise [batch, h, w, channels] to start from instead of the seeds'; the scheduler scales it.
@@ -78,6 +80,7 @@ class Settings:
     guidance_scale: float | Sequence[float] | Array | np.ndarray = 7.5
     scheduler: str | Schedule | MakeSchedule = "ddim"
     negative_prompts: str | Sequence[str] | None = None
+    negative_embeddings: Array | np.ndarray | None = None
     embeddings: Array | np.ndarray | None = None
     latents: Array | np.ndarray | None = None
     height: int | None = None

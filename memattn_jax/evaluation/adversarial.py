@@ -23,7 +23,8 @@ from memattn_jax.copies.correlation import REPRODUCED, normalized_correlation
 from memattn_jax.diffusion.mitigation import Mitigation, Step, overrides
 from memattn_jax.diffusion.model import Model
 from memattn_jax.diffusion.noise import fold, row_keys
-from memattn_jax.diffusion.run import change_weights, plan_run, read_rows, sample
+from memattn_jax.diffusion.rows import read_rows
+from memattn_jax.diffusion.run import change_weights, plan_run, sample
 from memattn_jax.diffusion.sampling import start_run
 from memattn_jax.diffusion.settings import Settings
 from memattn_jax.errors import InputError

@@ -121,6 +121,27 @@ def test_ddim_with_the_file_of_another_scheduler(checkpoint, saved, tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint", ["small-sd1"], indirect=True)
+@pytest.mark.parametrize("alike", [True, False])
+def test_guidance_by_embeddings_of_more_tokens_than_the_encoder_has(checkpoint, alike):
+    """As prompts of any length are encoded in pieces; the negative ones once for all rows, or one a row."""
+    use_scheduler(checkpoint.torch, "ddim")
+    width = checkpoint.ours.encode(["a"])[0].shape[-1]
+    drawn = np.random.default_rng(5).normal(size=(2, 3, 154, width)).astype(np.float32)
+    positive, negative = drawn[0], drawn[1][:1] if alike else drawn[1]
+    theirs = checkpoint.torch(
+        prompt_embeds=torch.from_numpy(positive),
+        negative_prompt_embeds=torch.from_numpy(np.broadcast_to(negative, positive.shape).copy()),
+        num_inference_steps=STEPS,
+        latents=nchw(noise()),
+        output_type="latent",
+    ).images
+    run = checkpoint.ours.sample(
+        embeddings=positive, negative_embeddings=negative, steps=STEPS, latents=noise(), taps=None
+    )
+    np.testing.assert_allclose(np.moveaxis(run.latents, -1, 1), theirs.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("checkpoint", ["small-sd1"], indirect=True)
 def test_unguided_sample_and_picture(checkpoint):
     use_scheduler(checkpoint.torch, "ddim")
     theirs = checkpoint.torch(
