@@ -10,7 +10,7 @@ prompts and pictures. `demo_data` and `demo_model` tell what is trained on what.
 With `--start demo-model/demo/model --sitting 1` a new folder goes on with the UNet that is there, for as many steps as
 the third number of --steps says; the decoder's should be 0. `--average MODEL` writes the mean of the UNet that was
 trained and of an earlier model's (Wortsman et al. 2022, "Model soups"): the one follows words better, and the other
-copies more closely. docs/demo-model.md lists the sittings of the built-in model.
+copies more closely. docs/demo-model.md lists the runs of the built-in model.
 """
 
 import argparse
