@@ -1,12 +1,15 @@
 """Tables that go on where they stopped, by any number of processes, with a device made of Python."""
 
 import json
+import random
 import uuid
+import warnings
 from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from damage import damaged_bytes
 from python_device import (
     IDENTITY,
     SCHEMA,
@@ -72,7 +75,8 @@ def test_the_manifest_tells_what_is_there(tmp_path):
         assert manifest["rows"] == sum(map(len, there.values()))
         assert manifest["complete"] == (process == 2) == (manifest["rows"] == manifest["records"])
     (tmp_path / "00003.parquet").write_bytes(b"")
-    fill(tmp_path, 100, process=1, processes=3)
+    with pytest.warns(UserWarning, match=r"00003\.parquet is damaged"):
+        fill(tmp_path, 100, process=1, processes=3)
     assert not manifest_of(tmp_path)["complete"]
 
 
@@ -118,6 +122,29 @@ def test_old_shards_of_a_process_that_has_yet_to_overwrite_them_are_not_counted(
     assert all(row["prompt"].startswith("another ") for row in table.rows(others=True))
     fill(tmp_path, 60, source=other, process=0, processes=2, overwrite=True)
     assert manifest_of(tmp_path)["complete"]
+
+
+def test_a_damaged_shard_of_another_process_is_left_out_with_a_warning(tmp_path):
+    """Its process computes it again. Damage to the digest of a run makes a file one of another run."""
+    for process in range(2):
+        fill(tmp_path, 60, process=process, processes=2)
+    before = contents(tmp_path)
+    rows = [row for shard in before.values() for row in shard]
+    path = tmp_path / "00001.parquet"
+    others = [row for row in rows if row not in before[path.name]]
+    whole, rng = path.read_bytes(), random.Random(0)
+    for _ in range(200):
+        path.write_bytes(damaged_bytes(whole, rng))
+        table = ShardedTable(Store(tmp_path), SCHEMA, IDENTITY, shard_rows=16, process=0, processes=2)
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            found = list(table.rows())
+        assert all("00001.parquet is damaged" in str(warning.message) for warning in given)
+        assert found == others if given else found in (rows, others)
+    path.write_bytes(whole[:-9])
+    with pytest.warns(UserWarning, match=r"00001\.parquet is damaged"):
+        fill(tmp_path, 60, process=0, processes=2)
+    assert not manifest_of(tmp_path)["complete"]
 
 
 def repeating(count: int) -> list[Job]:

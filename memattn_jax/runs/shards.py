@@ -58,18 +58,32 @@ def opened(store: Store, name: str, schema: pa.Schema) -> Iterator[pq.ParquetFil
         return
     with raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
         theirs = (file.metadata.metadata or {}).get(RUN.encode())
-        yield file if theirs == (schema.metadata or {})[RUN.encode()] else None
+        ours = theirs == (schema.metadata or {})[RUN.encode()]
+        if ours and file.schema_arrow.names != schema.names:
+            raise pa.ArrowInvalid("names of columns have changed, which no checksum covers")
+        yield file if ours else None
+
+
+@contextmanager
+def passing_over_damage(store: Store, name: str) -> Iterator[None]:
+    """Ends the block, with a warning, where a shard turns out to be damaged; errors of the disk or network pass."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+            raise  # those of pyarrow that say what is damaged have no number
+        warnings.warn(f"{store}: {name} is damaged; its rows are left out until they are computed again", stacklevel=4)
 
 
 def describe_shard(store: Store, name: str, schema: pa.Schema) -> tuple[int, str]:
-    """Number of rows in a shard, and the digest of its jobs; 0 and "" if it is damaged or belongs to another run."""
-    try:
-        with opened(store, name, schema) as file:
-            if file is None:
-                return 0, ""
+    """Number of rows in a shard, and the digest of its jobs.
+
+    0 and "" if it belongs to another run; the same, with a warning, if it is damaged.
+    """
+    with passing_over_damage(store, name), opened(store, name, schema) as file:
+        if file is not None:
             return file.metadata.num_rows, file.metadata.metadata.get(MADE_FROM.encode(), b"").decode()
-    except pa.ArrowException:
-        return 0, ""
+    return 0, ""
 
 
 def read_shard(
@@ -86,14 +100,8 @@ def read_shard(
       columns: maps the number of rows to the columns to read; None are all.
     """
     name = shard_name(shard)
-    try:
-        with opened(store, name, schema) as file:
-            if file is None:
-                return None
+    with passing_over_damage(store, name), opened(store, name, schema) as file:
+        if file is not None:
             names = columns(file.metadata.num_rows)
             return file.read(columns=None if names is None else list(names))
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
-            raise  # an error of the disk or network; those of pyarrow have no number
-        warnings.warn(f"{store}: {name} is damaged; its rows are computed again", stacklevel=3)
-        return None
+    return None
