@@ -68,11 +68,12 @@ class Tokenizer:
           The ids of its embeddings, those of "token", "token_1", "token_2" and so on.
 
         Raises:
-          InputError: one of these is a token already.
+          InputError: one of these is a token already, or differs from one that was added in case alone, which prompts
+            cannot tell apart.
         """
         names = [token, *(f"{token}_{i}" for i in range(1, vectors))]
-        known = self.clip.get_vocab()
-        if clash := [name for name in (*names, f"{token}_1") if name in known]:
+        known, added = self.clip.get_vocab(), {name.lower() for name in self.clip.get_added_vocab()}
+        if clash := [name for name in (*names, f"{token}_1") if name in known or name.lower() in added]:
             raise InputError(f"'{printable(clash[0], 40)}' is a token already; name another for this embedding")
         self.clip.add_tokens(names)
         self.placeholders = placeholders(self.clip)

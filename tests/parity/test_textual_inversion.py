@@ -115,7 +115,7 @@ def test_fingerprint(model: Path, tmp_path: Path):
 
 def test_clashes(model: Path, tmp_path: Path):
     path, _ = write("A1111", tmp_path)
-    for embeddings in ([path, path], [(path, "the</w>")], [path, (path, "<cat>_1")]):
+    for embeddings in ([path, path], [(path, "the</w>")], [path, (path, "<cat>_1")], [path, (path, "<CAT>")]):
         with pytest.raises(InputError, match="is a token already"):
             StableDiffusion.from_pretrained(model, embeddings=embeddings)
     save_file({"<cat>": vectors(2, 1024)}, tmp_path / "2.safetensors")
