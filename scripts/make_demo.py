@@ -98,7 +98,8 @@ def calibration(options: Options) -> None:
     """Scores the clean prompts."""
     clean = demo.FOLDER / "prompts" / "clean.txt"
     out = model_folder(options) / "calibration"
-    run("-m", "memattn_jax.detect", "--calibrate", clean, "--detectors", "all", "--batch-size", 16, "--out", out)
+    asked = ("--calibrate", clean, "--detectors", "all", "--batch-size", 16)
+    run("-m", "memattn_jax.detect", *asked, "--out", out, "--overwrite")
     shutil.copy(out / "calibration.json", demo.CALIBRATION)
 
 

@@ -140,6 +140,31 @@ def test_too_few_clean_prompts_warn(model, prompt_files, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_run_that_calibrates_scores_as_one_that_is_given_the_calibration(model, prompt_files, tmp_path):
+    """Also by a detector that the calibration fits, and without tokens where none are asked for."""
+    asked = ("detect", *NEW, "--model", model, "--detectors", "latent_step_deviation", "--no-explain", *FAST)
+    both = {"a": ("--calibrate", prompt_files / "clean.txt"), "b": ("--calibration", tmp_path / "a/calibration.json")}
+    rows = {}
+    for out, source in both.items():
+        assert command(*asked, *source, "--fpr", 0.3, "--out", tmp_path / out)[0] == 0
+        rows[out] = read(tmp_path / out / "results.jsonl")
+    assert rows["a"] == rows["b"]
+    for row in rows["a"]:
+        assert math.isfinite(row["latent_step_deviation"])
+        assert row["error"] is None
+        assert "tokens" not in row
+
+
+def test_a_folder_with_a_calibration_is_not_calibrated_into(model, prompt_files, tmp_path):
+    """Without a word: it may be the one that a table beside it was made with."""
+    (tmp_path / "calibration.json").write_text("{}")
+    asked = ("detect", "--model", model, "--calibrate", prompt_files / "clean.txt", "--out", tmp_path)
+    status, _, errors = command(*asked)
+    assert (status, "holds calibration.json already" in errors[-1]) == (2, True)
+    assert (tmp_path / "calibration.json").read_text() == "{}"
+
+
+@pytest.mark.slow
 def test_the_built_in_model_has_thresholds(tmp_path):
     """Of the model that it lies beside: without arguments, detect distinguishes a memorized prompt from a clean one."""
     status, printed, errors = command("detect", "--out", tmp_path)

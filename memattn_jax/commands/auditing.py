@@ -22,7 +22,7 @@ from memattn_jax.commands.detect_options import Options as DetectOptions
 from memattn_jax.commands.evaluating_mitigations import texts_for
 from memattn_jax.commands.mitigating import describe, make_mitigation
 from memattn_jax.commands.model_options import ModelOptions
-from memattn_jax.commands.scoring import Detected, Log, given_calibration, score_log
+from memattn_jax.commands.scoring import Detected, Log, clean_prompts, given_calibration, score_log
 from memattn_jax.copies.search import Search
 from memattn_jax.pictures.files import image_files
 from memattn_jax.prompts import Prompt, read_prompts, stream_prompts
@@ -137,7 +137,7 @@ class Audit:
         """Scores the log, judges it, and draws what is to be sampled."""
         options = self.detect_options()
         if options.calibrate is not None:  # apart from scoring, so that a run that resumes does the same
-            score_log(self.sd, options, None, None, Store(options.out))
+            score_log(self.sd, options, None, None, Store(options.out), clean=clean_prompts(options))
             options = self.detect_options()
         detected = score_log(self.sd, options, self.log(), given_calibration(options), Store(options.out))
         if detected is None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from memattn_jax.detectors.calibration.verdicts import Rule
     from memattn_jax.storage import Store
 
+CALIBRATION = "calibration.json"
 FPR = 0.01
 
 
@@ -51,8 +52,8 @@ def write_calibration(calibration: "Calibration", store: "Store") -> None:
     """Writes calibration.json."""
     from memattn_jax.detectors.calibration.file import to_json
 
-    store.write("calibration.json", to_json(calibration).encode())
-    print(f"calibration.json in {store}")
+    store.write(CALIBRATION, to_json(calibration).encode())
+    print(f"{CALIBRATION} in {store}")
 
 
 def checked(scorer: "Scorer", given: "Calibration | None", *, asked_for: bool) -> "Calibration | None":

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from memattn_jax import demo
+from memattn_jax.commands.calibrating import CALIBRATION
 from memattn_jax.commands.command import note, run_command
 from memattn_jax.commands.detect_options import Options
-from memattn_jax.commands.scoring import Log, given_calibration, score_log
+from memattn_jax.commands.scoring import Log, clean_prompts, given_calibration, score_log
+from memattn_jax.errors import InputError
 from memattn_jax.prompts import Prompt, as_text, stream_prompts
 
 
@@ -44,9 +46,12 @@ def main(options: Options) -> None:
     from memattn_jax.storage import Store
 
     log = read_log(options)
-    given = given_calibration(options)
+    given, clean = given_calibration(options), clean_prompts(options)
     part = start_processes(options.coordinator, options.process_id, options.num_processes, options.distributed)
     store = Store(options.out, part[0])
+    scored = log if options.has_prompts or clean is None else None
+    if scored is None and not options.overwrite and store.read(CALIBRATION) is not None:
+        raise InputError(f"--out {store}: holds {CALIBRATION} already; choose another folder or add --overwrite")
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.findings import summarize
 
@@ -54,8 +59,7 @@ def main(options: Options) -> None:
     sd = StableDiffusion.from_pretrained(
         demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
     )
-    scored = log if options.has_prompts or options.calibrate is None else None
-    done = score_log(sd, options, scored, given, store, part)
+    done = score_log(sd, options, scored, given, store, part, clean)
     if done is not None:
         kind = None if done.calibration is None else done.calibration.kind
         detectors = tuple(done.scorer.detectors)

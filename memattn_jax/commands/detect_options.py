@@ -75,7 +75,9 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         """Raises InputError or OSError for invalid options, without importing JAX."""
         self.check_prompts(needed=not self.built_in and self.calibrate is None)
         self.check_run()
-        names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
+        names = names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
+        if self.calibrate is not None and all(DETECTORS[name][0] == "prompt" for name in names):
+            raise InputError(f"--calibrate: {names[0]} reads the prompt alone; name a detector that looks at the model")
         at_least(self, 1, "batch_size", "probes", "steps", "ray_actors")
         if self.engine != "ray" and (self.ray_address, self.ray_actors) != (None, None):
             raise InputError("--ray-address and --ray-actors have no effect without --engine ray")

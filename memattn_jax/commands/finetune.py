@@ -17,7 +17,7 @@ import tyro
 from memattn_jax import demo
 from memattn_jax.commands.command import run_command
 from memattn_jax.commands.model_options import CheckpointOptions
-from memattn_jax.commands.options import BY_DEFAULT, at_least, files
+from memattn_jax.commands.options import BY_DEFAULT, at_least, files, texts
 from memattn_jax.errors import InputError
 from memattn_jax.sharding.mesh import mesh_sizes
 from memattn_jax.text import counted, printable
@@ -69,8 +69,10 @@ class Options(CheckpointOptions):
         if self.mesh is not None:
             mesh_sizes(self.mesh)
         self.check_checkpoint(height=self.settings.height, width=self.settings.width)
-        if self.sample_every and not self.sample_prompts:
-            raise InputError("--sample-every needs prompts: add --sample-prompts")
+        texts(self, "sample_prompts")
+        if bool(self.sample_every) != bool(self.sample_prompts):
+            given, lacking = ("every N", "prompts") if self.sample_every else ("prompts", "every N")
+            raise InputError(f"--sample-{given} needs --sample-{lacking}")
         if self.gate_reference is not None and self.settings.gate in ("none", "random"):
             raise InputError("--gate-reference needs a gate: add --gate loss, entropy or noise_norm")
 
@@ -160,8 +162,9 @@ def draw_samples(sd: "StableDiffusion", state: "TrainState", setup: "Setup", opt
     from memattn_jax.report.plots import save_grid
     from memattn_jax.training.start import trained
 
-    now = trained(sd, state, setup)
-    rows = [now.sample([prompt] * 4, seeds=range(4), taps=None).images for prompt in options.sample_prompts]
+    now, own = trained(sd, state, setup), options.settings
+    size = {"height": own.height, "width": own.width}
+    rows = [now.sample([prompt] * 4, seeds=range(4), taps=None, **size).images for prompt in options.sample_prompts]
     folder = options.out / "samples"
     folder.mkdir(exist_ok=True)
     save_grid(folder / f"{int(state.step):06d}.png", rows)
@@ -214,7 +217,7 @@ def run(options: Options) -> None:
     data = Data(sd, checked, settings)
     options.out.mkdir(parents=True, exist_ok=True)
     inputs = {
-        "model": options.model_name,
+        "model": sd.fingerprint(pictures=True),
         "data": checked.identity,
         "gate_reference": "none" if reference is None else reference.identity,
     }

@@ -27,9 +27,11 @@ from memattn_jax.commands.options import (
     one_name,
     one_of,
     seeds,
+    texts,
 )
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.prompts import Prompt, as_text, stream_prompts
+from memattn_jax.prompts.record import valid_text
 from memattn_jax.registries import FIRST_STEP, MITIGATIONS, SCHEDULERS
 from memattn_jax.runs.versions import versions
 from memattn_jax.text import counted
@@ -94,6 +96,7 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         self.check_run()
         at_least(self, 1, "steps", "images_per_prompt", "batch_size")
         finite(self, "guidance_scale")
+        texts(self, "negative_prompt")
         seeds(self.seed, self.images_per_prompt)
         check_name("scheduler", self.scheduler, SCHEDULERS, "--scheduler")
         check_name("mitigation", self.mitigation, ("none", *MITIGATIONS), "--mitigation")
@@ -257,7 +260,8 @@ def main(options: Options) -> None:
         processes=processes,
         row_files="png",
     )
-    source = {"model": options.model_name, "prompts": options.prompts, "versions": versions()}
+    prompts = options.prompts and valid_text(options.prompts)
+    source = {"model": options.model_name, "prompts": prompts, "versions": versions()}
     table.claim(source, overwrite=options.overwrite)
     if showcase:
         table.claim(source, overwrite=True)  # the showcase needs all of its images in memory

@@ -14,8 +14,9 @@ from memattn_jax.checkpoints.geometry import Geometry
 from memattn_jax.checkpoints.lora.files import read_lora
 from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.textual_inversion import read_embedding
-from memattn_jax.commands.options import BY_DEFAULT, one_of
+from memattn_jax.commands.options import BY_DEFAULT, one_of, texts
 from memattn_jax.errors import InputError, check_name
+from memattn_jax.prompts.record import valid_text
 from memattn_jax.registries import DTYPES
 from memattn_jax.sharding.mesh import mesh_sizes
 from memattn_jax.text import printable
@@ -98,7 +99,8 @@ class CheckpointOptions:
     def model_name(self) -> str:
         """The model's name with these options, as results record it."""
         values = {name: value if isinstance(value, tuple) else (value,) for name, value in self.given.items()}
-        return " ".join([self.model or "built-in", *(f"{name}={one}" for name in values for one in values[name])])
+        parts = [self.model or "built-in", *(f"{name}={one}" for name in values for one in values[name])]
+        return valid_text(" ".join(parts))
 
     @property
     def built_in(self) -> bool:
@@ -143,6 +145,7 @@ class ModelOptions(CheckpointOptions):
 
     def check_model(self, steps: int | None, site: str | None = None, **pixels: int | None) -> None:
         """Raises InputError or FileNotFoundError, see `check_checkpoint`."""
+        texts(self, "column")
         if self.dtype is not None:
             check_name("dtype", self.dtype, DTYPES, "--dtype")
         if self.mesh is not None:

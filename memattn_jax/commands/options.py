@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from memattn_jax.errors import InputError, check_name
+from memattn_jax.prompts.record import is_text
 from memattn_jax.registries import PRESETS
 from memattn_jax.storage import is_local
 from memattn_jax.text import printable
@@ -66,6 +67,14 @@ def seeds(first: int, count: int) -> None:
     """Raises InputError unless this seed and those after it are 32-bit numbers."""
     if not 0 <= first <= 2**32 - count:
         raise InputError(f"--seed {first}: seeds {first} to {first + count - 1} must lie in [0, 2**32)")
+
+
+def texts(options: "DataclassInstance", *names: str) -> None:
+    """Raises InputError where one of these fields, or a text in it, is not valid Unicode."""
+    for name in names:
+        value = getattr(options, name) or ()
+        if not all(map(is_text, (value,) if isinstance(value, str) else value)):
+            raise InputError(f"{flag(name)}: the text is not valid UTF-8")
 
 
 def fill_out(options: "DataclassInstance", folder: str) -> None:
@@ -157,6 +166,7 @@ class PromptOptions:
         if self.prompts is not None and self.prompt:
             raise InputError("--prompts: give prompts either as arguments or in a file, not both")
         files(self, "prompts")
+        texts(self, "keep")
         if len(set(self.kept)) < len(self.kept):
             raise InputError(f"--keep {printable(self.keep or '', 80)}: a column is listed twice")
         if self.kept and self.prompts is None:

@@ -2,7 +2,8 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ from memattn_jax.commands.calibrating import checked, fit, print_thresholds, rul
 from memattn_jax.commands.command import FORMAT
 from memattn_jax.commands.detect_options import Options
 from memattn_jax.commands.options import chosen_steps, names_of
+from memattn_jax.errors import InputError
 from memattn_jax.prompts import Prompt, as_text, read_prompts
 from memattn_jax.prompts.noise_seed import noise_seed
 from memattn_jax.prompts.record import valid_text
@@ -44,14 +46,25 @@ class Log(NamedTuple):
     total: Callable[[], int | None]
 
 
-def load_scorer(options: Options, calibration: "Calibration | None") -> "Scorer":
-    """Model and detectors, as an engine's worker loads them; see `make_scorer`."""
+def load_scorer(options: Options, calibration: "Calibration | None", fingerprint: str) -> "Scorer":
+    """Model and detectors, as an engine's worker loads them.
+
+    Args:
+      options: of the command.
+      calibration: see `make_scorer`.
+      fingerprint: of the model in the process that writes the table.
+
+    Raises:
+      InputError: the worker finds another model at the same place.
+    """
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.sharding.placement import make_mesh
 
     model = options.model or demo.MODEL
     mesh = make_mesh(options.mesh)
     sd = StableDiffusion.from_pretrained(model, dtype=options.model_dtype, mesh=mesh, **options.source)
+    if sd.fingerprint() != fingerprint:
+        raise InputError(f"{model}: another model there than where the prompts are read")
     return make_scorer(sd, options, calibration)
 
 
@@ -87,13 +100,23 @@ def given_calibration(options: Options) -> "Calibration | None":
     return load_calibration(demo.CALIBRATION) if own else None
 
 
+def clean_prompts(options: Options) -> list[str] | None:
+    """The prompts to calibrate on, read whole; None where the options ask for no calibration."""
+    if options.calibrate is None:
+        return None
+    return list(map(as_text, read_prompts(str(options.calibrate), options.column)))
+
+
 def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibration | None") -> "Scorer":
-    """The detectors, with settings from the options, else the calibration, else the papers."""
+    """The detectors, with settings from the options, else the calibration, else the papers.
+
+    Where a calibration is asked for and there is none yet, they are those that clean prompts are scored with.
+    """
     from memattn_jax.detectors import Scorer
     from memattn_jax.detectors.protocol import is_fitted
     from memattn_jax.detectors.scorer import named_detectors
 
-    calibrating = options.calibrate is not None
+    calibrating = options.calibrate is not None and calibration is None
     settings: dict[str, Any] = dict(calibration.settings) if calibration is not None else {}
     for name in ("seed", "probes", "steps", "guidance_scale", "site"):
         if getattr(options, name) is not None:
@@ -149,6 +172,7 @@ def score_log(
     given: "Calibration | None",
     store: "Store",
     part: tuple[int, int] = (0, 1),
+    clean: Sequence[str] | None = None,
 ) -> Detected | None:
     """Calibrates where the options say so, and scores the log, or what is missing of it, into a table.
 
@@ -159,9 +183,13 @@ def score_log(
       given: see `given_calibration`.
       store: the output folder.
       part: index of this process, and number of processes.
+      clean: see `clean_prompts`.
 
     Returns:
       None where the run was asked to stop, or only calibrates.
+
+    Raises:
+      InputError: the folder holds rows with other settings.
     """
     from memattn_jax.report.carried import Carried
     from memattn_jax.report.detection import Ground, detection_rows, detection_schema
@@ -173,20 +201,17 @@ def score_log(
     from memattn_jax.runs.table import ShardedTable
     from memattn_jax.sharding.placement import rows_multiple
 
-    scorer = make_scorer(sd, options, given)
     fitted = None
-    if options.calibrate is None:
-        calibration = checked(scorer, given, asked_for=options.calibration is not None)
-    else:
-        clean = list(map(as_text, read_prompts(str(options.calibrate), options.column)))
-        calibration = fitted = fit(
-            scorer, clean, fpr=options.fpr, seed=options.seed or 0, batch_size=options.batch_size
-        )
+    if clean is not None:
+        looking = make_scorer(sd, options, None)
+        fitted = fit(looking, clean, fpr=options.fpr, seed=options.seed or 0, batch_size=options.batch_size)
+    scorer = make_scorer(sd, options, fitted or given)
+    calibration = fitted or checked(scorer, given, asked_for=options.calibration is not None)
     rule = rule_of(scorer, calibration, options.fpr, options.fdr)
     for name, detector in scorer.detectors.items():
         if site := getattr(detector, "site", None):
             print(f"{name} reads {site}")
-    if options.calibrate is not None and rule is not None:
+    if fitted is not None and rule is not None:
         print_thresholds(rule)
     if log is None:
         if fitted is not None:
@@ -213,7 +238,9 @@ def score_log(
     padded = rows_multiple(log.batch, sd.mesh)
     engine: Scorer | RayActors = scorer
     if options.engine == "ray":
-        engine = RayActors(partial(load_scorer, options, calibration), options.ray_address, options.ray_actors)
+        same = replace(options, dtype=sd.dtype)  # the default differs between machines
+        make = partial(load_scorer, same, calibration, sd.fingerprint())
+        engine = RayActors(make, options.ray_address, options.ray_actors)
 
     def start(jobs: list[Prompt]) -> "Detection | Pending":
         texts = [job.text for job in fill_up(jobs, padded)]

@@ -22,7 +22,7 @@ import micro
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from memattn_jax import InputError, StableDiffusion, pipeline
 from memattn_jax.commands.command import run_command
@@ -37,19 +37,10 @@ from memattn_jax.training.start import start
 pytestmark = pytest.mark.slow
 
 STEPS = 12
-OPTIONS = [
-    "--steps",
-    STEPS,
-    "--batch-size",
-    4,
-    "--learning-rate",
-    "1e-3",
-    "--gate",
-    "entropy",
-    "--gate-quantile",
-    "0.5",
-]
-OPTIONS += ["--gate-bins", "1", "--ema-decay", "0.9", "--checkpoint-every", "4", "--train-text-encoder"]
+OPTIONS = (
+    f"--steps {STEPS} --batch-size 4 --learning-rate 1e-3 --gate entropy --gate-quantile 0.5 --gate-bins 1".split()
+)
+OPTIONS += ["--ema-decay", "0.9", "--checkpoint-every", "4", "--train-text-encoder"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -276,6 +267,18 @@ def test_weights_are_float32_where_models_are_bfloat16_by_default(inputs, tmp_pa
         "1000 steps of batch size 1, each pair seen about 83.3 times, learning rate 1e-05, the entropy gate at " in told
     )
     assert "computed in bfloat16, parameters in float32\n" in told
+
+
+def test_a_run_is_not_resumed_with_another_model(inputs, tmp_path, untrained):
+    """At the same place; the same one elsewhere is the same."""
+    folder = shutil.copytree(inputs / "model", tmp_path / "model")
+    options = Options(model=str(folder), data=inputs / "data", out=tmp_path / "out")
+    main(options)
+    main(dataclasses.replace(options, model=str(inputs / "model")))
+    path = next((folder / "vae").glob("*.safetensors"))
+    save_file({name: array + 1 for name, array in load_file(path).items()}, path)
+    with pytest.raises(InputError, match=r"other settings: model '\w+' is now '\w+'"):
+        main(options)
 
 
 def test_a_run_is_not_resumed_with_other_data(inputs, tmp_path, untrained, capsys):

@@ -1,11 +1,15 @@
 """Options and settings of fine-tuning that cannot be are named before anything is read."""
 
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from memattn_jax import InputError
-from memattn_jax.commands.finetune import Options, main
+from memattn_jax.commands.finetune import Options, draw_samples, main
+from memattn_jax.training import start
 from memattn_jax.training.settings import TrainSettings
 
 WRONG = {
@@ -37,9 +41,26 @@ def test_options_are_checked_before_anything_is_read(tmp_path):
     for changes, message in (
         ({"checkpoint_every": 0}, "--checkpoint-every 0: "),
         ({"sample_every": -1}, "--sample-every -1: "),
-        ({"sample_every": 5}, "--sample-prompts"),
+        ({"sample_every": 5}, "--sample-every N needs --sample-prompts"),
+        ({"sample_prompts": ("a cat",)}, "--sample-prompts needs --sample-every N"),
+        ({"sample_every": 5, "sample_prompts": ("a", "caf\udce9")}, "--sample-prompts: the text is not valid UTF-8"),
         ({"gate_reference": tmp_path}, "--gate-reference needs a gate"),
         ({"mesh": "dta=2"}, "--mesh dta=2: unknown axis 'dta'"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             main(Options(data=tmp_path, **changes))
+
+
+def test_samples_have_the_size_of_the_training_pictures(tmp_path, monkeypatch):
+    """Which a model whose config names none does not know."""
+
+    class Model:
+        def sample(self, prompts, *, seeds, taps, height, width):
+            return SimpleNamespace(images=np.zeros((len(prompts), height, width, 3), np.uint8))
+
+    monkeypatch.setattr(start, "trained", lambda *_: Model())
+    settings = TrainSettings(height=16, width=8)
+    options = Options(data=tmp_path, out=tmp_path, sample_prompts=("a", "b"), settings=settings)
+    draw_samples(None, SimpleNamespace(step=3), None, options)
+    with Image.open(tmp_path / "samples" / "000003.png") as grid:
+        assert grid.size == (4 * 8, 2 * 16)
