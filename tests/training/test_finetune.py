@@ -37,10 +37,8 @@ from memattn_jax.training.start import start
 pytestmark = pytest.mark.slow
 
 STEPS = 12
-OPTIONS = (
-    f"--steps {STEPS} --batch-size 4 --learning-rate 1e-3 --gate entropy --gate-quantile 0.5 --gate-bins 1".split()
-)
-OPTIONS += ["--ema-decay", "0.9", "--checkpoint-every", "4", "--train-text-encoder"]
+OPTIONS = f"--steps {STEPS} --batch-size 4 --learning-rate 1e-3 --gate entropy --gate-quantile 0.5".split()
+OPTIONS += ["--gate-bins", "1", "--ema-decay", "0.9", "--checkpoint-every", "4", "--train-text-encoder"]
 
 
 @pytest.fixture(scope="module", autouse=True)
