@@ -51,6 +51,10 @@ CSV = {  # what a file holds, and the records of its column "prompt"
         'prompt,n\n"a \\"big\\" cat, \\\\",1\n"say \\"",2\n"C:\\",3\n',
         ['a "big" cat, \\', 'say "', "C:\\"],
     ),
+    "backslashes, first on a later line": (
+        'prompt,n\n"a cat\nsaid \\"hi\\" there",1\n"plain",2\n',
+        ['a cat\nsaid "hi" there', "plain"],
+    ),
     "null of databases": ('n,prompt\n1,\\N\n2,"\\N"\n', ["! line 2: null instead of a prompt", "\\N"]),
     "semicolons": ("\ufeff;prompt;URL\n0;a blue, dark boat;http://x\n", ["a blue, dark boat"]),
     "pipes": ("id|prompt\n0|a;b,c\n", ["a;b,c"]),

@@ -64,6 +64,14 @@ JSON = {
         ],
     ),
     "g.ndjson": ('{"prompt":"a"}\n{"prompt":""}\n', ["a", "! line 2: empty prompt"]),
+    "k.json": (
+        '[oops {"prompt": "a", "user": "u"}, {"prompt": "b"}]',
+        ["! record 1 is not JSON", "! record 2 is not JSON", "b"],
+    ),
+    "l.json": ('[{"prompt": "a"},\n{"prompt": "b"}\n]', ["a", "b"]),
+    "m.jsonl": ('[INFO] begins\n{"prompt": "a", "user": "u"}\n{"prompt": "b"}', ["! line 1 is not JSON", "a", "b"]),
+    "n.jsonl": ('[2024-05-01] begins\n"a"\n{"prompt": "b"}', ["! line 1 is not JSON", "a", "b"]),
+    "o.json": ('[1,\n"a"\n]', ["! record 1: a number instead of text", "a"]),
     "h.jsonl": ('["a"]\n["b", "c"]\n', ["a", "! line 2: a list of 2 instead of text"]),
 }
 

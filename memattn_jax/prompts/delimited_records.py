@@ -117,20 +117,26 @@ class Reader:
         if not first.whole:
             error = f"has over {LONGEST_LINE} characters; is it text?"
             return Record(first.number, first.number, None, error, "")
+        taken = [first]
         try:
-            return self.attempt(first, escaped=False)
+            return self.attempt(taken, escaped=False)
         except MalformedError as error:
             wrong = str(error)
-        if '\\"' in first.text:
+        if any('\\"' in line.text for line in taken):
             try:
-                return self.attempt(first, escaped=True)
+                return self.attempt([first], escaped=True)
             except MalformedError:
                 pass
         return Record(first.number, first.number, None, wrong, first.content)
 
-    def attempt(self, first: Line, *, escaped: bool) -> Record:
-        """Reads a record in one of two dialects; on MalformedError, all lines but the first remain to be read."""
-        taken = [first]
+    def attempt(self, taken: list[Line], *, escaped: bool) -> Record:
+        """Reads a record in one of two dialects; on MalformedError, all lines but the first remain to be read.
+
+        Args:
+          taken: the first line; the others that were looked at are added.
+          escaped: whether quotes are escaped with backslashes.
+        """
+        first = taken[0]
         try:
             while True:
                 text = "".join(line.text for line in taken).rstrip("\r\n").removeprefix("\ufeff")

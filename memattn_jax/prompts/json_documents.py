@@ -15,6 +15,7 @@ NEXT = {  # by first character: matches the end of such a record and the beginni
     '"': re.compile(r'"\s*,\s*(?=")'),
 }
 COMMA = re.compile(",")
+KEY = re.compile(r"\s*:")  # follows a string that is no record, but a key of an object in a malformed one
 PART = 2**16  # characters read at once
 TOKEN = 16  # characters in a literal, or between two objects, at most
 
@@ -117,14 +118,21 @@ class Document:
                 if cut and len(self.text) - self.at < LONGEST_LINE and self.more():
                     continue
                 return Value(place, None, f"is not JSON{self.resume(max(error.pos, self.at + 1))}")
-            if end == len(self.text) and self.more():  # a number may continue
+            if end > len(self.text) - TOKEN and self.more():  # a number may continue, and a string prove to be a key
                 continue
+            if isinstance(value, str) and KEY.match(self.text, end):
+                return Value(place, None, f"is not JSON{self.resume(end, '{')}")
             self.at = end
             return Value(place, value)
 
-    def resume(self, after: int) -> str:
-        """Advances to where the next record may begin; returns an addition to the error if there is none."""
-        pattern = NEXT.get(self.text[self.at], COMMA)
+    def resume(self, after: int, begin: str | None = None) -> str:
+        """Advances to where the next record may begin; returns an addition to the error if there is none.
+
+        Args:
+          after: the place to search from.
+          begin: first character of the malformed record; by default the one that is there.
+        """
+        pattern = NEXT.get(begin or self.text[self.at], COMMA)
         self.at = after
         while (found := pattern.search(self.text, self.at)) is None:
             self.at = max(self.at, len(self.text) - TOKEN)

@@ -1,6 +1,7 @@
 """JSON files, one value per line or one document: a string is a prompt, an object has it under a key."""
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
@@ -13,6 +14,7 @@ from memattn_jax.text import printable
 
 LOOKED_AT = 1000  # values, at least one of which must have the key
 CHARACTERS = 2**20  # of these values, at most
+ARRAY = re.compile(r'\[\s*([\[{"\]]|$|(-?\d[\d.eE+-]*|true|false|null)\s*(,|$))')  # begins so, and a log not: "[INFO]"
 MISSING = object()
 
 
@@ -41,7 +43,9 @@ def is_document(first: Line, second: Line | None) -> bool:
     """Whether a value spans several lines, or a line is an array of all records."""
     begin = first.content.strip()
     if begin.startswith("["):
-        return second is None or not second.content.strip() or read_line(first).error is not None
+        if second is None or not second.content.strip():
+            return True
+        return read_line(first).error is not None and bool(ARRAY.match(begin) or read_line(second).error)
     if begin != "{" or second is None:
         return False
     return read_line(second).error is not None and second.content.strip()[:1] in ('"', "}")
