@@ -83,8 +83,9 @@ def pipe_for_weights(folder: Path, outside: Path) -> None:
 
 
 def pipe_for_a_vocabulary(folder: Path, outside: Path) -> None:
-    (folder / "tokenizer" / "tokenizer.json").unlink()
-    os.mkfifo(folder / "tokenizer" / "tokenizer.json")
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / "tokenizer" / name).unlink()
+    os.mkfifo(folder / "tokenizer" / "vocab.json")
 
 
 def endless_device(folder: Path, outside: Path) -> None:

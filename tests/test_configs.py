@@ -116,6 +116,13 @@ WRONG = {
     "no-heads": ({"attention_head_dim": 0}, "cannot build a model"),
     "minus-one-head": ({"attention_head_dim": -1}, "do not divide into -1 heads"),
     "heads": ({"attention_head_dim": 7}, "320 channels do not divide into 7 heads"),
+    "no-pixels": (
+        {"sample_size": 0, "_diffusers_version": "0.20.0"},
+        "sample_size is 0; expected the positive height and width",
+    ),
+    "three-sides": ({"sample_size": [64, 64, 64]}, "sample_size is (64, 64, 64)"),
+    "one-side": ({"sample_size": [64]}, "sample_size is (64,)"),
+    "negative": ({"sample_size": [64, -3]}, "sample_size is (64, -3)"),
     "class": ({"_class_name": ["UNet2DConditionModel"]}, "is not supported, only UNet2DConditionModel"),
     "channels": ({"in_channels": [4]}, "in_channels=[4]; expected a whole number"),
     "long": ({"act_fn": "x" * 10_000}, "act_fn='xxx"),

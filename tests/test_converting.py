@@ -1,5 +1,6 @@
 """A checkpoint from one container to the next and back: the same bits, the same fingerprint, little memory."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from memattn_jax import InputError, StableDiffusion, demo
 from memattn_jax.checkpoints import orbax_part
 from memattn_jax.checkpoints.checkpoint import PARTS
 from memattn_jax.checkpoints.opening import open_checkpoint
+from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.commands import convert
 from memattn_jax.sharding.placement import make_mesh
 
@@ -74,6 +76,16 @@ def test_one_fingerprint_for_all_containers(converted):
         assert StableDiffusion.from_pretrained(place, "float32", **source).fingerprint(pictures=True) == expected, (
             container
         )
+
+
+def test_a_single_file_keeps_the_tokenizers_length(tmp_path):
+    """CLIP's vocabulary has a place of its own, and 77 tokens by default."""
+    folder = Path(shutil.copytree(demo.MODEL, tmp_path / "folder"))
+    config = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 9}))
+    assert run(folder, tmp_path / "model.safetensors", "--to", "single-file") == 0
+    assert open_checkpoint(tmp_path / "model.safetensors").length == 9
+    assert Tokenizer(None, 32, "!", 9)(["a"]).input_ids.shape == (1, 9)
 
 
 def test_another_vocabulary_is_asked_for(converted):

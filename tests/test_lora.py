@@ -93,6 +93,12 @@ def test_keys_of_comfyui(encoder: str):
     assert key == ("unet", "middle_block.1.proj_in", "down")
 
 
+def test_keys_of_lycoris_by_itself():
+    """Whose prefix says nothing of the part."""
+    assert parse_key(f"lycoris_{QUERY}.lora_down.weight", "x") == (None, QUERY, "down")
+    assert parse_key("lycoris_text_model_encoder_layers_0_mlp_fc1.lokr_w1", "x")[0] is None
+
+
 def test_all_problems_are_counted(model: Path, tmp_path: Path):
     tensors: dict[str, np.ndarray] = {}
     for i in range(40):

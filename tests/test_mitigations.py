@@ -104,10 +104,10 @@ def test_regions_of_clean_runs(matrices, fitted):
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "pndm"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_clean_image_of_a_prediction(sd, scheduler, prediction_type):
-    """Noised by what a schedule says a latent is, an image is found again."""
-    config = sd.scheduler_config | {"prediction_type": prediction_type}
+    """Noised by what a schedule says a latent is, an image is found again; PNDM knows nothing of rescaling."""
+    config = sd.scheduler_config | {"prediction_type": prediction_type, "rescale_betas_zero_snr": scheduler == "pndm"}
     schedule = make_schedule(config, scheduler, 5)
-    factors = clean_prediction(config, schedule)
+    factors = clean_prediction(config, schedule, scheduler)
     image, noise = np.random.default_rng(0).standard_normal((2, 8))
     signal = np.cumprod(1 - np.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, 1000) ** 2)
     for (of_latents, of_output), t, scale in zip(factors, schedule.timesteps, schedule.input_scale, strict=True):

@@ -13,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 from memattn_jax import InputError, StableDiffusion, demo
 from memattn_jax.checkpoints.checkpoint import Source
 from memattn_jax.checkpoints.opening import open_checkpoint
-from memattn_jax.checkpoints.single_file.family import ALPHAS, prediction_type, scheduler_config
-from memattn_jax.checkpoints.single_file.text import layers_used
+from memattn_jax.checkpoints.single_file.family import ALPHAS, scheduler_config, stated_prediction
+from memattn_jax.checkpoints.single_file.text import layers_used, modern_openclip
+from memattn_jax.checkpoints.single_file.vae import linear
 from memattn_jax.commands.converting import convert
+from memattn_jax.diffusion.loading import check_parts
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod, make_schedule
 
 
@@ -37,16 +39,20 @@ def test_stable_diffusion_2_has_23_layers_whether_or_not_the_unused_one_is_there
 
 
 def test_comfyui_says_what_is_predicted_in_a_field_of_its_own():
-    assert prediction_type("a", {"modelspec.predict_key": "v"}, second=True, asked=None) == "v_prediction"
-    assert prediction_type("a", {"modelspec.predict_key": "epsilon"}, second=True, asked=None) == "epsilon"
+    assert stated_prediction({}, {"modelspec.predict_key": "v"}) == "v_prediction"
+    assert stated_prediction({}, {"modelspec.predict_key": "epsilon"}) == "epsilon"
     both = {"modelspec.predict_key": "epsilon", "modelspec.prediction_type": "v"}
-    assert prediction_type("a", both, second=True, asked=None) == "v_prediction"
+    assert stated_prediction({}, both) == "v_prediction"
 
 
 def test_comfyui_marks_v_prediction_with_an_empty_tensor(single_file, tmp_path):
     save_file(load_file(single_file) | {"v_pred": np.zeros(0, np.float32)}, tmp_path / "marked.safetensors")
     opened = open_checkpoint(tmp_path / "marked.safetensors", Source(config=demo.MODEL, prediction_type="v_prediction"))
     assert opened.scheduler_config["prediction_type"] == "v_prediction"
+    opened = open_checkpoint(tmp_path / "marked.safetensors")
+    assert opened.scheduler_config["prediction_type"] == "v_prediction"
+    assert opened.parts["unet"].config.sample_size == 64  # Stable Diffusion 2 alone has 96
+    assert open_checkpoint(single_file).scheduler_config["prediction_type"] == "epsilon"
 
 
 def test_comfyui_marks_a_schedule_without_signal_with_an_empty_tensor(single_file, tmp_path):
@@ -77,11 +83,38 @@ def test_betas_that_leave_no_signal_are_refused(beta):
         SchedulerConfig(num_train_timesteps=2, trained_betas=[0.1, beta])
 
 
+def test_betas_that_leave_no_signal_in_the_end_are_refused():
+    with pytest.raises(InputError, match="the betas leave no signal at timestep 4"):
+        alphas_cumprod(SchedulerConfig(beta_start=0.9, beta_end=0.99))
+
+
+def test_misshapen_tensors_keep_their_shape():
+    """For the comparison with the configs to name them."""
+    assert linear(np.zeros((4, 4, 3, 3))).shape == (4, 4, 3, 3)
+    assert linear(np.zeros((4, 3, 1, 1))).shape == (4, 3)
+    assert layers_used([{"ln_1.weight": np.zeros(())}] * 2) == [{"ln_1.weight": np.zeros(())}]
+    block = "attn.in_proj_weight"
+    found = modern_openclip({f"transformer.resblocks.{layer}.{block}": np.zeros((4, 4)) for layer in (0, 1)})
+    assert [(name, tensor.shape) for name, tensor in found.items()] == [
+        (f"text_model.encoder.layers.0.{block}", (4, 4))
+    ]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_rounded_noise_schedules_are_the_usual_one(dtype):
     assert "trained_betas" not in scheduler_config({"alphas_cumprod": ALPHAS.astype(dtype)}, "epsilon")
     others = scheduler_config({"alphas_cumprod": (ALPHAS**1.1).astype(dtype)}, "epsilon")
     assert len(others["trained_betas"]) == len(ALPHAS)
+
+
+def test_pictures_have_three_channels():
+    """LDM3D's have a depth in three more."""
+    checkpoint = open_checkpoint(demo.MODEL)
+    deep = dataclasses.replace(checkpoint.parts["vae"].config, in_channels=6, out_channels=6)
+    parts = {**checkpoint.parts, "vae": dataclasses.replace(checkpoint.parts["vae"], config=deep)}
+    check_parts(checkpoint)
+    with pytest.raises(InputError, match="pictures have 6 and 6 channels"):
+        check_parts(dataclasses.replace(checkpoint, parts=parts))
 
 
 def test_a_prediction_type_that_is_asked_for_counts_beside_a_config(single_file):

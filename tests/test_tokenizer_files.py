@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 
 from memattn_jax.checkpoints.clip import clip_tokenizer
 from memattn_jax.checkpoints.tokenizer import Tokenizer
-from memattn_jax.checkpoints.tokenizer_files import read_tokenizer
+from memattn_jax.checkpoints.tokenizer_files import read_tokenizer, read_vocabulary, save_tokenizer
 from memattn_jax.errors import InputError
 
 PROMPTS = (
@@ -84,7 +84,7 @@ def test_as_transformers(tmp_path, form):
     assert ours.get_vocab() == theirs.get_vocab()
     assert (ours.pad_token_id, ours.eos_token_id) == (theirs.pad_token_id, theirs.eos_token_id)
     assert ours.model_max_length == theirs.model_max_length
-    ours.save_pretrained(tmp_path / "again")
+    save_tokenizer(ours, tmp_path / "again")
     again = CLIPTokenizer.from_pretrained(tmp_path / "again")
     assert [again(prompt)["input_ids"] for prompt in PROMPTS] == [theirs(prompt)["input_ids"] for prompt in PROMPTS]
     assert (again.pad_token, again.model_max_length) == (theirs.pad_token, theirs.model_max_length)
@@ -95,6 +95,19 @@ def test_prompts_are_padded_to_the_tokenizers_length_or_the_encoders(tmp_path, l
     write_tokenizer(tmp_path, ("the", "and"))
     edit(tmp_path, model_max_length=length)
     assert Tokenizer(tmp_path, 16)(["the and"]).input_ids.shape == (1, padded)
+
+
+def test_saved_files_are_of_both_kinds_and_any_lines(tmp_path):
+    """transformers 4 reads vocab.json and merges.txt, which may have been checked out on Windows."""
+    write_tokenizer(tmp_path, ("the", "and"))
+    save_tokenizer(read_tokenizer(tmp_path), tmp_path / "again")
+    expected = read_vocabulary(tmp_path)[:2]
+    assert read_vocabulary(tmp_path / "again")[:2] == expected
+    (tmp_path / "again" / "tokenizer.json").unlink()
+    assert read_vocabulary(tmp_path / "again")[:2] == expected
+    merges = tmp_path / "again" / "merges.txt"
+    merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_vocabulary(tmp_path / "again")[:2] == expected
 
 
 def test_a_config_names_no_other_files(tmp_path):

@@ -44,6 +44,7 @@ class Checkpoint:
       scheduler_config: the content of scheduler_config.json.
       tokenizer: folder of the tokenizer; None is CLIP's own, which this package brings.
       pad: the padding token where the tokenizer is CLIP's own.
+      length: tokens that it pads prompts to, likewise.
       entropy_site: the cross-attention layer that metric E is read at, None for the paper's.
     """
 
@@ -52,6 +53,7 @@ class Checkpoint:
     scheduler_config: Mapping[str, Any]
     tokenizer: Path | None
     pad: str = "<|endoftext|>"
+    length: int = 77
     entropy_site: str | None = None
 
 

@@ -45,7 +45,7 @@ def placeholders(clip: Any) -> dict[int, tuple[int, ...]]:
 class Tokenizer:
     """CLIPTokenizer of a checkpoint. The padding token is the checkpoint's: the end token in SD 1, "!" in SD 2."""
 
-    def __init__(self, folder: Path | None, tokens: int, pad: str = END):
+    def __init__(self, folder: Path | None, tokens: int, pad: str = END, length: int = 77):
         """Reads vocab.json and merges.txt, or tokenizer.json.
 
         Args:
@@ -53,11 +53,12 @@ class Tokenizer:
           tokens: places of the text encoder. Prompts are padded to as many or, where the tokenizer's `model_max_length`
             is less, to that, as in diffusers.
           pad: the padding token where the vocabulary is CLIP's own.
+          length: its `model_max_length`, likewise.
 
         Raises:
           InputError: the folder has no tokenizer.
         """
-        self.clip: Any = clip_tokenizer(pad) if folder is None else read_tokenizer(folder)
+        self.clip: Any = clip_tokenizer(pad, length) if folder is None else read_tokenizer(folder)
         self.tokens = min(tokens, self.clip.model_max_length)
         self.placeholders = placeholders(self.clip)
 

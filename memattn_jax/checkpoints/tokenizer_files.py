@@ -6,6 +6,7 @@ transformers' own `from_pretrained` takes any argument that tokenizer_config.jso
     tokenizer_config.json, special_tokens_map.json, added_tokens.json      where they are there
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ def read_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def save_tokenizer(clip: Any, folder: Path) -> None:
+    """Writes a CLIPTokenizer as transformers 5 does, and vocab.json and merges.txt, which transformers 4 reads."""
+    clip.save_pretrained(folder)
+    model = read_json(folder / "tokenizer.json")["model"]
+    merges = "".join(f"{first} {second}\n" for first, second in model["merges"])
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+
+
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], list[Mapping[str, Any]]]:
     """Ids of the tokens, merges in order, and what tokenizer.json says of the tokens added to them.
 
@@ -74,7 +84,7 @@ def merge_lines(path: Path) -> Iterator[str]:
     data = path.read_bytes()
     refuse_page(path, data[:64])
     try:
-        lines = data.decode().split("\n")
+        lines = data.decode().replace("\r\n", "\n").split("\n")  # of a checkout on Windows
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file") from None
     return (line for line in lines if line and not line.startswith("#version"))

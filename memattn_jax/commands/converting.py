@@ -43,7 +43,8 @@ def opened(model: str | Path, source: "Source") -> tuple["Checkpoint", "Tokenize
     check_parts(checkpoint)
     text = checkpoint.parts["text_encoder"]
     assert isinstance(text.config, CLIPTextConfig)
-    tokenizer = Tokenizer(checkpoint.tokenizer, text.config.max_position_embeddings, checkpoint.pad)
+    own = checkpoint.pad, checkpoint.length
+    tokenizer = Tokenizer(checkpoint.tokenizer, text.config.max_position_embeddings, *own)
     embeddings = [read_embedding(path, token) for path, token in source.embeddings]
     parts = {**checkpoint.parts, "text_encoder": with_embeddings(text, tokenizer, embeddings)}
     return replace(checkpoint, parts=parts), tokenizer
@@ -65,6 +66,7 @@ def convert(model: str | Path, source: "Source", destination: Path, container: s
     Raises:
       InputError: tensors that do not fit their configs, and all that `from_pretrained` raises.
     """
+    from memattn_jax.checkpoints.tokenizer_files import save_tokenizer
     from memattn_jax.checkpoints.writing.folder import write_folder
     from memattn_jax.checkpoints.writing.parts import checked_tensors
     from memattn_jax.checkpoints.writing.single_file import write_single_file
@@ -77,12 +79,13 @@ def convert(model: str | Path, source: "Source", destination: Path, container: s
     note = ""
     try:
         if container == "single-file":
-            write_single_file(partial, replace(checkpoint, pad=tokenizer.clip.pad_token), tensors)
+            own = {"pad": tokenizer.clip.pad_token, "length": tokenizer.tokens}
+            write_single_file(partial, replace(checkpoint, **own), tensors)
             if not of_clip(tokenizer):
                 note = "; its tokenizer is not CLIP's and has no place in it: load it with --config FOLDER"
         else:
             write_folder(partial, checkpoint, tensors, orbax=container == "orbax")
-            tokenizer.clip.save_pretrained(partial / "tokenizer")
+            save_tokenizer(tokenizer.clip, partial / "tokenizer")
         remove(destination)
         partial.rename(destination)
     finally:

@@ -15,7 +15,7 @@ from memattn_jax.checkpoints.hub import locate
 from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.textual_inversion import read_embedding, with_embeddings
 from memattn_jax.checkpoints.tokenizer import Tokenizer
-from memattn_jax.checkpoints.tokenizer_files import OPTIONAL
+from memattn_jax.checkpoints.tokenizer_files import OPTIONAL, save_tokenizer
 from memattn_jax.checkpoints.writing.folder import write_settings
 from memattn_jax.diffusion.model import Model
 from memattn_jax.errors import InputError, check_name
@@ -36,6 +36,11 @@ def check_parts(checkpoint: Checkpoint) -> None:
     ):
         if have != want:
             raise InputError(f"{checkpoint.where}: parts of different models: {have} {what}, but {want} are expected")
+    if (vae.in_channels, vae.out_channels) != (3, 3):
+        raise InputError(
+            f"{checkpoint.where}: the autoencoder's pictures have {vae.in_channels} and {vae.out_channels} channels, "
+            "where red, green and blue are expected; LDM3D, which adds depth, is not supported"
+        )
 
 
 def warn_of_variants(checkpoint: Checkpoint, asked: str | None) -> None:
@@ -56,7 +61,8 @@ def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> di
     assert isinstance(text, CLIPTextConfig)
     parts = dict(checkpoint.parts)
     with ThreadPoolExecutor(1) as aside:  # half of its time is an import
-        reading = aside.submit(Tokenizer, checkpoint.tokenizer, text.max_position_embeddings, checkpoint.pad)
+        own = checkpoint.pad, checkpoint.length
+        reading = aside.submit(Tokenizer, checkpoint.tokenizer, text.max_position_embeddings, *own)
         if source.embeddings:
             embeddings = [read_embedding(path, token) for path, token in source.embeddings]
             parts["text_encoder"] = with_embeddings(parts["text_encoder"], reading.result(), embeddings)
@@ -83,5 +89,5 @@ def save(model: Model, folder: Path) -> None:
         save_part(getattr(model, part), folder, part)
     for name in OPTIONAL:  # of another tokenizer that was here
         (folder / "tokenizer" / name).unlink(missing_ok=True)
-    model.tokenizer.clip.save_pretrained(folder / "tokenizer")
+    save_tokenizer(model.tokenizer.clip, folder / "tokenizer")
     write_settings(folder, model.scheduler_config, model.entropy_site)

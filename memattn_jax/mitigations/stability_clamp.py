@@ -90,7 +90,7 @@ class StabilityClamp(Mitigation):
             )
         run = Settings(**settings)
         schedule = make_schedule(model.scheduler_config, run.scheduler, run.steps)
-        to_clean = clean_prediction(model.scheduler_config, schedule)
+        to_clean = clean_prediction(model.scheduler_config, schedule, run.scheduler)
         kept = []
         for first in range(0, len(clean), self.batch):
             prompts = clean[first : first + self.batch]

@@ -10,7 +10,7 @@ from memattn_jax.schedulers.noise import conversion, training_sigmas
 from memattn_jax.schedulers.schedule import Schedule
 
 
-def clean_prediction(config: Mapping[str, Any], schedule: Schedule) -> np.ndarray:
+def clean_prediction(config: Mapping[str, Any], schedule: Schedule, scheduler: object = None) -> np.ndarray:
     """Factors of latents and output, float32 [calls, 2]: x_0 = factors[0] · latents + factors[1] · output.
 
     Latents are as the schedule has them, Karras et al.'s where it scales them for the UNet. Timesteps that are not
@@ -19,8 +19,10 @@ def clean_prediction(config: Mapping[str, Any], schedule: Schedule) -> np.ndarra
     Args:
       config: the checkpoint's scheduler config.
       schedule: made of it.
+      scheduler: what made it, see `make_schedule`; a name reads the keys of the config that it knows, and others as
+        DDIM does.
     """
-    parsed = SchedulerConfig.from_json(config, "ddim")
+    parsed = SchedulerConfig.from_json(config, scheduler if isinstance(scheduler, str) else "ddim")
     training = training_sigmas(parsed)
     timesteps = np.asarray(schedule.timesteps, np.float64)
     sigmas = np.exp(np.interp(timesteps, np.arange(len(training)), np.log(training)))

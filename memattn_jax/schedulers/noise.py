@@ -14,6 +14,9 @@ def alphas_cumprod(config: SchedulerConfig) -> np.ndarray:
     Linear betas are those of Ho et al. 2020 (arXiv:2006.11239), scaled_linear those of Rombach et al. 2022
     (arXiv:2112.10752), squaredcos_cap_v2 is equation 17 of Nichol and Dhariwal 2021 (arXiv:2102.09672), the
     rescaling is algorithm 1 of Lin et al. 2023 (arXiv:2305.08891).
+
+    Raises:
+      InputError: betas that leave no signal, without the rescaling.
     """
     n = config.num_train_timesteps
     if config.trained_betas is not None:
@@ -29,7 +32,9 @@ def alphas_cumprod(config: SchedulerConfig) -> np.ndarray:
     signal = np.cumprod(1 - betas.astype(np.float32), dtype=np.float64).astype(np.float32)
     if config.rescale_betas_zero_snr:
         root = np.sqrt(signal)
-        signal = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+        return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    if not signal.all():
+        raise InputError(f"the betas leave no signal at timestep {int(np.argmin(signal))}; they are too large")
     return signal
 
 

@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from lora_files import STYLES, check, check_pipeline, merge, randomize, weights, write_lora
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from memattn_jax import StableDiffusion
 from memattn_jax.checkpoints.lora.compvis import compvis_names
@@ -97,13 +97,13 @@ def trained(change, strength: float) -> Iterator[tuple[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("kind", LYCORIS)
 def test_lycoris(kind: str, unet: UNet2DConditionModel, tmp_path: Path):
-    """Every layer of the UNet in each kind."""
+    """Every layer of the UNet in each kind, named as kohya's scripts do or, of a few kinds, as LyCORIS by itself."""
     base, theirs, tensors = weights(unet), weights(unet), {}
     strength = 1.0 if "dora" in kind else 0.7
     of_kind = (torch.nn.LayerNorm, torch.nn.GroupNorm) if kind == "norm" else MATRICES
     changed = 0
     for name, layer in layers(unet, of_kind):
-        flat = f"lora_unet_{name.replace('.', '_')}"
+        flat = f"{'lycoris' if kind.startswith('lokr') else 'lora_unet'}_{name.replace('.', '_')}"
         change = LYCORIS[kind](flat, layer)
         randomize(change.parameters(), seed=len(tensors))
         own = change.custom_state_dict() if kind != "norm" else change.state_dict()
@@ -173,6 +173,19 @@ def test_metadata_of_diffusers(trained_pipe: StableDiffusionPipeline, folder: Pa
     }
     file = write_lora("diffusers", trained_pipe, tmp_path, **configs)
     check_pipeline(file, StableDiffusionPipeline.from_pretrained(folder, safety_checker=None))
+
+
+def test_the_adapter_of_a_network(trained_pipe: StableDiffusionPipeline, folder: Path, tmp_path: Path):
+    """As `save_lora_adapter` writes it, without the network's name before keys and config."""
+    trained_pipe.unet.save_lora_adapter(tmp_path)
+    plain = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    base = weights(plain.unet)
+    (file,) = tmp_path.glob("*.safetensors")
+    ours = merge(base, (file, 0.7))
+    trained_pipe.unet.fuse_lora(lora_scale=0.7)
+    trained_pipe.unet.unload_lora()
+    theirs = weights(trained_pipe.unet)
+    check(ours, theirs, base, sum(key.endswith("lora_A.weight") for key in load_file(file)))
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,14 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {word: index for index, word in enumerate(words)}, merges
 
 
-def clip_tokenizer(pad: str = END) -> Any:
+def clip_tokenizer(pad: str = END, length: int = 77) -> Any:
     """CLIPTokenizer of transformers with CLIP's vocabulary.
 
     Args:
       pad: the padding token: the end token in Stable Diffusion 1, "!" in Stable Diffusion 2.
+      length: tokens of a prompt, its `model_max_length`.
     """
     from transformers import CLIPTokenizer
 
     tokens, merges = vocabulary()
-    return CLIPTokenizer(vocab=tokens, merges=merges, pad_token=pad, model_max_length=77)
+    return CLIPTokenizer(vocab=tokens, merges=merges, pad_token=pad, model_max_length=length)

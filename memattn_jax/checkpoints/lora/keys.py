@@ -6,6 +6,7 @@
 | diffusers, attention processors | `down_blocks.0.….attn1.processor.to_q_lora.down.weight` |
 | diffusers, text encoder | `text_encoder.….q_proj.lora_linear_layer.down.weight` |
 | diffusers, PEFT | `unet.….to_q.lora_A.weight`, `base_model.model.….lora_B.default.weight` |
+| LyCORIS alone | `lycoris_down_blocks_0_attentions_0_proj_in.lora_down.weight` |
 | ComfyUI | `diffusion_model.input_blocks.….lora_up.weight`, `text_encoders.clip_l.transformer.….lora_up.weight` |
 """
 
@@ -17,7 +18,7 @@ from memattn_jax.errors import InputError
 PREFIX = re.compile(
     r"(?P<unet>lora_unet_|unet\.|(?:model\.)?diffusion_model\.)?(?P<text_encoder>lora_te1?_|text_encoder\.|"
     r"text_encoders\.clip_[lh]\.transformer\.)?"
-    r"(?:base_model\.model\.)*"
+    r"(?:base_model\.model\.)*(?:lycoris_)?"
 )
 ENDING = re.compile(
     r"(?:\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(?P<kohya>down|up|mid)\.weight$"

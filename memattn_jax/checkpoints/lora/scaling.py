@@ -50,8 +50,11 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}: init_lora_weights {begun[:40]} changes the model's weights too; merge it with PEFT")
 
 
-def part_configs(text: Any, where: str) -> dict[str, dict[str, Any]]:
-    """The configs in diffusers' metadata, by part; its keys are such as `unet.lora_alpha`.
+def part_configs(text: Any, where: str) -> dict[str | None, dict[str, Any]]:
+    """The configs in diffusers' metadata, by part.
+
+    Keys are such as `unet.lora_alpha` where `save_lora_weights` wrote them, and plain, of part None, where a network's
+    `save_lora_adapter` did.
 
     Raises:
       InputError: not JSON, or a config that is not supported.
@@ -60,10 +63,10 @@ def part_configs(text: Any, where: str) -> dict[str, dict[str, Any]]:
         content = parse_json(text.encode())
     except (ValueError, AttributeError):
         raise InputError(f"{where}: its metadata {METADATA} is not a JSON object") from None
-    configs: dict[str, dict[str, Any]] = {}
+    configs: dict[str | None, dict[str, Any]] = {}
     for key, value in content.items():
-        part, _, field = key.partition(".")
-        configs.setdefault(part, {})[field] = value
+        part, _, field = key.rpartition(".")
+        configs.setdefault(part or None, {})[field] = value
     for config in configs.values():
         check_config(config, where)
     return configs

@@ -13,7 +13,8 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 SGM = "conditioner.embedders.0.model."  # OPENCLIP in files by Stability-AI/generative-models, such as SD-Turbo's
 EMA = "model_ema."
-RESCALED = "ztsnr"  # an empty tensor by which ComfyUI knows a noise schedule that ends without signal
+# empty tensors by which ComfyUI knows a UNet that predicts v, and a noise schedule that ends without signal
+VELOCITY, RESCALED = "v_pred", "ztsnr"
 OTHERS = {  # start of a name: the kind of file that has it
     "conditioner.embedders.": "Stable Diffusion XL",
     f"{UNET}label_emb.": "Stable Diffusion XL or an unCLIP model",
@@ -42,7 +43,7 @@ NOT_READ = (  # kept for training, or derived from the noise schedule
     "cond_stage_model.logit_scale",
     "cond_stage_model.text_projection",
     EMA,
-    "v_pred",  # an empty tensor by which ComfyUI knows what it has under modelspec.predict_key as well
+    VELOCITY,
     RESCALED,
 )
 SCHEDULER = {  # of Stable Diffusion, as its folders have it
@@ -86,17 +87,25 @@ def check_names(where: str, tensors: Tensors) -> None:
         )
 
 
-def prediction_type(where: str, metadata: Mapping[str, Any], *, second: bool, asked: str | None) -> str:
+def stated_prediction(tensors: Tensors, metadata: Mapping[str, Any]) -> str:
+    """What a file says that its UNet predicts, in the metadata of Stability AI's or ComfyUI's key, or else by a marker.
+
+    "" where it says nothing.
+    """
+    stated = metadata.get("modelspec.prediction_type") or metadata.get("modelspec.predict_key") or ""
+    return {"v": "v_prediction"}.get(str(stated), str(stated)) or ("v_prediction" if VELOCITY in tensors else "")
+
+
+def prediction_type(where: str, stated: str, *, second: bool, asked: str | None) -> str:
     """What the UNet predicts: "epsilon" or "v_prediction".
 
-    Stable Diffusion 1 predicts the noise. Stable Diffusion 2 has both kinds, with the same tensors, so that one of
-    `modelspec.prediction_type` in the metadata and `asked` is needed.
+    Stable Diffusion 1 predicts the noise unless the file says otherwise. Stable Diffusion 2 has both kinds, with the
+    same tensors, so that one of `stated` and `asked` is needed.
 
     Raises:
       InputError: neither is there, or the type is another one.
     """
-    stated = str(metadata.get("modelspec.prediction_type") or metadata.get("modelspec.predict_key") or "")  # ComfyUI's
-    found = asked or {"v": "v_prediction"}.get(stated, stated) or ("" if second else "epsilon")
+    found = asked or stated or ("" if second else "epsilon")
     if not found:
         raise InputError(
             f"{where}: Stable Diffusion 2, and the file does not say what it predicts: "
@@ -107,10 +116,10 @@ def prediction_type(where: str, metadata: Mapping[str, Any], *, second: bool, as
     return found
 
 
-def trained_size(metadata: Mapping[str, Any], *, velocity: bool) -> int:
+def trained_size(metadata: Mapping[str, Any], *, large: bool) -> int:
     """Width in pixels of the pictures that a model was trained on: what the metadata say, else its family's."""
     width = str(metadata.get("modelspec.resolution", "")).partition("x")[0]
-    return int(width) if width.isdecimal() and 0 < len(width) < 5 else 768 if velocity else 512
+    return int(width) if width.isdecimal() and 0 < len(width) < 5 else 768 if large else 512
 
 
 def scheduler_config(tensors: Tensors, prediction: str) -> dict[str, Any]:

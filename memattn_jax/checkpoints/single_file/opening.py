@@ -65,8 +65,9 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
         base = recorded(where, metadata[CONFIGS_KEY], source.prediction_type)
         parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
     else:
-        prediction = family.prediction_type(where, metadata, second=openclip, asked=source.prediction_type)
-        pixels = family.trained_size(metadata, velocity=prediction == "v_prediction")
+        stated = family.stated_prediction(tensors, metadata)
+        prediction = family.prediction_type(where, stated, second=openclip, asked=source.prediction_type)
+        pixels = family.trained_size(metadata, large=openclip and prediction == "v_prediction")
         parts = derived_parts(where, found, pixels, "gelu" if openclip else "quick_gelu")
         scheduler = family.scheduler_config(tensors, prediction)
         base = Checkpoint(where, parts, scheduler, tokenizer=None, pad=PAD if openclip else END)
@@ -92,10 +93,12 @@ def recorded(where: str, text: str, prediction: str | None) -> Checkpoint:
         content = json.loads(text)
         parts = {name: Part(where, CONFIGS[name].from_json(content[name], where), dict) for name in CONFIGS}
         scheduler = dict(content["scheduler"]) | ({} if prediction is None else {"prediction_type": prediction})
-        site, pad = content["entropy_site"], content["pad"]
+        site, pad, length = content["entropy_site"], content["pad"], content.get("tokens", 77)
         if not isinstance(pad, str):
             raise ValueError("the padding token is no text")
-        return Checkpoint(where, parts, scheduler, tokenizer=None, pad=pad, entropy_site=site)
+        if type(length) is not int or not 2 <= length < 2**31:
+            raise ValueError("the tokenizer's length is none")
+        return Checkpoint(where, parts, scheduler, None, pad, length, site)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError, IndexError) as error:
         raise InputError(f"{where}: its metadata hold no configs that can be used ({error})"[:200]) from None
 

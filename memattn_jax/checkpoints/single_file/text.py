@@ -22,7 +22,7 @@ SD2 = (23, 1024)  # layers that are read of Stable Diffusion 2's tower, and its 
 
 def layers_used(blocks: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
     """The blocks without the last one, which is not read; all of them where diffusers' own script left it out."""
-    widths = [len(block.get("ln_1.weight", ())) for block in blocks[:1]]
+    widths = [width for block in blocks[:1] if "ln_1.weight" in block for width in block["ln_1.weight"].shape]
     return blocks if (len(blocks), *widths) == SD2 else blocks[:-1]
 
 
@@ -42,7 +42,7 @@ def modern_openclip(tensors: Tensors) -> dict[str, np.ndarray]:
     for number, layer in enumerate(layers_used(numbered(below(tensors, "transformer.resblocks.")))):
         path = f"text_model.encoder.layers.{number}"
         for name, tensor in renamed(layer, LAYER).items():
-            if name.startswith("attn.in_proj_"):
+            if name.startswith("attn.in_proj_") and tensor.ndim and len(tensor) % 3 == 0:
                 leaf = name.removeprefix("attn.in_proj_")
                 for projection, third in zip("qkv", np.split(tensor, 3), strict=True):
                     found[f"{path}.self_attn.{projection}_proj.{leaf}"] = third

@@ -41,4 +41,4 @@ def modern_vae(tensors: Tensors) -> dict[str, np.ndarray]:
 
 def linear(tensor: np.ndarray) -> np.ndarray:
     """The weights of a convolution over single pixels, [out, in, 1, 1], as those of a linear layer; others as is."""
-    return tensor.reshape(tensor.shape[:2]) if tensor.ndim == 4 else tensor
+    return tensor.reshape(tensor.shape[:2]) if tensor.shape[2:] == (1, 1) else tensor

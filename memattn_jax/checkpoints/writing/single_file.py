@@ -16,11 +16,11 @@ from memattn_jax.models.configs import CLIPTextConfig, UNetConfig, VAEConfig, pe
 
 
 def write_single_file(path: Path, checkpoint: Checkpoint, tensors: dict[str, Tensors]) -> None:
-    """Writes all parts, their configs and the scheduler's; of the tokenizer only the padding token.
+    """Writes all parts, their configs and the scheduler's; of the tokenizer only the padding token and the length.
 
     Args:
       path: file to write.
-      checkpoint: the configs, and the padding token.
+      checkpoint: the configs, the padding token and the tokenizer's length.
       tensors: of each part, under PyTorch's names.
     """
     unet, vae, text = (checkpoint.parts[name].config for name in ("unet", "vae", "text_encoder"))
@@ -99,5 +99,5 @@ def metadata(checkpoint: Checkpoint, *, openclip: bool) -> dict[str, str]:
         found["modelspec.resolution"] = f"{8 * width}x{8 * height}"
     configs: dict[str, object] = {name: part.config.to_json() for name, part in checkpoint.parts.items()}
     configs |= {"scheduler": dict(checkpoint.scheduler_config), "entropy_site": checkpoint.entropy_site}
-    configs["pad"] = checkpoint.pad
+    configs |= {"pad": checkpoint.pad, "tokens": checkpoint.length}
     return found | {CONFIGS_KEY: json.dumps(configs)}
