@@ -34,6 +34,26 @@ class Unread:
         return 0
 
 
+class Itself:
+    """Carries a static object that knows no comparison of its own through JAX's trees: it equals itself alone."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def inherits_comparison(value: Any) -> bool:
+    """Whether an object's class, no `pytree` itself, compares by the fields of one that it is derived from."""
+    kind: Any = type(value)
+    of = getattr(kind, "is_pytree_of", kind)
+    return of is not kind and kind.__eq__ is of.__eq__
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(field, static, host_only))
 def pytree(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass that is a pytree; every field that is not `static` is traced.
@@ -47,9 +67,11 @@ def pytree(cls: type[T]) -> type[T]:
     unread = {each.name for each in fields(kind) if each.metadata.get("host_only")}
 
     def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        rest = ((name, getattr(value, name)) for name in fixed)
-        kept = tuple(Unread(part) if name in unread else part for name, part in rest)
-        return tuple(getattr(value, name) for name in traced), kept
+        kept: list[Any] = []
+        for name in fixed:
+            part = getattr(value, name)
+            kept.append(Unread(part) if name in unread else Itself(part) if inherits_comparison(part) else part)
+        return tuple(getattr(value, name) for name in traced), tuple(kept)
 
     def flatten_with_keys(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         children, rest = flatten(value)
@@ -58,7 +80,7 @@ def pytree(cls: type[T]) -> type[T]:
     def unflatten(rest: tuple[Any, ...], children: Any) -> Any:
         value = object.__new__(kind)  # without __init__, as JAX also rebuilds trees of other things than numbers
         for name, part in zip((*traced, *fixed), (*children, *rest), strict=True):
-            object.__setattr__(value, name, part.value if isinstance(part, Unread) else part)
+            object.__setattr__(value, name, part.value if isinstance(part, Unread | Itself) else part)
         return value
 
     jax.tree_util.register_pytree_with_keys(kind, flatten_with_keys, unflatten, flatten)

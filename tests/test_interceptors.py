@@ -1,5 +1,7 @@
 """The seam alone, on arrays: edits at each stage, taps, sites, composition."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from memattn_jax.interceptors import (
     TokenMeans,
     by_name,
     cross_attention,
+    for_rows,
 )
 
 ROWS, PIXELS, TOKENS, HEADS, DIM = 3, 20, 11, 2, 4
@@ -161,6 +164,28 @@ def test_edits_and_taps_keep_to_their_sites():
     np.testing.assert_allclose(there, plain, atol=1e-6)
     assert np.abs(here - plain).max() > 1e-2
     assert by_name({"there": tapped}, taps) == {"tokens": {"there": tapped["tokens"]}}
+
+
+@pytest.mark.parametrize(("stage", "part"), [("logits", "bias"), ("probs", "logits"), ("logits", "values")])
+def test_an_edit_changes_what_its_stage_is_named_for(stage, part):
+    """What came before it has been used, and a change of that would be lost."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Late:
+        stage: str
+
+        def __call__(self, attention, context):
+            old = getattr(attention, part)
+            return attention._replace(**{part: jnp.zeros(()) if old is None else old + 1})
+
+    with pytest.raises(InputError, match=f"an edit of stage '{stage}' may change {stage} alone, but it changed {part}"):
+        run((Late(stage),))
+
+
+def test_numbers_for_other_rows_are_refused():
+    with pytest.raises(InputError, match="3 numbers for 4 rows"):
+        for_rows(jnp.ones(3), 4)
+    assert for_rows(jnp.asarray([1, 2]), 4).tolist() == [1, 1, 2, 2]
 
 
 def test_unknown_sites_and_stages_are_named():

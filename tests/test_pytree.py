@@ -53,6 +53,34 @@ def test_another_class_or_static_value_is_another_program():
     assert not same(Registered(), AlsoRegistered())
 
 
+class Derived(One):
+    """Undecorated: what it compares by knows nothing of its own attributes."""
+
+    def __init__(self, own: float):
+        object.__setattr__(self, "own", own)
+
+
+class Compared(Derived):
+    def __eq__(self, other):
+        return self.own == other.own
+
+    def __hash__(self):
+        return hash(self.own)
+
+
+def test_an_undecorated_subclass_is_another_program_each_time():
+    """Unless it can be compared; also as a static part of another."""
+    one = Derived(1.0)
+    assert one == Derived(2.0)
+    assert same(one, one)
+    assert not same(one, Derived(2.0))
+    assert not same(One(name=one), One(name=Derived(2.0)))
+    assert same(Compared(1.0), Compared(1.0))
+    assert not same(Compared(1.0), Compared(2.0))
+    (_, tree) = jax.tree.flatten(as_pytree(one))
+    assert jax.tree.unflatten(tree, ()).value is one
+
+
 def test_numbers_are_leaves_by_name():
     ((path, leaf),) = jax.tree_util.tree_leaves_with_path(One(2.0))
     assert (jax.tree_util.keystr(path), leaf) == (".number", 2.0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from memattn_jax.checkpoints.tokenizer import Tokens
+from memattn_jax.errors import InputError
 from memattn_jax.interceptors import Edit
 from memattn_jax.pytree import Wrapped, pytree
 from memattn_jax.schedulers import Row, Schedule
@@ -158,16 +159,38 @@ class Mitigation:
         return unet
 
 
+def kind_of(mitigation: Any) -> Any:
+    """The class of a mitigation, also of one that is no `pytree`, which is carried by one."""
+    return type(mitigation.value if isinstance(mitigation, Wrapped) else mitigation)
+
+
 def overrides(mitigation: Any, method: str) -> bool:
     """Whether a mitigation changes what one of the methods of `Mitigation` would return."""
-    kind = type(mitigation.value if isinstance(mitigation, Wrapped) else mitigation)
+    kind = kind_of(mitigation)
     if hasattr(kind, "overrides"):  # of several, composed
         return mitigation.overrides(method)
     return getattr(kind, method) is not getattr(Mitigation, method)
 
 
+def choose_texts(texts: Array, given: Array, context: Array) -> Array:
+    """Embeddings of other texts [batch, texts, tokens, channels]; rows that are not `given`, bool [batch], have theirs.
+
+    Args:
+      texts: of the rows that are given.
+      given: which have texts.
+      context: embeddings of each row's own, [batch, tokens, channels].
+    """
+    return choose_rows(given, texts, jnp.broadcast_to(context[:, None], texts.shape))
+
+
 def choose_rows(active: Array | None, changed: Array, plain: Array) -> Array:
-    """The changed rows where `active`, bool [batch], is set; all of them where it is None."""
+    """The changed rows where `active`, bool [batch], is set; all of them where it is None.
+
+    Raises:
+      InputError: they have another shape, which would be spread over the rows.
+    """
+    if changed.shape != plain.shape:
+        raise InputError(f"a mitigation returned {list(changed.shape)} numbers in place of {list(plain.shape)}")
     if active is None or changed is plain:
         return changed
     return jnp.where(active.reshape(-1, *[1] * (plain.ndim - 1)), changed, plain)

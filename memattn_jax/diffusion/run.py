@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from memattn_jax.checkpoints.tokenizer import Tokens
-from memattn_jax.diffusion.mitigation import Mitigation, overrides
+from memattn_jax.diffusion.mitigation import Mitigation, kind_of, overrides
 from memattn_jax.diffusion.model import Model
 from memattn_jax.diffusion.noise import row_keys
 from memattn_jax.diffusion.rows import Rows, read_rows
@@ -105,6 +105,8 @@ def encode(
         return spread(jnp.asarray(rows.embeddings), model.mesh), tokens.lengths, tokens.input_ids
     if mitigation is not None and overrides(mitigation, "tokens"):
         new, chosen = mitigation.tokens(tokens, rows.seeds, model.tokenizer.size), chosen_rows(active, len(rows.seeds))
+        for part in (new.input_ids, new.lengths):
+            check_count(mitigation, "tokens", len(part), len(rows.seeds))
         ids = np.where(chosen[:, None], new.input_ids, tokens.input_ids).astype(np.int32)
         tokens = Tokens(ids, np.where(chosen, new.lengths, tokens.lengths).astype(np.int32))
     return model.embed(tokens), tokens.lengths, tokens.input_ids
@@ -139,7 +141,7 @@ def changed_prompts(rows: Rows, mitigation: Mitigation, active: Array | None) ->
 def check_count(mitigation: Mitigation, method: str, given: int, rows: int) -> None:
     """Raises InputError where a method of a mitigation returned something for another number of rows."""
     if given != rows:
-        raise InputError(f"{type(mitigation).__name__}.{method} returned {given} for {counted(rows, 'prompt')}")
+        raise InputError(f"{kind_of(mitigation).__name__}.{method} returned {given} for {counted(rows, 'prompt')}")
 
 
 def encode_alternatives(model: Model, rows: Rows, mitigation: Mitigation) -> tuple[Array, Array] | None:

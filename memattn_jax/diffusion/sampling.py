@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from memattn_jax.diffusion.mitigation import Mitigation, Prediction, Start, Step, choose_rows, overrides
+from memattn_jax.diffusion.mitigation import Mitigation, Prediction, Start, Step, choose_rows, choose_texts, overrides
 from memattn_jax.diffusion.noise import fold, step_keys
 from memattn_jax.diffusion.pairs import by_prompt, interleave
 from memattn_jax.interceptors import Edit, Interceptor, OnRows, Tap, for_rows
@@ -135,7 +135,7 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
         return call(noise * sigma, first, context)
 
     def wordings(context: Array) -> Array | None:  # a row without any has its own, whatever it has become
-        return plan.alternatives and choose_rows(plan.alternatives[1], plan.alternatives[0], context[:, None])
+        return plan.alternatives and choose_texts(*plan.alternatives, context)
 
     scale = jnp.broadcast_to(plan.guidance_scale[0], len(noise))
     keys = fold(step_keys(plan.keys, -1), MITIGATION)

@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from memattn_jax.errors import check_name
+from memattn_jax.errors import InputError, check_name
 from memattn_jax.pytree import as_pytree, pytree, static
 
 Sites = tuple[str, ...] | None  # None: every site
@@ -144,8 +144,14 @@ def acts_at(part: Edit | Tap, site: str) -> bool:
 
 
 def for_rows(values: Array | np.ndarray | float, rows: int) -> Array:
-    """Numbers of each prompt, or one for all, as numbers of each row: guidance has two rows a prompt, side by side."""
+    """Numbers of each prompt, or one for all, as numbers of each row: guidance has two rows a prompt, side by side.
+
+    Raises:
+      InputError: the rows cannot be those of so many prompts.
+    """
     values = jnp.asarray(values)
+    if values.ndim and rows % max(len(values), 1):
+        raise InputError(f"{len(values)} numbers for {rows} rows; expected one, or one for each prompt or row")
     return jnp.repeat(values, rows // len(values), axis=0) if values.ndim else jnp.broadcast_to(values, rows)
 
 
@@ -178,6 +184,20 @@ def split_rows(maps: Array, shared: int) -> Array:
     """Maps of texts [texts, heads, shared · pixels, tokens] to those of their rows [batch, heads, pixels, tokens]."""
     texts, heads, _, tokens = maps.shape
     return maps.reshape(texts, heads, shared, -1, tokens).swapaxes(1, 2).reshape(texts * shared, heads, -1, tokens)
+
+
+def edited(interceptor: Interceptor, attention: Attention, context: Context, stage: Stage) -> Attention:
+    """The attention after the edits of stage "logits" or "probs".
+
+    Raises:
+      InputError: an edit has changed something else, which is used already.
+    """
+    for edit in interceptor.edits_at(context.site, stage):
+        before, attention = attention, edit(attention, context)
+        parts = zip(Attention._fields, before, attention, strict=True)
+        if others := [name for name, old, new in parts if name != stage and new is not old]:
+            raise InputError(f"an edit of stage {stage!r} may change {stage} alone, but it changed {others[0]}")
+    return attention
 
 
 def cross_attention(
@@ -218,11 +238,9 @@ def cross_attention(
     logits = attention_logits(attention.query.reshape(texts, -1, *query.shape[2:]), attention.keys)
     if attention.bias is not None:
         logits = logits + attention.bias
-    for edit in interceptor.edits_at(site, "logits"):
-        logits = edit(attention._replace(logits=logits), context).logits  # type: ignore[assignment]
-    probs = jax.nn.softmax(logits, axis=-1)
-    for edit in interceptor.edits_at(site, "probs"):
-        probs = edit(attention._replace(logits=logits, probs=probs), context).probs  # type: ignore[assignment]
+    attention = edited(interceptor, attention._replace(logits=logits), context, "logits")
+    attention = attention._replace(probs=jax.nn.softmax(attention.logits, axis=-1))  # type: ignore[arg-type]
+    probs: Any = edited(interceptor, attention, context, "probs").probs
 
     out = weighted_values(probs, attention.values).reshape(query.shape).astype(query.dtype)
     rows_probs = split_rows(probs, len(query) // texts)

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 
 from memattn_jax.diffusion.mitigation import Mitigation, Step
-from memattn_jax.errors import check_name
+from memattn_jax.errors import InputError, check_name
 from memattn_jax.interceptors import Edit, MaskTokens, ScaleBeginToken, Sites
 from memattn_jax.pytree import pytree, static
 
@@ -30,7 +30,7 @@ class AttentionMask(Mitigation):
       sites: where; None is every cross-attention layer.
 
     Raises:
-      InputError: an unknown mask.
+      InputError: an unknown mask; in a run, scales for another number of prompts.
     """
 
     begin_scale: float | Array | np.ndarray = 1.25
@@ -46,6 +46,11 @@ class AttentionMask(Mitigation):
 
     def edits(self, step: Step) -> tuple[Edit, ...]:
         """See `Mitigation.edits`."""
+        given = np.shape(self.begin_scale)
+        if given not in ((), step.lengths.shape):
+            raise InputError(
+                f"begin_scale has {list(given)} numbers for {len(step.lengths)} prompts; expected one each"
+            )
         scale = ScaleBeginToken(self.begin_scale, sites=self.sites)
         if self.mask is None:
             return (scale,)
