@@ -155,7 +155,7 @@ def write_audit(folder: Path, rows: int = 8, *, refused: bool = False) -> dict[s
             "devices": 1,
         },
         "prompts": {"log": prompts, "clean": clean},
-        "training_pictures": {"source": "training", "pictures": 48, "sha256": "4" * 64},
+        "training_pictures": {"source": "training", "pictures": 48, "unreadable": 0, "sha256": "4" * 64},
         "detection": {
             "detectors": {
                 name: {"threshold": value, "larger_is_memorized": True}

@@ -133,14 +133,28 @@ def test_files_that_are_missing_or_elsewhere(copy):
         check_folder(copy)
 
 
-def test_rates_that_do_not_follow(copy):
-    """Whoever writes new digests beside a changed rate is found too."""
+CHANGED = {  # what is changed: how, and what is said of it
+    "a rate": (lambda made: made["rates"][0].update(low=0.0, count=9), "rate of memorized, log does not follow"),
+    "a mitigated rate": (lambda made: made["mitigation"]["rates"][-1].update(rate=0.123), "rates with the mitigation"),
+    "no mitigated rate": (lambda made: made["mitigation"]["rates"].pop(), "rates with the mitigation"),
+    "the verdict": (
+        lambda made: made["verdict"].update(sentence="0 % are memorized."),
+        "the verdict does not follow",
+    ),
+    "a count": (lambda made: made["detection"].update(flagged=0), "0 prompts flagged, where"),
+    "the log": (lambda made: made["prompts"]["log"].update(prompts=10**6), "1000000 prompts in prompts.log, where"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_what_does_not_follow(copy, what):
+    """Whoever writes new digests beside a changed number is found too."""
+    change, message = CHANGED[what]
     made = json.loads((copy / "audit.json").read_text())
-    made["rates"][0]["low"] = 0.0
-    made["rates"][0]["count"] += 1
+    change(made)
     (copy / "audit.json").write_text(json.dumps(made))
     (copy / "audit.json.sha256").write_text(f"{audit_digest(copy)}  audit.json\n")
-    with pytest.raises(InputError, match=r"rate of memorized, log does not follow"):
+    with pytest.raises(InputError, match=message):
         check_folder(copy)
 
 

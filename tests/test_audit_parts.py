@@ -1,16 +1,22 @@
 """An audit's options, and what it makes of a row, without a model."""
 
+import json
+import shutil
 from pathlib import Path
 
+import micro
 import numpy as np
 import pytest
 from PIL import Image
 
 from memattn_jax.audit.evidence import Nearest, is_memorized
+from memattn_jax.audit.folder import Times
 from memattn_jax.audit.heatmaps import shown_tokens
 from memattn_jax.audit.masks import write_masks
-from memattn_jax.commands.audit import read_sources
+from memattn_jax.audit.wording import limits
+from memattn_jax.commands.audit import plan_of, read_sources
 from memattn_jax.commands.audit_options import Options
+from memattn_jax.commands.auditing import Audit
 from memattn_jax.errors import InputError
 from memattn_jax.storage import Store
 
@@ -26,6 +32,7 @@ def test_options():
         ({"sscd": Path(__file__)}, "--preset"),
         ({"verify": Path(__file__).parent}, "--verify"),
         ({"prompts": "gs://bucket/log.csv"}, "--prompts"),
+        ({"training_pictures": Path(__file__).parent, "out": Path(__file__).parent / "x"}, "--out .*lies in"),
     ):
         with pytest.raises(InputError, match=option):
             Options(**wrong).check()
@@ -70,6 +77,38 @@ def test_masks_show_where_the_copy_is(tmp_path):
     assert mask.shape == (64, 96)
     assert mask[:, :40].min() > 250
     assert mask[:, 60:].max() < 20
+
+
+def test_a_plan_knows_what_files_hold(matrices, tmp_path):
+    """A run that resumes makes the rest with what the first rows were made with."""
+    paraphrases, own = tmp_path / "p.json", tmp_path / "own.py"
+    options = Options(
+        mitigation=f"paraphrase_guidance:paraphrases={paraphrases}", search=True, proposals=f"{own}:Animals"
+    )
+    sources = {"log": {"sha256": "a"}, "clean": {"sha256": "b"}, "training_pictures": None}
+    plans = []
+    for texts, code in (("a cat", "1"), ("a dog", "1"), ("a dog", "2")):
+        paraphrases.write_text(json.dumps({"the cat": [texts]}))
+        own.write_text(code)
+        plans.append(plan_of(options, matrices, sources))
+    assert plans[0] != plans[1] != plans[2]
+    assert plans[2] == plan_of(options, matrices, sources)
+
+
+def test_training_pictures_that_cannot_be_read_are_counted(tmp_path, matrices, capsys):
+    micro.write_pictures(tmp_path / "pictures", 2)
+    picture = next((tmp_path / "pictures").glob("*.png"))
+    shutil.copytree(tmp_path / "pictures", tmp_path / "images")
+    picture.write_bytes(picture.read_bytes()[:60])
+    options = Options(model="m", training_pictures=tmp_path / "pictures", out=tmp_path)
+    audit = Audit(options, matrices, tmp_path, Times(Store(tmp_path)), {})
+    shots = [{"log_row": 0, "seed": 0, "file": picture.name}]
+    facts, _ = audit.compare(shots, [])
+    assert facts.unreadable == 1
+    assert not facts.nearest[tmp_path / "images" / picture.name].copy
+    assert "training pictures: 1 skipped" in capsys.readouterr().out
+    known = {"pictures": True, "measures": {}, "adversarial": True, "repeated": 0, "not_finite": 0, "built_in": False}
+    assert "1 training picture could not be read, so that" in " ".join(limits(known | {"unreadable": 1}))
 
 
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])

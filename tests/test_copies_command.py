@@ -152,6 +152,7 @@ WRONG = {
     "no images": ["empty"],
     "no such file or folder": ["gone"],
     "a plot": ["gen/plot.png"],
+    "is in --references too": ["training", "--references", "training"],
 }
 
 

@@ -1,4 +1,4 @@
-"""What is measured of mitigations, and `memattn evaluate --mitigations`."""
+"""`memattn evaluate --mitigations`: the command, its options and what it resumes."""
 
 import dataclasses
 import json
@@ -6,8 +6,6 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import scipy.linalg
-import scipy.stats
 from flax import nnx
 from PIL import Image
 
@@ -18,8 +16,7 @@ from memattn_jax.commands.mitigating import describe as describe_fields
 from memattn_jax.commands.naming import named_mitigations
 from memattn_jax.demo.objects import Classifier, ObjectsFound, save_classifier
 from memattn_jax.evaluation.adversarial import Attack, optimise_embeddings
-from memattn_jax.evaluation.mitigated import Prompts, Sampled, describe, sample_prompts
-from memattn_jax.evaluation.shares import bootstrap_interval, frechet_distance, share_interval
+from memattn_jax.evaluation.mitigated import sample_prompts
 from memattn_jax.mitigations import Mitigation
 from memattn_jax.registries import MITIGATIONS
 from memattn_jax.runs.parts import Part, Parts
@@ -27,73 +24,6 @@ from memattn_jax.storage import Store
 
 MEMORIZED, CLEAN = ["the cat", "a hill"], ["the land", "Z"]
 STEPS = 3
-
-
-def test_shares_have_the_interval_of_clopper_and_pearson():
-    for hits, trials in ((0, 24), (3, 24), (24, 24)):
-        wanted = scipy.stats.binomtest(hits, trials).proportion_ci(method="exact")
-        np.testing.assert_allclose(share_interval(hits / trials, trials), (wanted.low, wanted.high), rtol=1e-9)
-    low, high = share_interval(0.53, 10)  # of several seeds a prompt: between those of 5 and of 6 prompts
-    assert share_interval(0.5, 10)[0] < low < 0.53 < high < share_interval(0.6, 10)[1]
-    with pytest.raises(InputError, match="trials"):
-        share_interval(0.5, 0)
-
-
-def test_frechet_distance():
-    x, y = np.random.default_rng(0).normal(size=(2, 60, 5)) * [[[1.0]], [[2.0]]] + [[[0.0]], [[1.0]]]
-    a, b = np.cov(x.T), np.cov(y.T)
-    root = scipy.linalg.sqrtm(a @ b).real
-    wanted = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * root)
-    assert frechet_distance(x, y) == pytest.approx(wanted, rel=1e-6)
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
-    low, high = bootstrap_interval(frechet_distance, x, y)
-    assert low < high
-    assert bootstrap_interval(lambda values: float(values.mean()), np.full(9, 2.0)) == (2.0, 2.0)
-
-
-def sampled(images: np.ndarray, finite=None) -> Sampled:
-    finite = np.ones(images.shape[:2], bool) if finite is None else finite
-    return Sampled(images, finite, 6.0, 0.1, 1000)
-
-
-def test_what_is_measured():
-    """Copies of own images, by prompt and kind; agreement, fidelity; rows that are not finite are in no share."""
-    rng = np.random.default_rng(0)
-    references = rng.integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)
-    copies = np.repeat(references[:, None], 2, axis=1)
-    copies[0, 1] = 255 - copies[0, 1]
-    clean = rng.integers(0, 255, (2, 2, 16, 16, 3)).astype(np.uint8)
-    finite = np.ones((3, 2), bool)
-    finite[2] = False
-    prompts = Prompts(["a", "b", "c"], ["d", "e"], references, ["template", "verbatim", "verbatim"])
-
-    class Red:
-        """An embedding that tells how alike two images are by their first pixel."""
-
-        measure = ("red", "none")
-
-        def __call__(self, images):
-            return np.stack([images[:, 0, 0, 0] > 127, images[:, 0, 0, 0] <= 127], axis=1).astype(np.float32)
-
-    both, plain = (sampled(copies, finite), sampled(clean)), (copies, clean)
-    entry = describe(
-        prompts, both, plain, lambda images, texts: np.array([text == "a" for text in texts]), [(Red(), 0.5)]
-    )
-    assert entry["reproduced"] == pytest.approx(3 / 4)
-    assert (entry["samples"], entry["prompts"], entry["not_finite"]) == (6, 3, 2)
-    assert entry["kinds"]["template"]["reproduced"] == 0.5
-    assert entry["kinds"]["verbatim"] == {"prompts": 2, "reproduced": 1.0} | {
-        name: entry["kinds"]["verbatim"][name] for name in ("reproduced_low", "reproduced_high")
-    }
-    assert entry["agreement"] == pytest.approx((-1 + 1) / 2, abs=1e-6)
-    assert entry["change_clean"] == pytest.approx(0, abs=1e-6)
-    assert entry["frechet_clean"] == pytest.approx(0, abs=1e-9)
-    assert (entry["fidelity"], entry["fidelity_clean"]) == (0.5, 0)
-    (alike,) = entry["similarity"].values()
-    assert alike["reproduced"] == pytest.approx(3 / 4)
-    without = describe(Prompts(["a", "b", "c"], ["d", "e"]), both, plain)
-    assert without["reproduced"] == 1
-    assert without["fidelity"] is None
 
 
 @pytest.mark.slow

@@ -36,6 +36,18 @@ def test_detections_without_calibration_and_tokens(tmp_path):
     assert script(page, "block-0")["tokens"] == []
 
 
+def test_kept_columns_say_nothing_of_the_prompts(tmp_path):
+    """Whatever they are called: a label that a log has is no finding."""
+    row = report_pages.detection_row(0, explained=False)
+    kept = dict.fromkeys(("memorized", "images", "extracted", "agreement", "heatmaps", "tokens", "blamed"), "0")
+    assert runs.detection_item(row | kept, report_pages.DETECTORS) == runs.detection_item(row, report_pages.DETECTORS)
+    rows = [report_pages.detection_row(number, explained=False) | kept for number in range(len(PROMPTS))]
+    judged = runs.Judged(None, None, list)
+    runs.write_detection_page(report_pages.table(tmp_path, rows), report_pages.DETECTORS, judged, {})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert script(page, "block-0")["tokens"] == []
+
+
 def test_a_long_table_is_shown_in_part(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SHOWN", 4)
     page = report_pages.write_detection(tmp_path).read_text(encoding="utf-8")

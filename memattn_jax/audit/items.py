@@ -27,6 +27,7 @@ class Facts:
       pictures: folder of the training pictures; None without.
       heatmaps: of each prompt, {row: entries}.
       masks: where the copy is, {row: file in the audit's folder}.
+      unreadable: number of training pictures that could not be compared with.
     """
 
     images: Path
@@ -38,6 +39,7 @@ class Facts:
     pictures: Path | None = None
     heatmaps: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     masks: Mapping[int, str] = field(default_factory=dict)
+    unreadable: int = 0
 
     def image(self, shot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """An entry for a sampled image."""

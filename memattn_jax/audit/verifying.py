@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memattn_jax.audit import schema
+from memattn_jax.audit.document import mitigated_rates
 from memattn_jax.audit.folder import AUDIT, ITEMS, MADE, SEARCHED, SIDE, digests
-from memattn_jax.audit.rates import rates_of, without_headlines
+from memattn_jax.audit.rates import FLAGGED, NOT_FLAGGED, UNKNOWN, WHATS, rates_of, without_headlines
+from memattn_jax.audit.wording import verdict, yield_of_search
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
@@ -122,6 +124,35 @@ def check_rates(audit: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) ->
     return len(again)
 
 
+def check_counts(audit: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InputError that names a number of prompts that the strata do not give, or the lines not the strata."""
+    detection, strata = audit["detection"], audit["confirmation"]["strata"]
+    whole = {one["stratum"]: one["prompts"] for one in strata if one["kind"] is None}
+    scored = sum(whole.values())
+    pairs = [("scored", detection["scored"], scored), ("in prompts.log", audit["prompts"]["log"]["prompts"], scored)]
+    pairs += [(name, detection[name.replace(" ", "_")], whole[name]) for name in (FLAGGED, NOT_FLAGGED, UNKNOWN)]
+    for one in strata:
+        own = [item for item in items if item["stratum"] == one["stratum"] and one["kind"] in (None, item["kind"])]
+        pairs.append((f"sampled of {one['stratum']}", one["sampled"], len(own)))
+    for name, stated, counted in pairs:
+        if stated != counted:
+            raise InputError(f"{AUDIT}: {stated} prompts {name}, where {counted} follow from the strata and {ITEMS}")
+
+
+def check_words(audit: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InputError where the rates with the mitigation or the verdict do not follow from the lines."""
+    pictures, mitigation = audit["training_pictures"] is not None, audit["mitigation"]
+    if mitigation is not None:
+        again = mitigated_rates(items, WHATS if pictures else WHATS[:1])
+        pairs = zip(mitigation["rates"], again, strict=False)
+        if len(again) != len(mitigation["rates"]) or any(not alike(a[key], b[key]) for a, b in pairs for key in b):
+            raise InputError(f"{AUDIT}: the rates with the mitigation do not follow from {ITEMS}")
+    searched = SEARCHED in audit["files"]
+    words = yield_of_search(items, pictures) if searched else verdict(audit["rates"], audit["confirmation"]["seeds"])
+    if words != audit["verdict"]:
+        raise InputError(f"{AUDIT}: the verdict does not follow from the rates")
+
+
 def alike(one: Any, other: Any) -> bool:
     """Whether two values are equal, numbers up to rounding: another version of scipy may differ in the last digits."""
     if isinstance(one, float | int) and isinstance(other, float | int):
@@ -140,5 +171,7 @@ def check_folder(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     schema.check(audit, AUDIT)
     check_files(folder, audit["files"])
     items = list(lines_of(folder))
+    check_counts(audit, items)
     check_rates(audit, items)
+    check_words(audit, items)
     return audit, items

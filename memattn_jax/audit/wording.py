@@ -64,8 +64,8 @@ def limits(facts: Mapping[str, Any]) -> list[str]:
 
     Args:
       facts: "pictures", whether there are training pictures; "measures", the deciding ones by what they compare with;
-        "adversarial"; "repeated", number of sampled prompts that repeat another one; "not_finite", number of sampled
-        images that are not; "built_in".
+        "unreadable", number of training pictures that no image was compared with; "adversarial"; "repeated", number of
+        sampled prompts that repeat another one; "not_finite", number of sampled images that are not; "built_in".
     """
     said = [
         "Rates hold for prompts like those of the log, with these settings of the sampler; other prompts and settings "
@@ -80,6 +80,9 @@ def limits(facts: Mapping[str, Any]) -> list[str]:
             f"Extracted means a copy of one of the given training pictures by {by}; copies of other pictures, and "
             "copies that are cropped, mirrored or changed in style, are not found."
         )
+        if facts["unreadable"]:
+            number = counted(facts["unreadable"], "training picture")
+            said.append(f"{number} could not be read, so that copies of them are not found.")
     else:
         said.append(
             "Without training pictures, nothing is known to be extracted: seeds that agree are evidence of "

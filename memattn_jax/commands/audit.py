@@ -118,8 +118,11 @@ def read_sources(options: Options) -> dict[str, Any]:
 def plan_of(options: Options, sd: "StableDiffusion", sources: dict[str, Any]) -> dict[str, Any]:
     """Everything that an audit depends on; a run resumes only a folder with the same plan."""
     from memattn_jax.audit.folder import file_digest
+    from memattn_jax.commands.auditing import mitigation_settings
 
-    pictures = sources["training_pictures"]
+    pictures, searching = sources["training_pictures"], options.searching
+    if searching is not None and (own := Path(str(options.proposals).rpartition(":")[0])).is_file():
+        searching["proposals_sha256"] = file_digest(own)
     detecting = {"detectors": options.detectors, options.control[0]: options.control[1], "kind": options.kind}
     comparing = {"sscd": None if options.sscd is None else file_digest(options.sscd), "preset": options.preset}
     return {
@@ -139,7 +142,8 @@ def plan_of(options: Options, sd: "StableDiffusion", sources: dict[str, Any]) ->
             **detecting,
             **comparing,
             "mitigation": options.mitigating,
-            "search": options.searching,
+            "mitigation_settings": mitigation_settings(options),
+            "search": searching,
             "seed": options.seed,
             "batch_size": options.batch_size,
             "column": options.column,
@@ -200,6 +204,8 @@ def carry_out(audit: "Audit", sources: dict[str, Any]) -> dict[str, Any]:
         facts, measures = audit.compare(shots, mitigated)
         facts.heatmaps = heatmaps
     items = audit.items(found, shots, mitigated, facts)
+    if sources["training_pictures"] is not None:
+        sources["training_pictures"]["unreadable"] = facts.unreadable
     with times.add("adversarial"):
         adversarial = audit.adversarial(items, facts, mitigation)
     lines = "".join(json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in items)

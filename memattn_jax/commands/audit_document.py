@@ -59,6 +59,7 @@ def document(
     detected, seeds = found.detected, list(audit.seeds)
     assert detected.rule is not None
     pictures = options.pictures is not None
+    unreadable = sources["training_pictures"]["unreadable"] if pictures else 0
     rates = rates_of(items, drawn.sizes, pictures)
     if options.search:
         rates = without_headlines(rates)
@@ -96,7 +97,7 @@ def document(
         "adversarial": adversarial,
         "truth": truth_of(found, items, rates) if options.built_in_log else None,
         "verdict": yield_of_search(items, pictures) if options.search else verdict(rates, len(seeds)),
-        "limits": limits(facts_of(audit, items, measures, adversarial)),
+        "limits": limits(facts_of(audit, items, measures, adversarial) | {"unreadable": unreadable}),
         "model_card": "",
         "files": evidence(audit.out),
     }

@@ -163,6 +163,9 @@ class Options(ModelOptions):
             raise InputError("--kind names a column of a prompt file: add --prompts FILE")
         if not is_local(str(self.out)):
             raise InputError(f"--out {self.out}: an audit needs a local folder")
+        pictures = self.training_pictures
+        if pictures is not None and self.out.resolve().is_relative_to(pictures.resolve()):
+            raise InputError(f"--out {self.out}: lies in --training-pictures, so that images would be their own copies")
 
     def check_search(self) -> None:
         """Raises InputError for options of --search that do not go together."""

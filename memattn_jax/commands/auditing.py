@@ -197,7 +197,7 @@ class Audit:
             stratum = stratum_of(row)
             seeds = self.seeds if stratum == FLAGGED else self.seeds[:1] if stratum == NOT_FLAGGED else ()
             shots += [Shot(row["prompt"], seed, row["row"]) for seed in seeds]
-        own = {"mitigation": self.options.mitigating}
+        own = {"mitigation": self.options.mitigating, "mitigation_settings": mitigation_settings(self.options)}
         return self.sample(self.camera(mitigation, "mitigated"), shots, "mitigation", own)
 
     def search(self) -> Search:
@@ -223,6 +223,10 @@ class Audit:
                 if row["file"] is not None
             ]
             facts.nearest, measures = nearest(search, every, image_files([facts.pictures]))
+            skipped = [own for (kind, _), own in search.skipped.items() if kind == "references"]
+            facts.unreadable = max(map(len, skipped), default=0)
+            for line in dict.fromkeys(line for own in skipped for line in own.lines()):
+                print(f"training pictures: {line}")
             plain = {one.reference for path, one in facts.nearest.items() if path.parent == facts.images}
             store = Store(self.out / "references")
             masks = Store(self.out / "masks")

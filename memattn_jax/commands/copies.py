@@ -177,6 +177,8 @@ def compare(options: Options, images: list[Path]) -> tuple[str, dict[str, Any]]:
     from memattn_jax.report.copies import draw_pairs, match_row, statistics, summary, write_csv
 
     references = image_files([options.references])  # type: ignore[list-item]
+    if both := {path.resolve() for path in images} & {path.resolve() for path in references}:
+        raise InputError(f"{min(both)}: is in --references too, and would be its own copy; keep the two apart")
     with searching(options, len(images) + len(references), len(images)) as search:
         matches = search.copies(images, references)
     texts = {path: texts_of(path) for path in {one.picture for one in matches}}

@@ -3,15 +3,17 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from memattn_jax.audit.folder import digest_of_all, file_digest
 from memattn_jax.commands.command import FORMAT
 from memattn_jax.copies.embedding import Embedding
 from memattn_jax.diffusion.mitigation import Mitigation
 from memattn_jax.evaluation.adversarial import Attack, find_embeddings, retriggered
-from memattn_jax.evaluation.mitigated import Fidelity, Prompts, describe, sample_prompts
+from memattn_jax.evaluation.mitigated import Fidelity, Plain, Prompts, describe, sample_prompts
 from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.report.mitigations import SHOWN
 from memattn_jax.runs.parts import Part
@@ -55,8 +57,9 @@ def measure(study: Study, mitigation: Mitigation, plain: Mapping[str, np.ndarray
         for texts in (prompts.memorized, prompts.clean)
     )
     own = {"memorized": memorized.images, "clean": clean.images}
+    own |= {"memorized_finite": memorized.finite, "clean_finite": clean.finite}
     base = own if plain is None else plain
-    same_seeds = base["memorized"], base["clean"]
+    same_seeds = Plain(base["memorized"], base["memorized_finite"]), Plain(base["clean"], base["clean_finite"])
     results = describe(prompts, (memorized, clean), same_seeds, study.fidelity, study.embeddings)
     if options.adversarial and prompts.references is not None:
         attacked = list(prompts.memorized[: options.adversarial])
@@ -73,11 +76,18 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(plain, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
+def content_of(path: Path | None) -> str | None:
+    """A hash of a file, or of all files in a folder; None for None."""
+    if path is None:
+        return None
+    return file_digest(path) if path.is_file() else digest_of_all(path, (p for p in path.rglob("*") if p.is_file()))
+
+
 def identity(study: Study) -> dict[str, Any]:
     """Everything that results depend on besides the mitigation, as JSON values."""
     options, prompts = study.options, study.prompts
     names = ("seed", "images_per_prompt", "batch_size", "adversarial", "preset")
-    files = {name: None if (path := getattr(options, name)) is None else str(path) for name in ("clip", "sscd")}
+    files = {f"{name}_sha256": content_of(getattr(options, name)) for name in ("clip", "sscd")}
     return {
         "command": "evaluate --mitigations",
         "format": FORMAT,

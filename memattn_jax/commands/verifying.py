@@ -31,7 +31,7 @@ def verify(options: Options) -> None:
     audit, items = check_folder(folder)
     print(f"{counted(len(audit['files']) + 1, 'file')} as recorded in audit.json and its digest")
     print(f"audit.json and {counted(len(items), 'line')} of items.jsonl fit {audit['schema']}")
-    print(f"{counted(len(audit['rates']), 'rate')} follow from items.jsonl")
+    print(f"{counted(len(audit['rates']), 'rate')}, the counts and the verdict follow from items.jsonl")
     if options.rows == 0 or not items:
         return
     sd = load_again(options, audit["model"])
@@ -40,7 +40,9 @@ def verify(options: Options) -> None:
     print(f"{counted(len(chosen), 'row')} scored again: within {SCORES:g} of the recorded scores")
     largest = check_images(sd, folder, audit, chosen)
     allowed = f"{largest:.3f} of 255 at most; {PIXELS:g} is allowed"
-    print(f"{counted(len(chosen), 'row')} sampled again: pixels differ in the mean by {allowed}")
+    print(
+        f"{counted(len(chosen), 'row')} sampled again, without the mitigation: pixels differ in the mean by {allowed}"
+    )
 
 
 def load_again(options: Options, recorded: Mapping[str, Any]) -> "StableDiffusion":

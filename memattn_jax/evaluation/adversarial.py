@@ -195,6 +195,8 @@ def retriggered(
 ) -> dict[str, Any]:
     """The share of training images that optimised embeddings return, and of the same images mirrored, the control.
 
+    Samples that are not finite are in no share, and counted; a share of none is None.
+
     Arguments as in `optimise_embeddings`; each prompt is sampled once, with the attack's seed. `plain` is what
     `find_embeddings` returns without a mitigation, where that is known: most mitigations need no other.
     """
@@ -205,11 +207,14 @@ def retriggered(
     entry: dict[str, Any] = {"prompts": len(prompts), "steps": attack.steps, "bypassed": not applies}
     for name, targets, embeddings in zip(("retriggered", "control"), (images, mirrored(images)), plain, strict=True):
         settings = Settings(embeddings=embeddings, seeds=attack.seed, mitigation=used, taps=None, **run)
-        made = sample(model, prompts, settings).images
+        made = sample(model, prompts, settings)
         near = [
-            normalized_correlation(own[None], target[None])[0, 0] for own, target in zip(made, targets, strict=True)
+            normalized_correlation(own[None], target[None])[0, 0]
+            for own, target, finite in zip(made.images, targets, np.asarray(made.finite), strict=True)
+            if finite
         ]
-        share = float((np.array(near) >= REPRODUCED).mean())
-        low, high = share_interval(share, len(prompts))
+        share = float((np.array(near) >= REPRODUCED).mean()) if near else None
+        low, high = (0.0, 1.0) if share is None else share_interval(share, len(near))
         entry |= {name: share, f"{name}_low": low, f"{name}_high": high}
+        entry["not_finite"] = entry.get("not_finite", 0) + len(prompts) - len(near)
     return entry

@@ -46,6 +46,13 @@ class Sampled(NamedTuple):
     memory: int | None
 
 
+class Plain(NamedTuple):
+    """What the model makes of prompts without a mitigation, on the same seeds; `Sampled` says what arrays are."""
+
+    images: np.ndarray
+    finite: np.ndarray
+
+
 @dataclass(frozen=True)
 class Prompts:
     """What is sampled.
@@ -99,7 +106,7 @@ def sample_prompts(
 def describe(
     prompts: Prompts,
     sampled: tuple[Sampled, Sampled],
-    plain: tuple[np.ndarray, np.ndarray],
+    plain: tuple[Plain, Plain],
     fidelity: Fidelity | None = None,
     embeddings: Sequence[tuple[Embedding, float]] = (),
 ) -> dict[str, Any]:
@@ -108,24 +115,28 @@ def describe(
     Args:
       prompts: what was sampled.
       sampled: images of the memorized and of the clean prompts, with the mitigation.
-      plain: their images without one, on the same seeds.
+      plain: the same without one, on the same seeds.
       fidelity: how well an image follows its prompt.
       embeddings: such as SSCD, each with the similarity from which an image is a copy.
     """
     memorized, clean = sampled
-    references = plain[0] if prompts.references is None else prompts.references[:, None]
+    usable, usable_clean = memorized.finite, clean.finite & plain[1].finite
+    if prompts.references is None:
+        references, usable = plain[0].images, usable & plain[0].finite
+    else:
+        references = prompts.references[:, None]
     near = pairwise(memorized.images, references)
-    changed = pairwise(clean.images, plain[1])[clean.finite]
+    changed = pairwise(clean.images, plain[1].images)[usable_clean]
     entry: dict[str, Any] = {
         "samples": int(memorized.finite.size),
         "prompts": len(prompts.memorized),
         "not_finite": int((~memorized.finite).sum() + (~clean.finite).sum()),
-        **reproduced(near, memorized.finite),
-        "correlation": float(np.median(near[memorized.finite])) if memorized.finite.any() else None,
+        **reproduced(near, usable),
+        "correlation": float(np.median(near[usable])) if usable.any() else None,
         "agreement": agreement(memorized),
         "diversity_clean": None if (own := agreement(clean)) is None else 1 - own,
-        "change_clean": 1 - float(changed.mean()) if clean.finite.any() else None,
-        **distance(clean.images, plain[1]),
+        "change_clean": 1 - float(changed.mean()) if usable_clean.any() else None,
+        **distance(clean.images, plain[1].images, usable_clean),
         "forwards": memorized.forwards,
         "seconds": memorized.seconds,
         "memory": memorized.memory,
@@ -137,16 +148,16 @@ def describe(
         alike = similarity(vectors[0].vectors, vectors[1].vectors, memorized.images.shape[1])
         name = f"{vectors[0].measure}"
         entry.setdefault("similarity", {})[name] = {
-            "median": float(np.median(alike[memorized.finite])) if memorized.finite.any() else None,
+            "median": float(np.median(alike[usable])) if usable.any() else None,
             "threshold": threshold,
-            **reproduced(alike, memorized.finite, threshold),
+            **reproduced(alike, usable, threshold),
         }
     if prompts.kinds:
         kinds = np.asarray(prompts.kinds)
         entry["kinds"] = {
             kind: {
                 "prompts": int((kinds == kind).sum()),
-                **reproduced(near[kinds == kind], memorized.finite[kinds == kind]),
+                **reproduced(near[kinds == kind], usable[kinds == kind]),
             }
             for kind in dict.fromkeys(prompts.kinds)
         }
@@ -186,8 +197,14 @@ def agreement(sampled: Sampled) -> float | None:
     return float(np.mean(means)) if means else None
 
 
-def distance(images: np.ndarray, plain: np.ndarray) -> dict[str, float]:
-    """Fréchet distance of clean images with and without the mitigation, averaged to cells, with its interval."""
+def distance(images: np.ndarray, plain: np.ndarray, usable: np.ndarray) -> dict[str, float | None]:
+    """Fréchet distance of clean images with and without the mitigation, averaged to cells, with its interval.
+
+    Of pairs that are `usable`, bool [prompts, seeds], of both; None where fewer than two prompts have one.
+    """
+    kept = usable.any(axis=1)
+    if kept.sum() < 2:
+        return dict.fromkeys(("frechet_clean", "frechet_clean_low", "frechet_clean_high"))
 
     def features(some: np.ndarray) -> np.ndarray:
         rows, height, width, _ = some.shape
@@ -195,10 +212,11 @@ def distance(images: np.ndarray, plain: np.ndarray) -> dict[str, float]:
         cells = cells.reshape(rows, CELLS, height // CELLS, CELLS, width // CELLS, 3).mean(axis=(2, 4))
         return cells.reshape(rows, -1)
 
-    pair = [features(flat(each)).reshape(*each.shape[:2], -1) for each in (images, plain)]
+    pair = [features(flat(each[kept])).reshape(kept.sum(), each.shape[1], -1) for each in (images, plain)]
+    pair.append(usable[kept])
 
-    def statistic(x: np.ndarray, y: np.ndarray) -> float:
-        return frechet_distance(flat(x), flat(y))
+    def statistic(x: np.ndarray, y: np.ndarray, both: np.ndarray) -> float:
+        return frechet_distance(x[both], y[both])
 
     low, high = bootstrap_interval(statistic, *pair)
     return {"frechet_clean": statistic(*pair), "frechet_clean_low": low, "frechet_clean_high": high}

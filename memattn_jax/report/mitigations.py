@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from memattn_jax.report.figures.rendering import as_label
+
 SHOWN = 8  # prompts in the picture
 WIDTH = 120  # of lines
 COLUMNS = {  # of the Markdown table: heading, and the entry's key
@@ -83,7 +85,8 @@ def markdown(entries: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any])
     for name, entry in entries.items():
         by = [cell(entry["similarity"][each], "reproduced") for each in similarities]
         found = entry.get("adversarial", {})
-        again = [f"{100 * found[key]:.0f} %" for key in ("retriggered", "control")] if attacked else []
+        both = [found[key] for key in ("retriggered", "control")] if attacked else []
+        again = ["–" if share is None else f"{100 * share:.0f} %" for share in both]
         lines.append([f"`{name}`", *(cell(entry, key) for key in COLUMNS.values()), *by, *again])
     text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     notes = [
@@ -110,5 +113,5 @@ def draw(path: Path, shown: Mapping[str, np.ndarray], prompts: Sequence[str]) ->
             column.set_yticks([])
         axes[0].set_ylabel(name.replace(":", "\n"), rotation=0, ha="right", va="center", fontsize=7)
     for column, prompt in zip(grid[0], prompts[:count], strict=True):
-        column.set_title(prompt if len(prompt) <= 24 else f"{prompt[:23]}…", fontsize=6)
+        column.set_title(as_label(prompt, 24), fontsize=6)
     figure.savefig(path, dpi=150)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SHOWN = 3000  # rows of a page
 GUARD = "guard_score"
 METRICS = ("E", "D", GUARD)  # scores of an image
+EXPLAINED = ("tokens", "attention", "attention_excess", "blamed")  # columns of a table with `explain`
 NOTHING: dict[str, Any] = {  # what an audit knows of a prompt, and these commands do not
     **dict.fromkeys(("kind", "flagged", "verdict", "p", "memorized", "extracted", "attention_excess", "blamed")),
     **dict.fromkeys(("agreement", "mitigated_agreement", "copy_mask")),
@@ -52,7 +53,8 @@ class Judged(NamedTuple):
 
 def detection_item(row: Row, detectors: Sequence[str]) -> Item:
     """A row of a table of detections as an item of a page."""
-    known = {name: value for name, value in row.items() if name in NOTHING and value is not None}
+    known = {name: row[name] for name in ("kind", "verdict", "p", "over") if row.get(name) is not None}
+    known |= {name: row[name] for name in EXPLAINED if isinstance(row.get(name), list)}  # no kept column of this name
     flagged = None if row["verdict"] is None else row["verdict"] == MEMORIZED
     own = {"row": row["row"], "prompt": row["prompt"], "flagged": flagged, "error": row["error"]}
     return NOTHING | known | own | {"scores": {name: row[name] for name in detectors}}
