@@ -43,7 +43,7 @@ def test_kept_columns_say_nothing_of_the_prompts(tmp_path):
     assert runs.detection_item(row | kept, report_pages.DETECTORS) == runs.detection_item(row, report_pages.DETECTORS)
     rows = [report_pages.detection_row(number, explained=False) | kept for number in range(len(PROMPTS))]
     judged = runs.Judged(None, None, list)
-    runs.write_detection_page(report_pages.table(tmp_path, rows), report_pages.DETECTORS, judged, {})
+    runs.write_detection_page(report_pages.table(tmp_path, rows), report_pages.DETECTORS, judged, {"model": "m"})
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert script(page, "block-0")["tokens"] == []
 
