@@ -124,6 +124,10 @@ def test_destinations_are_kept(converted, tmp_path, capsys):
     assert run(demo.MODEL) == 2
     assert run(demo.MODEL, tmp_path / "x", "--to", "gguf") == 2
     assert "'gguf'" in capsys.readouterr().err
+    assert run(demo.MODEL, tmp_path / "x", "--platforms", "cpu") == 2
+    assert "--platforms is for exporting detectors" in capsys.readouterr().err
+    assert run("--to", "orbax") == 2
+    assert "--to orbax converts a checkpoint" in capsys.readouterr().err
     broken = Path(shutil.copytree(demo.MODEL, tmp_path / "broken"))
     path = next((broken / "vae").glob("*.safetensors"))
     save_file({name: value for name, value in load_file(path).items() if name != "encoder.conv_in.bias"}, path)

@@ -14,6 +14,7 @@ from verb_runs import CLEAN, FAST, NEW, command, read
 
 from memattn_jax import InputError
 from memattn_jax.commands import detect
+from memattn_jax.commands.scoring import load_scorer
 from memattn_jax.detectors import Detection, Scorer
 from memattn_jax.detectors.calibration.attention_excess import listed
 from memattn_jax.detectors.calibration.file import load_calibration
@@ -195,6 +196,14 @@ def test_bad_input(model, tmp_path, arguments, message):
     assert status == 2
     assert len(errors) == 1
     assert message in errors[0]
+
+
+def test_a_worker_of_an_engine_loads_the_model_of_the_table(model, sd):
+    """Of a dtype that its own machine would not choose; a folder with another model is refused."""
+    options = detect.Options(prompt=("a",), model=str(model), detectors="noise_norm", explain=False, dtype="float32")
+    assert load_scorer(options, None, sd.fingerprint())(["a"])["noise_norm"].shape == (1,)
+    with pytest.raises(InputError, match="another model there"):
+        load_scorer(dataclasses.replace(options, dtype="bfloat16"), None, sd.fingerprint())
 
 
 def test_the_same_command_on_a_longer_log(model, tmp_path, monkeypatch, capsys):

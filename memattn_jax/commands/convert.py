@@ -8,7 +8,7 @@ ids to scores, compiled to StableHLO, with their weights, tokenizer and threshol
 without this package; docs/serving.md shows how.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -21,7 +21,7 @@ from memattn_jax.commands.command import run_command
 from memattn_jax.commands.converting import CONTAINERS, check_destination, convert
 from memattn_jax.commands.detect_options import Options as DetectOptions
 from memattn_jax.commands.model_options import CheckpointOptions
-from memattn_jax.commands.options import BY_DEFAULT, names_of, one_of, some_of
+from memattn_jax.commands.options import BY_DEFAULT, flag, names_of, one_of, some_of
 from memattn_jax.commands.scoring import given_calibration, make_scorer
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from memattn_jax.detectors.export import Artifact
 
 ALL_FIRST = ", ".join(FIRST_STEP)
+EXPORTING = ("out", "detectors", "calibration", "batch_size", "platforms", "seed", "probes", "steps", "site")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,8 @@ class Options(CheckpointOptions):
         if self.src is not None:
             self.check_conversion()
             return
+        if self.changed("to"):
+            raise InputError(f"--to {self.to} converts a checkpoint: memattn convert SRC DST --to {self.to}")
         for name in self.detectors.split(","):  # a detector that exists but needs more than the first step
             if name in DETECTORS and name not in FIRST_STEP:
                 raise InputError(f"--detectors {name}: only first-step detectors can be exported: {ALL_FIRST}")
@@ -87,6 +90,10 @@ class Options(CheckpointOptions):
             check_name("platform", platform, PLATFORMS, "--platforms")
         detect_options(self, names_of(self.detectors, FIRST_STEP, "--detectors", "detector")).check()
         check_out(self.out, self.overwrite)
+
+    def changed(self, *names: str) -> list[str]:
+        """Those of these options that are not at their defaults."""
+        return [own.name for own in fields(self) if own.name in names and getattr(self, own.name) != own.default]
 
     def check_conversion(self) -> None:
         """The same for a checkpoint that is to be converted."""
@@ -97,6 +104,8 @@ class Options(CheckpointOptions):
             raise InputError(f"DST is missing: memattn convert {printable(self.src or '', 60)} DST --to {self.to}")
         if self.model is not None:
             raise InputError("--model is for exporting detectors; the model to convert is SRC")
+        if others := self.changed(*EXPORTING):
+            raise InputError(f"{flag(others[0])} is for exporting detectors, without SRC and DST")
         replace(self, model=self.src).check_checkpoint()
         check_destination(self.dst, self.to, self.overwrite)
 

@@ -244,10 +244,10 @@ def draw_groups(
 
 def visualize(options: Options) -> None:
     """Draws the figures that the options ask for."""
+    prompts, groups = options.texts, options.groups
     store = Store(options.out)
     mesh = make_mesh(options.mesh)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
-    prompts, groups = options.texts, options.groups
     check_head(sd, options)
     if options.wanted is not None:
         check_tokens(sd.tokenizer, prompts, options.wanted)
