@@ -67,6 +67,8 @@ def write_bases(folder: Path, random_model: Path) -> None:
     content = {"string_to_token": {"*": 265}, "string_to_param": torch.nn.ParameterDict({"*": vectors}), "name": "cat"}
     torch.save(content, folder / "embedding.pt", _use_new_zipfile_serialization=False)
     save_file(original_layout.single_file(Pipe, openclip=False), folder / "single.safetensors")
+    stated = {"modelspec.prediction_type": "v"}
+    save_file(original_layout.single_file(Pipe, openclip=True), folder / "second.safetensors", metadata=stated)
 
 
 def lora() -> dict[str, torch.Tensor]:
