@@ -103,12 +103,13 @@ def write(preset: str, folder: Path) -> None:
 
     from memattn_jax.checkpoints.clip import clip_tokenizer
     from memattn_jax.checkpoints.single_file.family import SCHEDULER
+    from memattn_jax.checkpoints.tokenizer_files import save_tokenizer
     from memattn_jax.checkpoints.writing.folder import write_settings
 
     models.write(preset, folder)["write"].run()
     second = preset == "sd21"
     write_settings(folder, SCHEDULER | {"prediction_type": "v_prediction" if second else "epsilon"}, None)
-    clip_tokenizer("!" if second else "<|endoftext|>").save_pretrained(folder / "tokenizer")
+    save_tokenizer(clip_tokenizer("!" if second else "<|endoftext|>"), folder / "tokenizer")
 
 
 def measure(preset: str, scratch: Path, rounds: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Calls of exported detectors, as whoever loads them makes them."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 from jax.export import deserialize
@@ -7,6 +9,12 @@ from jax.export import deserialize
 from memattn_jax.detectors import export
 
 PROMPTS = ("the cat", "Zebra 7", "an odd and long line on the hill in the land")
+
+
+def gpu(capability: str) -> SimpleNamespace:
+    """What tracing asks of JAX's backend on a machine with an NVIDIA GPU of this compute capability."""
+    device = SimpleNamespace(compute_capability=capability)
+    return SimpleNamespace(platform="gpu", platform_version="cuda 13000", local_devices=lambda: [device])
 
 
 def call(artifact: export.Artifact, input_ids: np.ndarray) -> dict[str, np.ndarray]:

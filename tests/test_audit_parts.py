@@ -17,7 +17,9 @@ from memattn_jax.audit.wording import limits
 from memattn_jax.commands.audit import plan_of, read_sources
 from memattn_jax.commands.audit_options import Options
 from memattn_jax.commands.auditing import Audit
+from memattn_jax.commands.own import file_of
 from memattn_jax.errors import InputError
+from memattn_jax.search import proposals
 from memattn_jax.storage import Store
 
 
@@ -32,6 +34,7 @@ def test_options():
         ({"sscd": Path(__file__)}, "--preset"),
         ({"verify": Path(__file__).parent}, "--verify"),
         ({"prompts": "gs://bucket/log.csv"}, "--prompts"),
+        ({"detectors": "text_baseline"}, "--detectors: text_baseline reads the prompt alone"),
         ({"training_pictures": Path(__file__).parent, "out": Path(__file__).parent / "x"}, "--out .*lies in"),
     ):
         with pytest.raises(InputError, match=option):
@@ -93,6 +96,8 @@ def test_a_plan_knows_what_files_hold(matrices, tmp_path):
         plans.append(plan_of(options, matrices, sources))
     assert plans[0] != plans[1] != plans[2]
     assert plans[2] == plan_of(options, matrices, sources)
+    assert file_of("memattn_jax.search.proposals:Slots") == Path(proposals.__file__)
+    assert file_of("no.such.module:Name") is None
 
 
 def test_training_pictures_that_cannot_be_read_are_counted(tmp_path, matrices, capsys):
@@ -108,7 +113,7 @@ def test_training_pictures_that_cannot_be_read_are_counted(tmp_path, matrices, c
     assert not facts.nearest[tmp_path / "images" / picture.name].copy
     assert "training pictures: 1 skipped" in capsys.readouterr().out
     known = {"pictures": True, "measures": {}, "adversarial": True, "repeated": 0, "not_finite": 0, "built_in": False}
-    assert "1 training picture could not be read, so that" in " ".join(limits(known | {"unreadable": 1}))
+    assert "1 training picture could not be read; copies" in " ".join(limits(known | {"unreadable": 1}))
 
 
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])

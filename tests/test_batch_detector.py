@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from plans import compiled
 
+from memattn_jax import demo
 from memattn_jax.detectors.calibration.calibration import Calibration
 from memattn_jax.detectors.calibration.file import to_json
 from memattn_jax.detectors.calibration.fit import calibrate
@@ -51,6 +52,15 @@ def test_columns_in_columns_out(detector, sd):
     assert np.isnan(out["noise_norm"][BAD]).all()
     assert [row for row, error in enumerate(out["error"]) if error] == BAD
     assert "row 5: null" in out["error"][5]
+
+
+def test_the_built_in_calibration_is_for_the_built_in_model_as_it_is():
+    """Whatever dtype the machine would choose."""
+    own = BatchDetector()
+    assert (own.dtype, own.calibration) == ("float32", demo.CALIBRATION)
+    for other in (BatchDetector(dtype="bfloat16"), BatchDetector(loras=["x"]), BatchDetector("somewhere")):
+        assert other.calibration is None
+    assert BatchDetector("somewhere").dtype is None
 
 
 def test_batches_compile_once(detector):

@@ -181,7 +181,7 @@ BAD = [
     (("a", "--calibration", "none.json"), "--calibration none.json: "),
     (("--calibrate", "none.txt"), "--calibrate none.txt: "),
     (("--calibrate", __file__, "--detectors", "text_baseline"), "--calibrate: text_baseline reads the prompt alone"),
-    (("--calibrate", __file__, "--column", "x\udce9"), "--column"),
+    (("--calibrate", __file__, "--column", "x\udce9"), "--column: the text is not valid UTF-8"),
     (("a", "--prompts", "x.txt"), "--prompts: "),
     (("a", "--fpr", 2), "--fpr 2.0: "),
     (("a", "--probes", 0), "--probes 0: "),

@@ -13,7 +13,7 @@ import micro
 import numpy as np
 import pytest
 import safetensors.numpy
-from exported import PROMPTS, call, check
+from exported import PROMPTS, call, check, gpu
 from jax.export import deserialize
 from transformers import CLIPTokenizer
 
@@ -138,9 +138,7 @@ def nvidia(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
-    monkeypatch.setattr(
-        attention, "get_backend", lambda: SimpleNamespace(platform="gpu", platform_version="cuda 13000")
-    )
+    monkeypatch.setattr(attention, "get_backend", lambda: gpu("9.0"))
     jax.clear_caches()
     yield
     jax.clear_caches()

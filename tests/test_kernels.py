@@ -4,12 +4,12 @@ import re
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported import gpu
 from flax import nnx
 from jax import lax
 
@@ -223,9 +223,7 @@ def nvidia(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
-    monkeypatch.setattr(
-        attention, "get_backend", lambda: SimpleNamespace(platform="gpu", platform_version="cuda 13000")
-    )
+    monkeypatch.setattr(attention, "get_backend", lambda: gpu("9.0"))
 
 
 def lowered_for_cuda(function, *shapes, dtype) -> str:
@@ -243,6 +241,11 @@ def test_cudnn_computes_attention_where_it_can(nvidia, dtype, head_dim, fused):
     text = lowered_for_cuda(self_attention, *[shape] * 3, dtype=dtype)
     assert ("__cudnn$fmhaSoftmax" in text) == fused
     assert ("1024x1024x" in text) != fused  # the map
+
+
+def test_a_gpu_before_ampere_has_no_fused_kernels_in_half_precision(nvidia, monkeypatch):
+    monkeypatch.setattr(attention, "get_backend", lambda: gpu("7.5"))
+    assert "__cudnn" not in lowered_for_cuda(self_attention, *[(1, 1024, 2, 64)] * 3, dtype=jnp.float16)
 
 
 def test_derivatives_on_a_gpu_are_of_the_form_that_has_them(nvidia):

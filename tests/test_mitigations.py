@@ -238,9 +238,9 @@ class OneRow(Mitigation):
     ("mitigation", "message"),
     [
         (OneRow("tokens"), r"OneRow\.tokens returned 1 for 3 prompts"),
-        (OneRow("embeddings"), r"\[1, .* numbers in place of \[3, "),
-        (OneRow("update"), r"\[1, .* numbers in place of \[3, "),
-        (AttentionMask(begin_scale=np.asarray([1.0, 2.0])), r"begin_scale has \[2\] numbers for 3 prompts"),
+        (OneRow("embeddings"), r"embeddings returned \[1, .* in place of \[3, "),
+        (OneRow("update"), r"update returned \[1, .* in place of \[3, "),
+        (AttentionMask(begin_scale=np.asarray([1.0, 2.0])), r"begin_scale has shape \[2\], where there are 3 prompts"),
     ],
 )
 def test_what_is_made_for_other_rows_is_not_spread_over_these(matrices, mitigation, message):

@@ -71,6 +71,8 @@ JSON = {
     "l.json": ('[{"prompt": "a"},\n{"prompt": "b"}\n]', ["a", "b"]),
     "m.jsonl": ('[INFO] begins\n{"prompt": "a", "user": "u"}\n{"prompt": "b"}', ["! line 1 is not JSON", "a", "b"]),
     "n.jsonl": ('[2024-05-01] begins\n"a"\n{"prompt": "b"}', ["! line 1 is not JSON", "a", "b"]),
+    "p.jsonl": ('[2024-05-01, 12:00] begins\n"a"\n{"prompt": "b"}', ["! line 1 is not JSON", "a", "b"]),
+    "q.jsonl": ('["INFO"] begins\n{"prompt": "b", "user": "u"}\n', ["! line 1 is not JSON", "b"]),
     "o.json": ('[1,\n"a"\n]', ["! record 1: a number instead of text", "a"]),
     "h.jsonl": ('["a"]\n["b", "c"]\n', ["a", "! line 2: a list of 2 instead of text"]),
 }

@@ -11,7 +11,9 @@ from plans import compiled, make_plan
 
 from memattn_jax import InputError, detectors
 from memattn_jax.diffusion.noise import unit_noise
+from memattn_jax.diffusion.run import without_filling
 from memattn_jax.diffusion.sampling import denoise
+from memattn_jax.diffusion.settings import Between
 from memattn_jax.interceptors import Attention, Context, TokenMeans
 from memattn_jax.mitigations import AttentionMask
 from memattn_jax.schedulers import make_schedule
@@ -160,6 +162,21 @@ def test_embeddings_that_guidance_cannot_pair_are_refused(matrices, shape):
     embeddings = np.zeros((*shape[:2], width + shape[2]), np.float32)
     with pytest.raises(InputError, match=rf"\({shape[1]}, {width + shape[2]}\) .*guidance \(77, {width}\)"):
         matrices.sample(embeddings=embeddings, steps=2)
+
+
+def test_a_callback_sees_the_rows_that_were_asked_for():
+    """On a mesh that has more, and what it returns is filled up as they are."""
+    seen = []
+
+    def callback(between):
+        seen.append(between.latents.shape)
+        return np.asarray(between.latents) + np.arange(3)[:, None, None, None] if between.step == 1 else np.zeros(4)
+
+    call = without_filling(callback, 3, np.array([0, 1, 2, 2]))
+    changed = call(Between(1, 2, jnp.zeros((4, 2, 2, 1))))
+    assert (seen, changed[:, 0, 0, 0].tolist()) == ([(3, 2, 2, 1)], [0, 1, 2, 2])
+    with pytest.raises(InputError, match=r"returned latents \(4,\), not \(3, 2, 2, 1\)"):
+        call(Between(2, 2, jnp.zeros((4, 2, 2, 1))))
 
 
 def test_prompts_may_be_an_array(matrices):

@@ -49,6 +49,8 @@ def test_comfyui_marks_v_prediction_with_an_empty_tensor(single_file, tmp_path):
     save_file(load_file(single_file) | {"v_pred": np.zeros(0, np.float32)}, tmp_path / "marked.safetensors")
     opened = open_checkpoint(tmp_path / "marked.safetensors", Source(config=demo.MODEL, prediction_type="v_prediction"))
     assert opened.scheduler_config["prediction_type"] == "v_prediction"
+    opened = open_checkpoint(tmp_path / "marked.safetensors", Source(config=demo.MODEL))
+    assert opened.scheduler_config["prediction_type"] == "v_prediction"  # and the folder's says nothing of this file
     opened = open_checkpoint(tmp_path / "marked.safetensors")
     assert opened.scheduler_config["prediction_type"] == "v_prediction"
     assert opened.parts["unet"].config.sample_size == 64  # Stable Diffusion 2 alone has 96
@@ -59,7 +61,8 @@ def test_comfyui_marks_a_schedule_without_signal_with_an_empty_tensor(single_fil
     marked = {"ztsnr": np.zeros(0, np.float32)}
     assert scheduler_config(marked, "v_prediction")["rescale_betas_zero_snr"]
     save_file(load_file(single_file) | marked, tmp_path / "marked.safetensors")
-    open_checkpoint(tmp_path / "marked.safetensors", Source(config=demo.MODEL))
+    opened = open_checkpoint(tmp_path / "marked.safetensors", Source(config=demo.MODEL))
+    assert opened.scheduler_config["rescale_betas_zero_snr"]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])

@@ -13,6 +13,7 @@ from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.commands import command as commands
 from memattn_jax.commands import visualize
 from memattn_jax.commands.visualize_options import FIGURES, FORMATS, Options, chosen_range
+from memattn_jax.commands.visualizing import finite_or_null
 from memattn_jax.report.figures import rendering
 from memattn_jax.report.figures.over_steps import band_of, plot_entropies
 from memattn_jax.report.figures.pages import PAGES, Seen
@@ -56,6 +57,18 @@ def test_tokens_by_word_place_and_role(tokenizer, wanted, expected):
     assert shown(tokenizer, wanted) == expected
     with pytest.raises(InputError, match="--tokens bird"):
         check_tokens(tokenizer, [PROMPT, "a bird house"[:1]], ["cat", "bird"])
+    check_tokens(tokenizer, [PROMPT, "a cat"], ["cat"])
+    for prompt, names in (("a dog", ["cat"]), ("a cat", ["cat", "6"][1:]), ("a " * 30, ["padding"])):
+        with pytest.raises(InputError, match=f"'{prompt[:3]}.*' has none of them"):
+            check_tokens(tokenizer, ["a big cat and a bird", prompt], names)
+    with pytest.raises(InputError, match="names no token"):
+        Options(tokens=" , ").check()
+
+
+def test_numbers_that_json_lacks_are_null():
+    content = {"entropy": [1.0, float("nan")], "prompts": [{"share": float("inf"), "token": "a", "number": 3}]}
+    expected = {"entropy": [1.0, None], "prompts": [{"share": None, "token": "a", "number": 3}]}
+    assert finite_or_null(content) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whether a finished audit still holds: digests, schema, and rates that follow from its lines."""
+"""Whether a finished audit still holds: digests, schema, and counts, rates and a verdict that follow from its lines."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memattn_jax import __version__
 from memattn_jax.audit import schema
 from memattn_jax.audit.document import mitigated_rates
 from memattn_jax.audit.folder import AUDIT, ITEMS, MADE, SEARCHED, SIDE, digests
@@ -130,7 +131,11 @@ def check_counts(audit: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -
     whole = {one["stratum"]: one["prompts"] for one in strata if one["kind"] is None}
     scored = sum(whole.values())
     pairs = [("scored", detection["scored"], scored), ("in prompts.log", audit["prompts"]["log"]["prompts"], scored)]
-    pairs += [(name, detection[name.replace(" ", "_")], whole[name]) for name in (FLAGGED, NOT_FLAGGED, UNKNOWN)]
+    pairs += [(name, detection[name.replace(" ", "_")], whole.get(name, 0)) for name in (FLAGGED, NOT_FLAGGED, UNKNOWN)]
+    pairs += [("unscored", detection["unscored"], audit["prompts"]["log"]["unreadable"])]
+    for name, stratum in (("flagged", FLAGGED), ("unflagged", NOT_FLAGGED), ("unknown", UNKNOWN)):
+        own = sum(item["stratum"] == stratum for item in items)
+        pairs.append((f"of {name}_sampled", audit["confirmation"][f"{name}_sampled"], own))
     for one in strata:
         own = [item for item in items if item["stratum"] == one["stratum"] and one["kind"] in (None, item["kind"])]
         pairs.append((f"sampled of {one['stratum']}", one["sampled"], len(own)))
@@ -149,7 +154,9 @@ def check_words(audit: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) ->
             raise InputError(f"{AUDIT}: the rates with the mitigation do not follow from {ITEMS}")
     searched = SEARCHED in audit["files"]
     words = yield_of_search(items, pictures) if searched else verdict(audit["rates"], audit["confirmation"]["seeds"])
-    if words != audit["verdict"]:
+    stated = audit["verdict"]
+    another = audit["versions"]["memattn_jax"] != __version__  # which may say it in other words
+    if (words["refused"] is None) != (stated["refused"] is None) or (words != stated and not another):
         raise InputError(f"{AUDIT}: the verdict does not follow from the rates")
 
 

@@ -82,7 +82,7 @@ def limits(facts: Mapping[str, Any]) -> list[str]:
         )
         if facts["unreadable"]:
             number = counted(facts["unreadable"], "training picture")
-            said.append(f"{number} could not be read, so that copies of them are not found.")
+            said.append(f"{number} could not be read; copies of what cannot be read are not found.")
     else:
         said.append(
             "Without training pictures, nothing is known to be extracted: seeds that agree are evidence of "

@@ -75,7 +75,8 @@ class Tokenizer:
         names = [token, *(f"{token}_{i}" for i in range(1, vectors))]
         known, added = self.clip.get_vocab(), {name.lower() for name in self.clip.get_added_vocab()}
         if clash := [name for name in (*names, f"{token}_1") if name in known or name.lower() in added]:
-            raise InputError(f"'{printable(clash[0], 40)}' is a token already; name another for this embedding")
+            what = "a token" if clash[0] in known else "one but for its case"
+            raise InputError(f"'{printable(clash[0], 40)}' is {what} already; name another for this embedding")
         self.clip.add_tokens(names)
         self.placeholders = placeholders(self.clip)
         return self.clip.convert_tokens_to_ids(names)

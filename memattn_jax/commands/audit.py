@@ -17,6 +17,7 @@ from memattn_jax import demo
 from memattn_jax.commands.audit_options import Options
 from memattn_jax.commands.command import FORMAT, run_command
 from memattn_jax.commands.mitigating import make_mitigation
+from memattn_jax.commands.own import file_of
 from memattn_jax.pictures.files import image_files
 from memattn_jax.prompts import read_prompts, stream_prompts
 from memattn_jax.text import counted
@@ -121,7 +122,7 @@ def plan_of(options: Options, sd: "StableDiffusion", sources: dict[str, Any]) ->
     from memattn_jax.commands.auditing import mitigation_settings
 
     pictures, searching = sources["training_pictures"], options.searching
-    if searching is not None and (own := Path(str(options.proposals).rpartition(":")[0])).is_file():
+    if searching is not None and options.proposals is not None and (own := file_of(options.proposals)) is not None:
         searching["proposals_sha256"] = file_digest(own)
     detecting = {"detectors": options.detectors, options.control[0]: options.control[1], "kind": options.kind}
     comparing = {"sscd": None if options.sscd is None else file_digest(options.sscd), "preset": options.preset}

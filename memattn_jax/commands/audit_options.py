@@ -14,6 +14,8 @@ from memattn_jax.commands.options import (
     check_sscd,
     files,
     finite,
+    judging,
+    local_out,
     names_of,
     one_of,
     rates,
@@ -118,7 +120,8 @@ class Options(ModelOptions):
     search_temperature: float = 0.3
     """With --search: how far worse words may be; in standard deviations of clean prompts' scores."""
     verify: Annotated[Path | None, BY_DEFAULT] = None
-    """Check a finished audit instead: the digests of its files, its schema, its rates, and some rows by the model."""
+    """Check a finished audit instead: the digests of its files, its schema, what follows from its lines, and some rows
+    by the model."""
     rows: int = 3
     """With --verify: number of rows, drawn at random, that are scored and sampled again; 0 loads no model."""
     out: Path = Path("out/audit")
@@ -133,7 +136,7 @@ class Options(ModelOptions):
         for name in ("profile", "scheduler"):
             if (value := getattr(self, name)) is not None:
                 check_name(name, value, PROFILES if name == "profile" else SCHEDULERS, f"--{name}")
-        names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
+        judging(names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector"), "--detectors")
         at_least(self, 1, "steps", "sampled_prompts", "batch_size")
         at_least(self, 2, "images_per_prompt")
         at_least(self, 0, "adversarial")
@@ -161,8 +164,7 @@ class Options(ModelOptions):
         self.check_search()
         if self.kind is not None and self.prompts is None:
             raise InputError("--kind names a column of a prompt file: add --prompts FILE")
-        if not is_local(str(self.out)):
-            raise InputError(f"--out {self.out}: an audit needs a local folder")
+        local_out(self)
         pictures = self.training_pictures
         if pictures is not None and self.out.resolve().is_relative_to(pictures.resolve()):
             raise InputError(f"--out {self.out}: lies in --training-pictures, so that images would be their own copies")

@@ -48,11 +48,14 @@ def fit(scorer: "Scorer", prompts: Sequence[str], *, fpr: float | None, seed: in
     return calibration
 
 
-def write_calibration(calibration: "Calibration", store: "Store") -> None:
-    """Writes calibration.json."""
+def write_calibration(calibration: "Calibration", store: "Store", *, overwrite: bool) -> None:
+    """Writes calibration.json; raises InputError where there is another one that may not be replaced."""
     from memattn_jax.detectors.calibration.file import to_json
 
-    store.write(CALIBRATION, to_json(calibration).encode())
+    content = to_json(calibration).encode()
+    if not overwrite and store.read(CALIBRATION) not in (None, content):
+        raise InputError(f"{store}: holds another {CALIBRATION}; choose another --out or add --overwrite")
+    store.write(CALIBRATION, content)
     print(f"{CALIBRATION} in {store}")
 
 

@@ -21,7 +21,7 @@ from memattn_jax.commands.command import run_command
 from memattn_jax.commands.converting import CONTAINERS, check_destination, convert
 from memattn_jax.commands.detect_options import Options as DetectOptions
 from memattn_jax.commands.model_options import CheckpointOptions
-from memattn_jax.commands.options import BY_DEFAULT, flag, names_of, one_of, some_of
+from memattn_jax.commands.options import BY_DEFAULT, flag, local_out, names_of, one_of, some_of
 from memattn_jax.commands.scoring import given_calibration, make_scorer
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
@@ -78,6 +78,7 @@ class Options(CheckpointOptions):
 
     def check(self) -> None:
         """Raises InputError or OSError for invalid options, without importing JAX."""
+        local_out(self, "out" if self.src is None else "dst")
         if self.src is not None:
             self.check_conversion()
             return

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import tyro
 
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.options import BY_DEFAULT, at_least, check_sscd, files, finite, one_of
+from memattn_jax.commands.options import BY_DEFAULT, at_least, check_sscd, files, finite, local_out, one_of
 from memattn_jax.commands.own import check_own, load_own
 from memattn_jax.errors import InputError
 from memattn_jax.pictures.files import image_files, texts_of
@@ -73,6 +73,7 @@ class Options:
         if not self.images:
             raise InputError("no images: name files or folders of images")
         files(self, "references", "sscd")
+        local_out(self)
         check_sscd(self)
         if self.embedding is not None:
             check_own(self.embedding, "--embedding")
@@ -178,7 +179,8 @@ def compare(options: Options, images: list[Path]) -> tuple[str, dict[str, Any]]:
 
     references = image_files([options.references])  # type: ignore[list-item]
     if both := {path.resolve() for path in images} & {path.resolve() for path in references}:
-        raise InputError(f"{min(both)}: is in --references too, and would be its own copy; keep the two apart")
+        first = printable(str(min(both)), 100)
+        raise InputError(f"{first}: is in --references too, and would be its own copy; keep the two apart")
     with searching(options, len(images) + len(references), len(images)) as search:
         matches = search.copies(images, references)
     texts = {path: texts_of(path) for path in {one.picture for one in matches}}

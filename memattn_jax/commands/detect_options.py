@@ -14,6 +14,7 @@ from memattn_jax.commands.options import (
     files,
     fill_out,
     finite,
+    judging,
     names_of,
     rates,
     seeds,
@@ -76,8 +77,8 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         self.check_prompts(needed=not self.built_in and self.calibrate is None)
         self.check_run()
         names = names_of(self.detectors, tuple(DETECTORS), "--detectors", "detector")
-        if self.calibrate is not None and all(DETECTORS[name][0] == "prompt" for name in names):
-            raise InputError(f"--calibrate: {names[0]} reads the prompt alone; name a detector that looks at the model")
+        if self.calibrate is not None:
+            judging(names, "--calibrate")
         at_least(self, 1, "batch_size", "probes", "steps", "ray_actors")
         if self.engine != "ray" and (self.ray_address, self.ray_actors) != (None, None):
             raise InputError("--ray-address and --ray-actors have no effect without --engine ray")

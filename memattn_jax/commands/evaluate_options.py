@@ -12,6 +12,7 @@ from memattn_jax.commands.options import (
     check_sscd,
     files,
     finite,
+    local_out,
     names_of,
     one_of,
     seeds,
@@ -81,6 +82,7 @@ class Options(ModelOptions):
         finite(self, "guidance_scale")
         seeds(self.seed, self.probes)
         files(self, "memorized", "clean", "calibration")
+        local_out(self)
         if self.model is not None and self.memorized is None and self.clean is None:
             raise InputError("no prompts: give --memorized FILE and --clean FILE")
         if (self.memorized is None) != (self.clean is None):

@@ -17,7 +17,7 @@ import tyro
 from memattn_jax import demo
 from memattn_jax.commands.command import run_command
 from memattn_jax.commands.model_options import CheckpointOptions
-from memattn_jax.commands.options import BY_DEFAULT, at_least, files, texts
+from memattn_jax.commands.options import BY_DEFAULT, at_least, files, installed, local_out, texts
 from memattn_jax.errors import InputError
 from memattn_jax.sharding.mesh import mesh_sizes
 from memattn_jax.text import counted, printable
@@ -66,6 +66,7 @@ class Options(CheckpointOptions):
         at_least(self, 1, "checkpoint_every")
         at_least(self, 0, "sample_every")
         files(self, "data", "gate_reference")
+        local_out(self)
         if self.mesh is not None:
             mesh_sizes(self.mesh)
         self.check_checkpoint(height=self.settings.height, width=self.settings.width)
@@ -75,6 +76,7 @@ class Options(CheckpointOptions):
             raise InputError(f"--sample-{given} needs --sample-{lacking}")
         if self.gate_reference is not None and self.settings.gate in ("none", "random"):
             raise InputError("--gate-reference needs a gate: add --gate loss, entropy or noise_norm")
+        installed("train", "optax", "orbax", "grain")
 
 
 class Data:

@@ -1,7 +1,10 @@
 """Options that several commands share, and the checks that run before JAX is imported and a model is loaded."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +12,7 @@ import tyro
 
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.prompts.record import is_text
-from memattn_jax.registries import PRESETS
+from memattn_jax.registries import DETECTORS, PRESETS
 from memattn_jax.storage import is_local
 from memattn_jax.text import printable
 
@@ -83,6 +86,18 @@ def fill_out(options: "DataclassInstance", folder: str) -> None:
         object.__setattr__(options, "out", folder)
 
 
+def local_out(options: "DataclassInstance", name: str = "out") -> None:
+    """Raises InputError for a URL as the output of a command that writes to this machine alone."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(getattr(options, name))):  # pathlib makes one slash of two
+        raise InputError(f"{flag(name)} {printable(str(getattr(options, name)), 80)}: expected a place on this machine")
+
+
+def installed(extra: str, *packages: str) -> None:
+    """Raises InputError where a package that an extra brings is missing."""
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise InputError(f'{missing[0]} is not installed: pip install "memattn-jax[{extra}]"')
+
+
 def files(options: "DataclassInstance", *names: str) -> None:
     """Raises InputError where a local file or folder does not exist; standard input and URLs are checked later."""
     for name in names:
@@ -113,6 +128,12 @@ def names_of(text: str, known: tuple[str, ...], option: str, kind: str) -> tuple
         if names.count(name) > 1:
             raise InputError(f"{option}: {name} is listed twice")
     return known if "all" in names else names
+
+
+def judging(names: Sequence[str], option: str) -> None:
+    """Raises InputError unless one of these detectors looks at the model, so that clean prompts tell something."""
+    if all(DETECTORS[name][0] == "prompt" for name in names):
+        raise InputError(f"{option}: {names[0]} reads the prompt alone; name a detector that looks at the model")
 
 
 def chosen_steps(text: str | None, steps: int | None) -> tuple[int, ...] | None:

@@ -15,6 +15,17 @@ def check_own(place: str, option: str) -> None:
         raise InputError(f"{option} {printable(place, 60)}: expected FILE.py:NAME or MODULE:NAME")
 
 
+def file_of(place: str) -> Path | None:
+    """The file with the code that a value names; None where it is no single one."""
+    source = place.rpartition(":")[0]
+    try:
+        spec = None if source.endswith(".py") else importlib.util.find_spec(source)
+    except (ImportError, ValueError):
+        return None
+    path = Path(source if spec is None else spec.origin or "")
+    return path if path.is_file() else None
+
+
 def load_own(place: str, option: str, member: str) -> Any:
     """The object, or an instance of the class, that a value names.
 

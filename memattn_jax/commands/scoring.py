@@ -189,7 +189,7 @@ def score_log(
       None where the run was asked to stop, or only calibrates.
 
     Raises:
-      InputError: the folder holds rows with other settings.
+      InputError: the folder holds rows with other settings, or another calibration.
     """
     from memattn_jax.report.carried import Carried
     from memattn_jax.report.detection import Ground, detection_rows, detection_schema
@@ -215,7 +215,7 @@ def score_log(
         print_thresholds(rule)
     if log is None:
         if fitted is not None:
-            write_calibration(fitted, store)
+            write_calibration(fitted, store, overwrite=options.overwrite)
         return None
     carried = Carried(detection_schema(tuple(scorer.detectors), scorer.attribute), options.kept, sd.tokenizer)
     table = ShardedTable(
@@ -229,7 +229,7 @@ def score_log(
     source = {"model": options.model_name, "prompts": options.prompts and valid_text(options.prompts)}
     table.claim(source | {"versions": versions()}, overwrite=options.overwrite)
     if fitted is not None:  # not before: a run that is refused leaves the one that is there
-        write_calibration(fitted, store)
+        write_calibration(fitted, store, overwrite=options.overwrite)
     if options.overwrite:
         for name in LAST & set(store.names()):  # of the run that is replaced
             store.remove(name)

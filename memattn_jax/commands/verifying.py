@@ -21,7 +21,7 @@ PIXELS = 1.0  # mean absolute difference of an image, of 255
 
 
 def verify(options: Options) -> None:
-    """Checks files, schema and rates, and then some rows by the model; prints what holds.
+    """Checks files, schema and what follows from the lines, and then some rows by the model; prints what holds.
 
     Raises:
       InputError: names the first file or row that does not hold.
@@ -31,7 +31,8 @@ def verify(options: Options) -> None:
     audit, items = check_folder(folder)
     print(f"{counted(len(audit['files']) + 1, 'file')} as recorded in audit.json and its digest")
     print(f"audit.json and {counted(len(items), 'line')} of items.jsonl fit {audit['schema']}")
-    print(f"{counted(len(audit['rates']), 'rate')}, the counts and the verdict follow from items.jsonl")
+    rates = len(audit["rates"]) + len((audit["mitigation"] or {"rates": ()})["rates"])
+    print(f"{counted(rates, 'rate')}, the counts and the verdict follow from items.jsonl")
     if options.rows == 0 or not items:
         return
     sd = load_again(options, audit["model"])

@@ -13,6 +13,7 @@ from memattn_jax.commands.options import (
     at_least,
     files,
     finite,
+    local_out,
     names_of,
     one_of,
     seeds,
@@ -89,12 +90,15 @@ class Options(ModelOptions):
             raise InputError('no prompts: give them as arguments ("a prompt" "another") or with --prompts FILE')
         chosen = names_of(self.figures, FIGURES, "--figures", "figure")
         names_of(self.format, FORMATS, "--format", "format")
+        if self.wanted == []:
+            raise InputError(f"--tokens {printable(self.tokens or '', 40)}: names no token")
         at_least(self, 1, "steps", "batch_size")
         at_least(self, 0, "head")
         finite(self, "guidance_scale")
         seeds(self.seed, 1)
         check_name("scheduler", self.scheduler, SCHEDULERS, "--scheduler")
         files(self, "prompts", "memorized", "clean")
+        local_out(self)
         if (self.memorized is None) != (self.clean is None):
             raise InputError(f"--{'memorized' if self.memorized is None else 'clean'} FILE is required too")
         if "separation" in chosen and self.figures != "all" and not (self.memorized or self.built_in):

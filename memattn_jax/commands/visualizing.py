@@ -1,6 +1,7 @@
 """What `memattn visualize` does: samples prompts a page at a time, draws each page, and then the groups."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +196,15 @@ def describe(number: int, seen: Seen, seed: int) -> dict[str, Any]:
     return known | {"tokens": tokens, "entropy": seen.entropy.tolist()}
 
 
+def finite_or_null(value: Any) -> Any:
+    """A JSON value in which numbers that are not finite, which JSON does not have, are null."""
+    if isinstance(value, dict):
+        return {key: finite_or_null(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def draw_pages(
     sd: StableDiffusion, prompts: list[str], options: Options, size: int, write: Writer
 ) -> list[dict[str, Any]]:
@@ -237,7 +247,11 @@ def draw_groups(
             found = {"memorized": counts[0], "clean": counts[1], "auroc": by_name}
     if "entropy" in options.chosen:
         drawn = rows[: len(LINES)]
-        lines = {row["heading"]: np.array(row["entropy"]) for row in drawn}
+        headings = [row["heading"] for row in drawn]
+        lines = {
+            heading if headings.count(heading) == 1 else f"{heading} ({row['number']})": np.array(row["entropy"])
+            for heading, row in zip(headings, drawn, strict=True)
+        }
         write(plot_entropies(lines, clean, memorized), "entropy", [row["number"] for row in drawn])
     return found
 
@@ -266,7 +280,7 @@ def visualize(options: Options) -> None:
         "prompts": rows,
         "separation": found,
     }
-    store.write("figures.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+    store.write("figures.json", json.dumps(finite_or_null(content), indent=1, ensure_ascii=False).encode())
     for file in write.files:
         print(file["file"])
     print(f"{counted(len(write.files), 'figure')} and figures.json in {store}")

@@ -28,6 +28,7 @@ from jax import Array, export
 from safetensors.numpy import save
 
 from memattn_jax.checkpoints.tokenizer import Tokenizer
+from memattn_jax.checkpoints.tokenizer_files import save_tokenizer
 from memattn_jax.detectors.cost import flops
 from memattn_jax.detectors.programs import score_first_step
 from memattn_jax.detectors.scorer import Scorer
@@ -219,7 +220,7 @@ def write_artifact(path: Path, artifact: Artifact, about: dict[str, Any], tokeni
             add("metadata.json", json.dumps(about, indent=1).encode() + b"\n")
             add("detector.jaxexport", artifact.program)
             add("arrays.safetensors", save(artifact.arrays))
-            tokenizer.clip.save_pretrained(folder)
+            save_tokenizer(tokenizer.clip, Path(folder))
             for file in sorted(Path(folder).iterdir()):
                 add(f"tokenizer/{file.name}", file.read_bytes())
         partial.replace(path)

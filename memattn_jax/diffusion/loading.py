@@ -39,7 +39,7 @@ def check_parts(checkpoint: Checkpoint) -> None:
     if (vae.in_channels, vae.out_channels) != (3, 3):
         raise InputError(
             f"{checkpoint.where}: the autoencoder's pictures have {vae.in_channels} and {vae.out_channels} channels, "
-            "where red, green and blue are expected; LDM3D, which adds depth, is not supported"
+            "where red, green and blue are expected; others, as LDM3D's with depth, are not supported"
         )
 
 

@@ -173,24 +173,24 @@ def overrides(mitigation: Any, method: str) -> bool:
 
 
 def choose_texts(texts: Array, given: Array, context: Array) -> Array:
-    """Embeddings of other texts [batch, texts, tokens, channels]; rows that are not `given`, bool [batch], have theirs.
+    """Embeddings of other texts [batch, texts, tokens, channels]; a row without any has its own `context` there.
 
     Args:
-      texts: of the rows that are given.
-      given: which have texts.
+      texts: of the rows that have some.
+      given: which have some, bool [batch].
       context: embeddings of each row's own, [batch, tokens, channels].
     """
     return choose_rows(given, texts, jnp.broadcast_to(context[:, None], texts.shape))
 
 
-def choose_rows(active: Array | None, changed: Array, plain: Array) -> Array:
+def choose_rows(active: Array | None, changed: Array, plain: Array, method: str = "a mitigation") -> Array:
     """The changed rows where `active`, bool [batch], is set; all of them where it is None.
 
     Raises:
-      InputError: they have another shape, which would be spread over the rows.
+      InputError: they have another shape, which would be spread over the rows; names the `method` that returned them.
     """
-    if changed.shape != plain.shape:
-        raise InputError(f"a mitigation returned {list(changed.shape)} numbers in place of {list(plain.shape)}")
+    if jnp.shape(changed) != plain.shape:
+        raise InputError(f"{method} returned {list(jnp.shape(changed))} in place of {list(plain.shape)}")
     if active is None or changed is plain:
         return changed
     return jnp.where(active.reshape(-1, *[1] * (plain.ndim - 1)), changed, plain)

@@ -25,7 +25,7 @@ from memattn_jax.diffusion.sampling import (
     observe,
     start_run,
 )
-from memattn_jax.diffusion.settings import Between, Settings
+from memattn_jax.diffusion.settings import Between, Callback, Settings
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors.taps import step_weights
 from memattn_jax.models.kernels.program import program
@@ -45,6 +45,8 @@ def sample(model: Model, prompts: Sequence[str] | None, settings: Settings) -> S
     filled = np.minimum(np.arange(rows_multiple(batch, model.mesh)), batch - 1)  # with the last one again
     if len(filled) > batch:
         rows, mitigation = rows.take(filled), take_rows(mitigation, batch, filled)
+        if settings.callback is not None:
+            settings = replace(settings, callback=without_filling(settings.callback, batch, filled))
     if settings.guard is None:
         samples = run(model, rows, schedule, settings, mitigation)
     else:
@@ -105,8 +107,10 @@ def encode(
         return spread(jnp.asarray(rows.embeddings), model.mesh), tokens.lengths, tokens.input_ids
     if mitigation is not None and overrides(mitigation, "tokens"):
         new, chosen = mitigation.tokens(tokens, rows.seeds, model.tokenizer.size), chosen_rows(active, len(rows.seeds))
-        for part in (new.input_ids, new.lengths):
-            check_count(mitigation, "tokens", len(part), len(rows.seeds))
+        for part, own in zip(new, tokens, strict=True):
+            check_count(mitigation, "tokens", len(part), len(own))
+            if np.shape(part) != own.shape:
+                raise InputError(f"{kind_of(mitigation).__name__}.tokens returned {np.shape(part)} for {own.shape}")
         ids = np.where(chosen[:, None], new.input_ids, tokens.input_ids).astype(np.int32)
         tokens = Tokens(ids, np.where(chosen, new.lengths, tokens.lengths).astype(np.int32))
     return model.embed(tokens), tokens.lengths, tokens.input_ids
@@ -233,6 +237,30 @@ def change_weights(mitigation: Mitigation, unet: Any) -> Any:
     return mitigation.weights(unet)
 
 
+def changed_latents(given: Any, latents: Array) -> Array:
+    """What a callback returned, float32; raises InputError unless it has the latents' shape."""
+    if np.shape(given) != latents.shape:
+        raise InputError(f"the callback returned latents {np.shape(given)}, not {latents.shape}")
+    return jnp.asarray(given, jnp.float32)
+
+
+def without_filling(callback: Callback, batch: int, filled: np.ndarray) -> Callback:
+    """A callback for a batch that is filled up, of one that knows the batch alone.
+
+    Args:
+      callback: see `Settings`.
+      batch: rows that were asked for.
+      filled: which of them each row is.
+    """
+
+    def call(between: Between) -> Array | None:
+        own = between.latents[:batch]
+        given = callback(between._replace(latents=own))
+        return None if given is None else changed_latents(given, own)[filled]
+
+    return call
+
+
 def in_chunks(plan: Plan, settings: Settings) -> tuple[Array, Taps]:
     """`denoise`, with a callback between chunks of steps."""
     assert settings.callback is not None
@@ -247,9 +275,7 @@ def in_chunks(plan: Plan, settings: Settings) -> tuple[Array, Taps]:
         parts.append(taps)
         given = settings.callback(Between(min(chunk.stop, calls), calls, state.latents))
         if given is not None:
-            if np.shape(given) != state.latents.shape:
-                raise InputError(f"the callback returned latents {np.shape(given)}, not {state.latents.shape}")
-            state = state._replace(latents=jnp.asarray(given, jnp.float32))
+            state = state._replace(latents=changed_latents(given, state.latents))
     means = step_weights(plan.taps, calls)
 
     def joined(name: str) -> Any:

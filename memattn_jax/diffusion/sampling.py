@@ -142,9 +142,9 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
     active = jnp.ones(len(noise), bool) if plan.active is None else plan.active
     text = (plan.context, plan.negative, plan.lengths)
     start = Start(noise, *text, scale, keys, plan.schedule, active, predict, call, wordings(plan.context))
-    start = start._replace(context=choose_rows(plan.active, mitigation.embeddings(start), plan.context))
+    start = start._replace(context=choose_rows(plan.active, mitigation.embeddings(start), plan.context, "embeddings"))
     start = start._replace(alternatives=wordings(start.context))
-    start = start._replace(noise=choose_rows(plan.active, mitigation.noise(start), noise))
+    start = start._replace(noise=choose_rows(plan.active, mitigation.noise(start), noise, "noise"))
     context = interleave(plan.negative, start.context) if plan.guided else start.context
     text = prepare_text(plan.unet, context)  # no step changes it
     latents = start.noise * sigma
@@ -196,10 +196,10 @@ def step_once(plan: Plan, text: Any, state: State, row: Row, scale: Array) -> tu
     outputs = by_prompt(output, batch)
     plain = Prediction(outputs[:, -1], outputs[:, 0], jnp.broadcast_to(scale, batch))
     changed, memory = mitigation.guidance(step, plain, state.guidance)
-    prediction = Prediction(*(choose_rows(plan.active, *pair) for pair in zip(changed, plain, strict=True)))
+    prediction = Prediction(*(choose_rows(plan.active, *pair, "guidance") for pair in zip(changed, plain, strict=True)))
     guided = prediction.guided() if plan.guided else prediction.conditional
     moved, solver = plan.schedule.step(row, state.solver, guided, latents, keys)
-    moved = choose_rows(plan.active, mitigation.update(step, moved), moved)
+    moved = choose_rows(plan.active, mitigation.update(step, moved), moved, "update")
     call = Call(
         row,
         latents,

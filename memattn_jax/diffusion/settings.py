@@ -30,6 +30,9 @@ class Between(NamedTuple):
     latents: Array
 
 
+Callback = Callable[[Between], Array | None]  # latents that it returns replace those of the run
+
+
 class Guarding(Protocol):
     """Decides which rows are mitigated, as `memattn_jax.Guard` does."""
 
@@ -88,7 +91,7 @@ class Settings:
     mitigation: Mitigation | None = None
     guard: Guarding | None = None
     taps: NamedTaps | Mapping[str, Tap] | None = "tokens"
-    callback: Callable[[Between], Array | None] | None = None
+    callback: Callback | None = None
     callback_steps: int = 1
     wait: bool = True
 

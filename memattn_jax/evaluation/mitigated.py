@@ -200,10 +200,11 @@ def agreement(sampled: Sampled) -> float | None:
 def distance(images: np.ndarray, plain: np.ndarray, usable: np.ndarray) -> dict[str, float | None]:
     """Fréchet distance of clean images with and without the mitigation, averaged to cells, with its interval.
 
-    Of pairs that are `usable`, bool [prompts, seeds], of both; None where fewer than two prompts have one.
+    Of pairs that are `usable`, bool [prompts, seeds]; None where there are fewer than two. Without two prompts the
+    interval says nothing.
     """
     kept = usable.any(axis=1)
-    if kept.sum() < 2:
+    if usable.sum() < 2:
         return dict.fromkeys(("frechet_clean", "frechet_clean_low", "frechet_clean_high"))
 
     def features(some: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ class Attention(NamedTuple):
 
 # `edit(attention, context) -> attention`. Two attributes are optional: `sites`, where it applies, and `stage`: "inputs"
 # (the default) changes query, keys, values and bias, which keeps fused kernels usable; "logits" changes `logits`, and
-# "probs" `probs`. Edits of one stage are applied in order.
+# "probs" `probs`, and nothing else. Edits of one stage are applied in order.
 Edit = Callable[[Attention, Context], Attention]
 # `tap(probs, context) -> tree of [batch, ...]`, from float32 [batch, heads, pixels, tokens]. Two attributes are
 # optional: `sites`, and `over_steps`, the ends of a slice of a sampling run's steps. With it the run returns the mean
@@ -150,7 +150,7 @@ def for_rows(values: Array | np.ndarray | float, rows: int) -> Array:
       InputError: the rows cannot be those of so many prompts.
     """
     values = jnp.asarray(values)
-    if values.ndim and rows % max(len(values), 1):
+    if values.ndim and (not len(values) or rows % len(values)):
         raise InputError(f"{len(values)} numbers for {rows} rows; expected one, or one for each prompt or row")
     return jnp.repeat(values, rows // len(values), axis=0) if values.ndim else jnp.broadcast_to(values, rows)
 

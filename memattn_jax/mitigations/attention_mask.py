@@ -47,10 +47,8 @@ class AttentionMask(Mitigation):
     def edits(self, step: Step) -> tuple[Edit, ...]:
         """See `Mitigation.edits`."""
         given = np.shape(self.begin_scale)
-        if given not in ((), step.lengths.shape):
-            raise InputError(
-                f"begin_scale has {list(given)} numbers for {len(step.lengths)} prompts; expected one each"
-            )
+        if given not in ((), (len(step.latents),)):
+            raise InputError(f"begin_scale has shape {list(given)}, where there are {len(step.latents)} prompts")
         scale = ScaleBeginToken(self.begin_scale, sites=self.sites)
         if self.mask is None:
             return (scale,)

@@ -33,7 +33,8 @@ class ParaphraseGuidance(Mitigation):
     """See the module.
 
     Attributes:
-      paraphrases: {prompt: paraphrases}; or a JSON file of that form. A prompt that is not among them stays as it is.
+      paraphrases: {prompt: paraphrases}; or a JSON file of that form. A prompt that is not among them keeps its
+        wording, and its guidance falls where it triggers.
       search: of the wording, in the UNet's output at the first step; the authors' l_ss.
       limit: of the norm that triggers, their l_pr.
       margin: of the norm at which guidance is by difference of the wordings alone, their th.

@@ -72,8 +72,8 @@ class UNetConfig(Config):
     def __post_init__(self) -> None:
         blocks = len(self.block_out_channels)
         check_count("len(block_out_channels)", blocks)
-        size = () if self.sample_size is None else per_block(self.sample_size, 2)
-        if len(size) not in (0, 2) or min(size, default=1) < 1:
+        size = (1, 1) if self.sample_size is None else per_block(self.sample_size, 2)
+        if len(size) != 2 or min(size) < 1:
             raise InputError(f"sample_size is {self.sample_size}; expected the positive height and width of latents")
         for key in PER_BLOCK.split():
             value = getattr(self, key)

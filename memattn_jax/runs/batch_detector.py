@@ -28,9 +28,10 @@ class BatchDetector:
     `batch_size` rows, the last of which is filled up.
 
     Attributes:
-      model: as of `StableDiffusion.from_pretrained`; None is the built-in model.
+      model: as of `StableDiffusion.from_pretrained`; None is the built-in model, in float32 unless `dtype` says else.
       detectors: names.
-      calibration: a file that `detect --calibrate` wrote; None without verdicts, but for the built-in model its own.
+      calibration: a file that `detect --calibrate` wrote; None without verdicts, but for the built-in model, unchanged
+        and in float32, its own.
       batch_size: rows that the device computes at once.
       column: the prompts'.
       fpr: false-positive rate of verdicts; by default the calibration's.
@@ -56,8 +57,10 @@ class BatchDetector:
           InputError: a batch size or a rate that cannot be, or a rate without a calibration.
         """
         self.model, self.detectors, self.batch_size, self.column = model, tuple(detectors), batch_size, column
-        self.calibration = demo.CALIBRATION if model is None and calibration is None else calibration
-        self.fpr, self.dtype, self.source = fpr, dtype, source
+        self.dtype = dtype or ("float32" if model is None else None)
+        own = model is None and calibration is None and self.dtype == "float32" and not source
+        self.calibration = demo.CALIBRATION if own else calibration
+        self.fpr, self.source = fpr, source
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; must be at least 1")
         if fpr is not None and not 0 < fpr < 1:

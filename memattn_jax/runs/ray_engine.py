@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from memattn_jax.detectors.detection import Detection, first_rows
 from memattn_jax.errors import InputError
 from memattn_jax.sharding.placement import rows_multiple
-from memattn_jax.text import printable
+from memattn_jax.text import counted, printable
 
 if TYPE_CHECKING:
     from memattn_jax.detectors.scorer import Scorer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 QUEUED = 2  # batches an actor, so that it has the next one when one is done
 CONNECT_SECONDS = 10
 REASON = 100  # characters of what an actor died of
+DEATHS = 4  # of actors by one batch, which then is the cause
 
 
 class RayWorker:
@@ -103,8 +104,7 @@ class RayActors:
                 except RayActorError as error:
                     del self.queued[place]
                     if not self.queued:
-                        reason = printable(str(error).strip().splitlines()[-1], REASON)
-                        raise InputError(f"no Ray actor could load the model: {reason}") from None
+                        raise InputError(f"no Ray actor could load the model: {reason_of(error)}") from None
             here = [place for place in self.queued if place not in self.away]
             if here:
                 break
@@ -141,16 +141,28 @@ class Pending:
         self.place, self.reference = actors.submit(texts, seeds)
 
     def fetch(self) -> Detection:
-        """Waits for it; raises what the actor raised."""
+        """Waits for it; raises what the actor raised, and InputError where one actor after the other dies of it."""
         import ray
-        from ray.exceptions import ObjectLostError, RayActorError
+        from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
+        died = 0
         while True:
             try:
                 return ray.get(self.reference)
-            except (RayActorError, ObjectLostError):
+            except (RayActorError, ObjectLostError) as error:
+                died += isinstance(error, RayActorError) and not isinstance(error, ActorUnavailableError)
+                if died == DEATHS:
+                    raise InputError(
+                        f"{DEATHS} Ray actors died of the same {counted(len(self.texts), 'prompt')}; try a smaller "
+                        f"--batch-size ({reason_of(error)})"
+                    ) from None
                 self.actors.lost(self.place)
                 self.place, self.reference = self.actors.submit(self.texts, self.seeds)
+
+
+def reason_of(error: Exception) -> str:
+    """The last line of what Ray says of an actor's death."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[-1], REASON)
 
 
 def answers(address: str | None) -> None:

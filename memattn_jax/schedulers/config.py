@@ -156,7 +156,7 @@ class SchedulerConfig:
             raise InputError(f"trained_betas has {wrong[0]}; a beta must lie in [0, 1)")
         for key in ("sigma_min", "sigma_max"):
             if (sigma := getattr(self, key)) is not None and not 0 < sigma < np.inf:
-                raise InputError(f"{key} is {sigma}; a noise level must be positive")
+                raise InputError(f"{key} is {sigma}; a noise level must be positive and finite")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise InputError(
                 f"trained_betas has {len(self.trained_betas)} values where num_train_timesteps is "

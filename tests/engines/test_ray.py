@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from memattn_jax.runs.ray_engine import share_out
+from memattn_jax.errors import InputError
+from memattn_jax.runs.ray_engine import Pending, share_out
 
 ROWS, SHARD = 5_000, 500
 COMMAND = [sys.executable, "-m", "memattn_jax.detect", "--detectors", "noise_norm", "--no-explain"]
@@ -80,6 +82,23 @@ def test_no_cluster_is_one_line(model, prompts, tmp_path):
     done = subprocess.run(command(model, prompts, tmp_path, *options), capture_output=True, text=True, timeout=WAIT)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].endswith("--ray-address 127.0.0.1:1: no Ray cluster there")
+
+
+def test_a_batch_that_kills_every_actor_ends_the_run(monkeypatch):
+    """Instead of killing them for ever."""
+    import ray
+    from ray.exceptions import ActorDiedError
+
+    lost = []
+
+    def died(reference):
+        raise ActorDiedError
+
+    monkeypatch.setattr(ray, "get", died)
+    actors = SimpleNamespace(submit=lambda texts, seeds: (0, None), lost=lost.append)
+    with pytest.raises(InputError, match=r"4 Ray actors died of the same 2 prompts; try a smaller --batch-size"):
+        Pending(actors, ["a", "b"], [0, 0]).fetch()
+    assert lost == [0, 0, 0]
 
 
 def test_actors_share_out_what_nodes_have():

@@ -1,6 +1,7 @@
 """Options and settings of fine-tuning that cannot be are named before anything is read."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from memattn_jax import InputError
+from memattn_jax.commands import options
 from memattn_jax.commands.finetune import Options, draw_samples, main
 from memattn_jax.training import start
 from memattn_jax.training.settings import TrainSettings
@@ -45,10 +47,17 @@ def test_options_are_checked_before_anything_is_read(tmp_path):
         ({"sample_prompts": ("a cat",)}, "--sample-prompts needs --sample-every N"),
         ({"sample_every": 5, "sample_prompts": ("a", "caf\udce9")}, "--sample-prompts: the text is not valid UTF-8"),
         ({"gate_reference": tmp_path}, "--gate-reference needs a gate"),
+        ({"out": Path("gs://bucket/run")}, "--out gs:/bucket/run: expected a place on this machine"),
         ({"mesh": "dta=2"}, "--mesh dta=2: unknown axis 'dta'"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             main(Options(data=tmp_path, **changes))
+
+
+def test_what_the_extra_brings_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(options, "find_spec", lambda name: None if name == "grain" else name)
+    with pytest.raises(InputError, match=r"grain is not installed: pip install \"memattn-jax\[train\]\""):
+        main(Options(data=tmp_path))
 
 
 def test_samples_have_the_size_of_the_training_pictures(tmp_path, monkeypatch):

@@ -123,24 +123,28 @@ def trained_size(metadata: Mapping[str, Any], *, large: bool) -> int:
 
 
 def scheduler_config(tensors: Tensors, prediction: str) -> dict[str, Any]:
-    """The content of scheduler_config.json: Stable Diffusion's, with the noise schedule that the file has, if any.
+    """The content of scheduler_config.json: Stable Diffusion's, with the noise schedule that the file has, if any."""
+    return SCHEDULER | {"prediction_type": prediction} | own_schedule(tensors)
+
+
+def own_schedule(tensors: Tensors) -> dict[str, Any]:
+    """What a file says of its noise schedule where that is not Stable Diffusion's, in keys of scheduler_config.json.
 
     A schedule rescaled to end without signal is named as such, with the sampler and the timesteps that Lin et al. 2023
     (arXiv:2305.08891) ask for.
     """
-    config = SCHEDULER | {"prediction_type": prediction}
     if RESCALED in tensors:
-        return config | WITHOUT_SIGNAL
+        return dict(WITHOUT_SIGNAL)
     stored = tensors.get("alphas_cumprod")
     if stored is None or stored.ndim != 1 or not stored.size:
-        return config
+        return {}
     alphas = stored.astype(np.float64)
     rounding = 2.0**-8 if stored.dtype.name == "bfloat16" else 1e-3  # of float32 or float16
     if len(alphas) == len(ALPHAS) and np.allclose(alphas, ALPHAS, rtol=rounding, atol=1e-6):
-        return config
+        return {}
     root = ALPHAS**0.5
     rescaled = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     if len(alphas) == len(ALPHAS) and np.allclose(alphas, rescaled, rtol=rounding, atol=1e-6):
-        return config | WITHOUT_SIGNAL
+        return dict(WITHOUT_SIGNAL)
     betas = 1 - alphas / np.append(1.0, alphas[:-1])
-    return config | {"num_train_timesteps": len(betas), "trained_betas": betas.tolist()}
+    return {"num_train_timesteps": len(betas), "trained_betas": betas.tolist()}

@@ -56,16 +56,19 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
     if missing := [name for name, of_part in found.items() if not of_part]:
         hint = "; add --vae FILE" if missing == ["vae"] else ""
         raise InputError(f"{where}: lacks the {' and the '.join(missing)}{hint}")
+    stated = family.stated_prediction(tensors, metadata)
     if source.config is not None:
         base = open_folder(find_model(Path(source.config)))
-        if source.prediction_type is not None:
-            base = replace(base, scheduler_config={**base.scheduler_config, "prediction_type": source.prediction_type})
+        own = family.own_schedule(tensors)  # what the weights were trained with, whatever the folder's were
+        if stated or source.prediction_type:
+            prediction = family.prediction_type(where, stated, second=openclip, asked=source.prediction_type)
+            own = {**own, "prediction_type": prediction}
+        base = replace(base, scheduler_config={**base.scheduler_config, **own})
         parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
     elif CONFIGS_KEY in metadata:
         base = recorded(where, metadata[CONFIGS_KEY], source.prediction_type)
         parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
     else:
-        stated = family.stated_prediction(tensors, metadata)
         prediction = family.prediction_type(where, stated, second=openclip, asked=source.prediction_type)
         pixels = family.trained_size(metadata, large=openclip and prediction == "v_prediction")
         parts = derived_parts(where, found, pixels, "gelu" if openclip else "quick_gelu")
@@ -93,11 +96,11 @@ def recorded(where: str, text: str, prediction: str | None) -> Checkpoint:
         content = json.loads(text)
         parts = {name: Part(where, CONFIGS[name].from_json(content[name], where), dict) for name in CONFIGS}
         scheduler = dict(content["scheduler"]) | ({} if prediction is None else {"prediction_type": prediction})
-        site, pad, length = content["entropy_site"], content["pad"], content.get("tokens", 77)
+        site, pad, length = content["entropy_site"], content["pad"], content.get("length", 77)
         if not isinstance(pad, str):
             raise ValueError("the padding token is no text")
         if type(length) is not int or not 2 <= length < 2**31:
-            raise ValueError("the tokenizer's length is none")
+            raise ValueError("the tokenizer's length is no number of tokens")
         return Checkpoint(where, parts, scheduler, None, pad, length, site)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError, IndexError) as error:
         raise InputError(f"{where}: its metadata hold no configs that can be used ({error})"[:200]) from None

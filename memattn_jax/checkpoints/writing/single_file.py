@@ -99,5 +99,5 @@ def metadata(checkpoint: Checkpoint, *, openclip: bool) -> dict[str, str]:
         found["modelspec.resolution"] = f"{8 * width}x{8 * height}"
     configs: dict[str, object] = {name: part.config.to_json() for name, part in checkpoint.parts.items()}
     configs |= {"scheduler": dict(checkpoint.scheduler_config), "entropy_site": checkpoint.entropy_site}
-    configs |= {"pad": checkpoint.pad, "tokens": checkpoint.length}
+    configs |= {"pad": checkpoint.pad, "length": checkpoint.length}
     return found | {CONFIGS_KEY: json.dumps(configs)}

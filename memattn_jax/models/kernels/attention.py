@@ -20,6 +20,7 @@ QUERY_BLOCK = 512  # of one row and head: with 4,096 keys a block of the map is 
 SMALLEST_BLOCK = 64
 FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 FUSED_HEAD_DIM = 128  # the most that cuDNN takes on every GPU
+FUSED_SINCE = 8.0  # compute capability from which it takes half precision
 
 Form = Callable[[Array, Array, Array], Array]
 
@@ -86,11 +87,19 @@ def blocked_attention(query: Array, keys: Array, values: Array, rows_together: b
     return jnp.moveaxis(out.reshape(heads, batch, pixels, head_dim), 0, 2)
 
 
+def has_fused_kernels() -> bool:
+    """Whether this machine's GPU runs cuDNN's flash attention: an NVIDIA one, no older than Ampere.
+
+    Tracing it needs the library, which is absent where a program is only lowered for a GPU elsewhere.
+    """
+    backend = get_backend()
+    return "cuda" in backend.platform_version and float(backend.local_devices()[0].compute_capability) >= FUSED_SINCE
+
+
 def fused_attention(query: Array, keys: Array, values: Array) -> Array:
     """`plain_attention` by cuDNN's flash attention where it takes these arrays, else by XLA."""
     takes = query.dtype in FUSED_DTYPES and query.shape[-1] % 8 == 0 and query.shape[-1] <= FUSED_HEAD_DIM
-    # tracing cuDNN's needs the library, which is absent where a program is only lowered for a GPU elsewhere
-    kernel: Literal["cudnn", "xla"] = "cudnn" if takes and "cuda" in get_backend().platform_version else "xla"
+    kernel: Literal["cudnn", "xla"] = "cudnn" if takes and has_fused_kernels() else "xla"
     return jax.nn.dot_product_attention(query, keys, values, implementation=kernel)
 
 

@@ -80,7 +80,7 @@ def places_of(tokenizer: "Tokenizer", ids: np.ndarray, word: str) -> list[list[i
 
 
 def check_tokens(tokenizer: "Tokenizer", prompts: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raises InputError for a name that none of the prompts has."""
+    """Raises InputError for a name that none of the prompts has, and for a prompt that has none of the names."""
     tokens = tokenizer(prompts)
     for name in wanted:
         rows = zip(tokens.input_ids, tokens.lengths, strict=True)
@@ -89,3 +89,6 @@ def check_tokens(tokenizer: "Tokenizer", prompts: Sequence[str], wanted: Sequenc
             raise InputError(
                 f"--tokens {printable(name, 40)}: in none of the prompts; expected words of them, places, or {roles}"
             )
+    for prompt, ids, length in zip(prompts, tokens.input_ids, tokens.lengths, strict=True):
+        if not any(shown.mask.any() for shown in shown_tokens(tokenizer, ids, int(length), wanted)):
+            raise InputError(f"--tokens: '{printable(prompt, 60)}' has none of them; draw it apart")

@@ -82,7 +82,8 @@ def definitions(audit: Mapping[str, Any]) -> str:
     agree = f"the pictures of different seeds agree ({seeds})"
     if audit["training_pictures"] is None:
         return f"*Memorized*: {agree}. No training pictures were given, so copies of them were not looked for."
-    pictures = counted(audit["training_pictures"]["pictures"], "training picture")
+    given = audit["training_pictures"]
+    pictures = counted(given["pictures"] - given.get("unreadable", 0), "training picture")
     return (
         f"*Memorized*: {agree}, or one is a copy of a training picture. *Extracted*: at least one seed gives a copy of "
         f"one of {pictures} ({copies}). *Regurgitated*: an image that is a copy."
