@@ -47,7 +47,7 @@ class AttentionMask(Mitigation):
     def edits(self, step: Step) -> tuple[Edit, ...]:
         """See `Mitigation.edits`."""
         given = np.shape(self.begin_scale)
-        if given not in ((), (len(step.latents),)):
+        if given and given != (len(step.latents),):
             raise InputError(f"begin_scale has shape {list(given)}, where there are {len(step.latents)} prompts")
         scale = ScaleBeginToken(self.begin_scale, sites=self.sites)
         if self.mask is None:
