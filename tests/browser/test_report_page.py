@@ -156,6 +156,16 @@ def test_a_prompt_opens_from_the_keyboard_and_from_its_address_and_is_only_text(
     assert page.evaluate("document.querySelectorAll('script:not([type])').length") == 1
 
 
+@pytest.mark.parametrize("other", ["location.hash = '#prompt-1'", "document.querySelector('#gallery button').click()"])
+def test_a_prompt_opens_while_another_is_being_closed(page, report, other):
+    page.goto(f"{report}#prompt-2")
+    expect(page.locator("#prompt-title")).to_have_text("Row 2")
+    page.evaluate(f"document.querySelector('#prompt').close(); {other}")  # before the event of the closing
+    page.evaluate("new Promise(requestAnimationFrame)")
+    expect(page.locator("#prompt-title")).not_to_have_text("Row 2")
+    assert page.url.split("#prompt-")[1] == page.locator("#prompt-title").text_content().removeprefix("Row ")
+
+
 @pytest.mark.parametrize("page", [("dark", 400)], indirect=True)
 def test_pages_of_other_commands(page, other_pages):
     for address in other_pages:

@@ -195,6 +195,7 @@
     dialog.querySelector(by > 0 ? ".forward" : ".back").focus();
   };
   dialog.addEventListener("close", () => {
+    if (dialog.open) return; // the event comes late: another prompt may have been opened since
     dialog.replaceChildren();
     history.replaceState(null, "", "#prompts");
     if (opened === first) return;
@@ -353,13 +354,14 @@
     $("strongest").hidden = false;
     $("strongest").lastElementChild.append(...strongest.map((entry) => card(entry, true)));
   }
-  const follow = () => {
-    const wanted = /^#prompt-(\d+)$/.exec(location.hash);
+  const follow = (hash) => {
+    const wanted = /^#prompt-(\d+)$/.exec(hash);
     const entry = wanted && index.find(({ row }) => row === Number(wanted[1]));
     if (!entry) return;
     if (!matching.includes(entry)) { $("show").value = "all"; select(); }
     show(entry);
   };
-  addEventListener("hashchange", follow);
-  follow();
+  // Of the event, not of the page: the event comes late too, and closing a prompt changes the page's.
+  addEventListener("hashchange", (event) => follow(new URL(event.newURL).hash));
+  follow(location.hash);
 })();
