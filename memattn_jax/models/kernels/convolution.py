@@ -10,7 +10,7 @@ from jax import Array, lax
 from memattn_jax.models.kernels.blocks import CHUNK, even_block, overwrite
 from memattn_jax.models.kernels.products import widened_product
 
-GATHERED_PIXELS = 512  # of the result, all rows; above, and
+GATHERED_PIXELS = 128  # of the result, all rows; above, and
 GATHERED_CHANNELS = 640  # below, XLA's own convolution is faster in float32
 GATHERED_OUT = 256  # and below, of the result, in bfloat16, whose instructions XLA uses in products alone
 
