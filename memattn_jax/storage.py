@@ -96,7 +96,11 @@ class Store:
     def names(self) -> list[str]:
         """Names of all files, sorted."""
         self.filesystem.invalidate_cache()
-        return sorted(path.rsplit("/", 1)[-1] for path in self.filesystem.ls(self.root, detail=False))
+        try:
+            paths = self.filesystem.ls(self.root, detail=False)
+        except FileNotFoundError:  # object stores know no folders, only names that begin alike
+            return []
+        return sorted(path.rsplit("/", 1)[-1] for path in paths)
 
     def remove(self, name: str) -> None:
         """Deletes a file."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from damage import damaged_bytes
+from fsspec.implementations.memory import MemoryFileSystem
 from python_device import (
     IDENTITY,
     SCHEMA,
@@ -218,8 +219,16 @@ def test_more_prompts_are_added(tmp_path, undisturbed_shards):
     assert contents(tmp_path) == undisturbed_shards
 
 
-def test_object_storage(undisturbed_shards):
-    """The same through fsspec's file system in memory, which stands for gs:// and s3://."""
+def test_object_storage(undisturbed_shards, monkeypatch):
+    """The same through fsspec's file system in memory, which stands for gs:// and s3://; these know no empty folder."""
+    listed = MemoryFileSystem.ls
+
+    def ls(self, path, *args, **options):
+        if not (found := listed(self, path, *args, **options)):
+            raise FileNotFoundError(path)
+        return found
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
     url = f"memory://{uuid.uuid4()}/scores"
     fill(url, 40)
     table, _ = fill(url, 100)
