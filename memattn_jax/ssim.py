@@ -34,7 +34,7 @@ def multiscale_ssim(
     x, y = (image.reshape(-1, *image.shape[-3:]) for image in (x, y))
     kernel = min(KERNEL, size - 1 + size % 2)
     count = next(n for n in range(scales, 0, -1) if n == 1 or size // 2 ** (n - 1) >= kernel)
-    value = jnp.ones(len(x))
+    value = jnp.ones(len(x), jnp.float32)
     for scale in range(count):
         luminance, contrast = terms(x, y, kernel)
         full = contrast if scale < count - 1 else luminance * contrast

@@ -1,11 +1,18 @@
 """Sampling runs of a UNet alone, for tests that look at the compiled loop."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memattn_jax.diffusion.mitigation import Mitigation
 from memattn_jax.diffusion.noise import row_keys
-from memattn_jax.diffusion.sampling import Plan
+from memattn_jax.diffusion.rows import read_rows
+from memattn_jax.diffusion.run import plan_run
+from memattn_jax.diffusion.sampling import Plan, denoise
+from memattn_jax.diffusion.settings import Settings
 from memattn_jax.models.kernels.program import Program
+from memattn_jax.pytree import as_arrays, as_pytree
+from memattn_jax.schedulers import make_schedule
 
 
 def make_plan(unet, schedule, noise, context, scale=7.5, lengths=None, **options) -> Plan:
@@ -24,6 +31,16 @@ def make_plan(unet, schedule, noise, context, scale=7.5, lengths=None, **options
         guided=len(context) == 2 * rows,
         **options,
     )
+
+
+def traced_dtypes(model, prompts, **settings) -> set[str]:
+    """The dtypes of what a run returns, which is traced and not compiled."""
+    settings = Settings(steps=3, **settings)
+    schedule = make_schedule(model.scheduler_config, settings.scheduler, settings.steps)
+    rows = read_rows(model, prompts, settings, len(schedule.timesteps))
+    mitigation = as_arrays(as_pytree(settings.mitigation or Mitigation()))
+    plan = plan_run(model, rows, schedule, settings, mitigation)[0]
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(denoise, plan))}
 
 
 def compiled(program: Program) -> int:

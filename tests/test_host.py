@@ -15,6 +15,10 @@ import pytest
 from memattn_jax import StableDiffusion
 from memattn_jax.commands import command as commands
 from memattn_jax.diffusion.noise import unit_noise
+from memattn_jax.mitigations import compose
+from memattn_jax.mitigations.embedding_optimization import EmbeddingOptimization
+from memattn_jax.mitigations.guidance_transition import GuidanceTransition
+from memattn_jax.mitigations.spike_attenuation import SpikeAttenuation
 from memattn_jax.settings import jax_settings
 from memattn_jax.training.objective import row_keys
 from memattn_jax.training.step import draw
@@ -56,14 +60,19 @@ def test_settings_of_the_host_do_not_change_draws(setting):
 
 
 @pytest.mark.slow
-def test_settings_of_the_host_do_not_change_pictures_and_scores(model):
-    """A run beyond its noise: with 64 bits at hand, one constant of NumPy's makes float64 of all that follows."""
+def test_settings_of_the_host_do_not_change_pictures_and_scores(model, matrices):
+    """A run beyond its noise: with 64 bits at hand, one constant of NumPy's makes float64 of all that follows.
+
+    What else can run is traced in test_dtypes.py.
+    """
+    mitigation = compose(EmbeddingOptimization(0.0, iterations=2), SpikeAttenuation(), GuidanceTransition("dynamic"))
 
     def results():
         sd = StableDiffusion.from_pretrained(model, dtype="float32")
         run = sd.sample(["the cat"], seeds=3, steps=2)
+        mitigated = matrices.sample(["the cat"], seeds=3, steps=2, taps=None, mitigation=mitigation).latents
         found = sd.detect(["the cat"], ["noise_norm"], seeds=5, site=sd.unet.sites[-1])
-        return {"images": run.images, "latents": run.latents, **run.tokens, **found.scores}
+        return {"images": run.images, "latents": run.latents, "mitigated": mitigated, **run.tokens, **found.scores}
 
     expected = results()
     with jax_settings(**TOGETHER):

@@ -102,6 +102,6 @@ def score_trajectory(
         elif detector.fitted:
             scores[name] = mean(detector.finish(kept[name], plan.lengths))
         else:
-            scores[name] = jnp.full(prompts, jnp.nan)
+            scores[name] = jnp.full(prompts, jnp.nan, jnp.float32)
             unfitted[name] = jax.tree.map(by_prompt, kept[name])
     return scores, unfitted

@@ -124,6 +124,8 @@ def begin(plan: Plan) -> tuple[Plan, Any, State]:
     Returns:
       The plan with the changed embeddings; the text of all rows as the UNet takes it; the state before the first call.
     """
+    # what a mitigation reads and optimises is float32, whatever the UNet computes in
+    plan = replace(plan, context=plan.context.astype(jnp.float32), negative=plan.negative.astype(jnp.float32))
     mitigation, noise = plan.mitigation, plan.noise.astype(jnp.float32)
     first = jax.tree.map(lambda x: x[0], plan.schedule.rows())
     sigma = plan.schedule.init_noise_sigma

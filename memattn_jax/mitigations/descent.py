@@ -25,7 +25,9 @@ def adam(state: Descent, slope: Array, rate: Array | float, decay: Array | float
     number = state.number + 1
     mean = FIRST * state.mean + (1 - FIRST) * slope
     square = SECOND * state.square + (1 - SECOND) * slope**2
-    step = (mean / (1 - FIRST**number)) / (jnp.sqrt(square / (1 - SECOND**number)) + TINY)
+    # with 64 bits at hand, a number of Python's to the power of an array would be float64
+    first, second = 1 - jnp.float32(FIRST) ** number, 1 - jnp.float32(SECOND) ** number
+    step = (mean / first) / (jnp.sqrt(square / second) + TINY)
     return state.values * (1 - rate * decay) - rate * step, mean, square
 
 

@@ -69,7 +69,7 @@ class GuidanceTransition(Mitigation):
         """See `Mitigation.begin`: the last two norms and whether guidance has begun; or the step where it will."""
         rows = len(start.noise)
         if self.when == "dynamic":
-            return jnp.zeros(rows), jnp.zeros(rows), jnp.zeros(rows, bool)
+            return jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros(rows, bool)
         if self.when == "opposite":
             return first_minimum(opposite_run(start))
         return ()

@@ -110,7 +110,7 @@ class Search:
             return theta, most, done | (agreed <= self.limit) | (theta <= LAST), agreed
 
         rows = len(self.memorized)
-        theta, most = jnp.full(rows, FIRST), jnp.zeros(rows, jnp.int32)
+        theta, most = jnp.full(rows, FIRST, jnp.float32), jnp.zeros(rows, jnp.int32)
         agreed = self.agreement(self.at(theta, most))
         done = (agreed <= self.limit) | ~self.memorized | ~self.start.active
         theta, most, _, agreed = jax.lax.while_loop(unfinished, widen, (theta, most, done, agreed))
@@ -141,7 +141,7 @@ class Search:
         def give_back(state: tuple[Array, Array]) -> tuple[Array, Array]:
             flat, _ = state
             left = ahead(state)
-            place = jnp.argmax(left, axis=1)
+            place = jnp.argmax(left, axis=1).astype(jnp.int32)
             one = (places == place[:, None]) & left
             enough = self.agreement(split(flat & ~one)) < bound
             return flat & ~(one & enough[:, None]), jnp.where(left.any(axis=1), place + 1, len(places))
