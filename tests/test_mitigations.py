@@ -20,7 +20,7 @@ from memattn_jax.mitigations.guard import Guard
 from memattn_jax.mitigations.guidance_transition import GuidanceTransition
 from memattn_jax.mitigations.paraphrase_guidance import ParaphraseGuidance
 from memattn_jax.mitigations.random_words import RandomNumbers, RandomTokens, RepeatedWords
-from memattn_jax.mitigations.spike_attenuation import SpikeAttenuation
+from memattn_jax.mitigations.spike_attenuation import SpikeAttenuation, attenuate
 from memattn_jax.mitigations.stability_clamp import StabilityClamp
 from memattn_jax.pytree import pytree
 from memattn_jax.registries import MITIGATIONS, load
@@ -141,6 +141,16 @@ def test_tokens_are_inserted_between_begin_and_end(sd):
         assert (after[1 : length - 1] != after[length - 1]).all()
     kept = iter(changed.input_ids[0, 1 : changed.lengths[0] - 1])
     assert all(token in kept for token in tokens.input_ids[0, 1 : tokens.lengths[0] - 1])
+
+
+def test_masked_tokens_hide_no_spikes():
+    """Beside masked padding, logits are damped as if the other tokens were all that there are."""
+    logits = np.random.default_rng(0).normal(size=(2, 3, 16, 12)).astype(np.float32)
+    alone = attenuate(logits[..., :7], 0.5, 0.3)
+    masked = np.asarray(attenuate(np.where(np.arange(12) < 7, logits, -np.inf), 0.5, 0.3))
+    np.testing.assert_allclose(masked[..., :7], alone, rtol=1e-6)
+    assert np.isneginf(masked[..., 7:]).all()
+    assert 0.1 < np.mean(alone != logits[..., :7]) < 0.9
 
 
 def test_texts_compile_nothing():

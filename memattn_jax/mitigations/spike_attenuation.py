@@ -1,7 +1,7 @@
 """Attention spikes attenuated (GUARD, ICML 2026, arXiv 2603.00133): the tokens that stand out of a head are damped.
 
     M_i = max over pixels of the logit of token i
-    z_i = (M_i − mean) / (standard deviation + 10⁻⁶), over all tokens but the begin token
+    z_i = (M_i − mean) / (standard deviation + 10⁻⁶), over all tokens but the begin token and masked ones
     logit_i ← strength · logit_i where z_i > threshold, the begin token never
 
 of every conditional row and head, in the down and mid blocks. Read in the authors' code, which takes the logits, where
@@ -21,7 +21,9 @@ def attenuate(logits: Array, threshold: Array | float, strength: Array | float) 
     """Logits [batch, heads, pixels, tokens] with those of spikes multiplied by `strength`; see the module."""
     peak = logits.max(axis=2)  # [batch, heads, tokens]
     others = peak[..., 1:]
-    z = (peak - others.mean(axis=-1, keepdims=True)) / (others.std(axis=-1, ddof=1, keepdims=True) + 1e-6)
+    finite = jnp.isfinite(others)  # which another edit's mask is not
+    mean = others.mean(axis=-1, keepdims=True, where=finite)
+    z = (peak - mean) / (others.std(axis=-1, ddof=1, keepdims=True, where=finite) + 1e-6)
     spike = (z > threshold) & (jnp.arange(peak.shape[-1]) > 0)
     return jnp.where(spike[:, :, None], strength * logits, logits)
 
