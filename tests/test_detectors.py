@@ -189,7 +189,7 @@ BAD = [
     ({"latents": np.zeros((1, 4, 4, 4)), "probes": 2}, "latents .* probes is 2"),
     ({"probess": 2}, "setting of detect 'probess'"),
     ({"batch_size": 0}, "batch_size is 0"),
-    ({"detectors": "noise_norm_steps", "noise_norm_steps": ()}, "noise_norm_steps: no steps"),
+    ({"detectors": "noise_norm_steps", "noise_norm_steps": []}, "noise_norm_steps: no steps"),
     ({"detectors": "entropy_d", "guidance_scale": float("nan")}, "guidance_scale is nan"),
     ({"detectors": "latent_step_deviation"}, "latent_step_deviation must be fitted"),
     ({"detectors": "latent_step_deviation", **CLEAN}, "latent_step_deviation was fitted .*10 steps, .*50"),

@@ -22,7 +22,7 @@ from jax import Array
 from memattn_jax.detectors.protocol import ImageDetector, Images
 from memattn_jax.diffusion.model import Model
 from memattn_jax.errors import InputError
-from memattn_jax.pytree import as_arrays, pytree
+from memattn_jax.pytree import as_arrays, as_pytree, pytree
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
 
 
@@ -83,7 +83,7 @@ def score_images(model: Model, images: np.ndarray, *, seeds: Sequence[int], dete
     Returns:
       float32 [rows].
     """
-    bound = as_arrays(detector.bind(model, 50))
+    bound = as_arrays(as_pytree(detector.bind(model, 50)))
     noise = model.noise(seeds, *images.shape[1:3])
     empty = jnp.repeat(model.encode([""])[0], len(images), axis=0)
     return np.asarray(score_encoded(bound, (model.unet, model.vae), jnp.asarray(images), noise, empty))

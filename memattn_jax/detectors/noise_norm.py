@@ -79,13 +79,14 @@ class NoiseNormSteps(TrajectoryDetector):
 
     def bind(self, model: Any, steps: int) -> "NoiseNormSteps":
         """See `TrajectoryDetector.bind`."""
-        if self.noise_norm_steps == ():
+        every = np.arange(steps)
+        wanted = every if self.noise_norm_steps is None else np.asarray(self.noise_norm_steps)
+        if not wanted.size:
             raise InputError("noise_norm_steps: no steps; None stands for all")
-        for step in self.noise_norm_steps or ():
+        for step in wanted:
             if not 0 <= step < steps:
                 raise InputError(f"noise_norm_steps: step {step} must be from 0 to {steps - 1}")
-        every = np.arange(steps)
-        chosen = every >= 0 if self.noise_norm_steps is None else np.isin(every, self.noise_norm_steps)
+        chosen = np.isin(every, wanted)
         return replace(self, noise_norm_steps=None, chosen=chosen)  # a traced number: others compile nothing
 
     def observe(self, call: Call) -> Array:

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -36,13 +36,14 @@ def named_detectors(detectors: "str | Detector | Sequence[str | Detector] | Name
 
     Args:
       detectors: names, see `DETECTORS`, and objects of your own, which go by their class' name; or {name: object}.
-      options: of detectors that names stand for; each takes those that it has fields for.
+      options: of detectors that names stand for; each takes those that it has fields for. `site` is also that of
+        objects with a field for it that is None.
 
     Raises:
       InputError: an unknown name, one twice, or none at all.
     """
     if isinstance(detectors, Mapping):
-        return dict(detectors)
+        return {name: at_site(one, options.get("site")) for name, one in detectors.items()}
     given: list[Any] = [detectors] if isinstance(detectors, str) or hasattr(detectors, "needs") else list(detectors)
     if not given:
         raise InputError(f"no detectors; expected at least one of {', '.join(DETECTORS)}")
@@ -56,10 +57,17 @@ def named_detectors(detectors: "str | Detector | Sequence[str | Detector] | Name
             kind = load(DETECTORS[one][1])
             named[one] = kind(**{name: options[name] for name in options_of(kind) if name in options})
         elif hasattr(one, "needs"):
-            named[name] = one
+            named[name] = at_site(one, options.get("site"))
         else:
             raise InputError(f"{type(one).__name__} is not a detector; see memattn_jax.detectors.protocol")
     return named
+
+
+def at_site(detector: Detector, site: str | None) -> Detector:
+    """The detector, reading this cross-attention layer where it has a field `site` and names none itself."""
+    if site is None or not is_dataclass(detector) or getattr(detector, "site", site) is not None:
+        return detector
+    return replace(detector, site=site)
 
 
 def options_of(kind: type) -> tuple[str, ...]:
@@ -79,7 +87,8 @@ class Scorer:
       probes: noises a prompt is seen through, with consecutive seeds; scores are averaged over them.
       steps: of the DDIM schedule whose first timestep, or whole run, is looked at.
       guidance_scale: of the run; 1 or less turns guidance off, as where images are sampled.
-      site: where metric E is read; by default the model's own, see `StableDiffusion`.
+      site: where metric E is read, by detectors that name no layer themselves; by default the model's own, see
+        `StableDiffusion`.
       options: of detectors that are given by name.
       attribute: whether to compute how much each token contributes.
       calibrating: whether detections are for a calibration: detectors that are not fitted give NaN, and what they

@@ -18,6 +18,7 @@ from memattn_jax.diffusion.mitigation import Mitigation
 from memattn_jax.diffusion.model import Model
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.mitigations.attention_mask import AttentionMask
+from memattn_jax.pytree import as_arrays, as_pytree
 from memattn_jax.registries import FIRST_STEP
 from memattn_jax.sharding.placement import replicate
 
@@ -28,10 +29,10 @@ class Guard:
 
     Attributes:
       threshold: rows with scores above it are mitigated; so are rows with scores that are not finite, and all rows if
-        the
-        threshold is not.
+        the threshold is not.
       detector: a first-step detector, by name or your own; it looks through the noise that the row is sampled from.
-      site: where metric E is read; None is the model's own, see `StableDiffusion`.
+      site: where metric E is read, by a detector that names no layer itself; None is the model's own, see
+        `StableDiffusion`.
       mitigation: for rows over the threshold.
       steps: of the schedule whose first timestep the threshold was fitted at.
 
@@ -89,7 +90,7 @@ class Guard:
           lengths: int32 [batch], tokens of each prompt, begin and end token counted.
         """
         (detector,) = named_detectors(self.detector, site=self.site).values()
-        detector = detector.bind(model, self.steps)
+        detector = as_arrays(as_pytree(detector.bind(model, self.steps)))
         inputs = Inputs(
             model.unet,
             noise[:, None],
