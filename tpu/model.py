@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from memattn_jax.checkpoints.checkpoint import PARTS
+from memattn_jax.checkpoints.folder import OWN
 from memattn_jax.checkpoints.hub import locate
 from memattn_jax.storage import open_filesystem
 
@@ -26,7 +27,8 @@ def publish(model: str, url: str) -> bool:
         return False
     folder = locate(model)
     files = sorted(path for part in FOLDERS for path in (folder / part).rglob("*") if path.is_file())
-    for path in [*files, folder / INDEX]:
+    own = [folder / OWN] if (folder / OWN).is_file() else []
+    for path in [*files, *own, folder / INDEX]:
         target = f"{root}/{path.relative_to(folder).as_posix()}"
         storage.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         storage.put_file(str(path.resolve()), target)  # the hub's cache is made of links

@@ -50,6 +50,17 @@ def test_a_model_is_published_once_and_taken_once(stored, model, tmp_path):
         checkpoints.take(f"file://{tmp_path}", tmp_path / "other")
 
 
+def test_what_detectors_know_of_a_model_comes_with_it(tmp_path):
+    files = ("memattn_jax.json", "model_index.json")
+    folder, url = tmp_path / "model", f"file://{tmp_path}/store"
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_text("{}")
+    assert checkpoints.publish(str(folder), url)
+    assert checkpoints.take(url, tmp_path / "taken")
+    assert sorted(path.name for path in (tmp_path / "taken").iterdir()) == list(files)
+
+
 def test_two_workers_write_what_one_process_writes(stored, model, tmp_path, monkeypatch):
     home = tmp_path / "home"
     (home / "memattn" / ".venv" / "bin").mkdir(parents=True)
