@@ -70,6 +70,8 @@ def pytree(cls: type[T]) -> type[T]:
         kept: list[Any] = []
         for name in fixed:
             part = getattr(value, name)
+            if isinstance(part, list) and name not in unread:
+                part = tuple(part)  # JAX looks programs up by the hash of what is static
             kept.append(Unread(part) if name in unread else Itself(part) if inherits_comparison(part) else part)
         return tuple(getattr(value, name) for name in traced), tuple(kept)
 

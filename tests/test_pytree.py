@@ -53,6 +53,12 @@ def test_another_class_or_static_value_is_another_program():
     assert not same(Registered(), AlsoRegistered())
 
 
+def test_a_static_list_is_the_tuple_of_its_values():
+    given = One(name=["a", "b"])
+    assert same(given, One(name=("a", "b")))
+    assert jax.jit(lambda one: one)(given).name == ("a", "b")
+
+
 class Derived(One):
     """Undecorated: what it compares by knows nothing of its own attributes."""
 
