@@ -110,6 +110,8 @@ def test_steps_of_a_tap_are_checked():
     np.testing.assert_array_equal(weights["last"], [0, 0, 0, 0.5, 0.5])
     with pytest.raises(InputError, match="tap 'late'"):
         step_weights({"late": MeanMaps(over_steps=(5, 9))}, STEPS)
+    with pytest.raises(InputError, match="heads of MeanMaps 'all'; expected one of mean, each"):
+        MeanMaps(heads="all")
 
 
 def test_an_overlay_is_lightest_where_the_heat_is():
@@ -129,7 +131,7 @@ def test_an_overlay_is_lightest_where_the_heat_is():
 def run(matrices):
     """Whole maps, and means that the program makes, in one run of two prompts."""
     taps = {"tokens": TokenMeans(), "maps": AttentionMaps(), "heatmaps": MeanMaps()}
-    taps["late"] = MeanMaps(sites=matrices.sites[:1], heads="each", over_steps=(-2, None))
+    taps["late"] = MeanMaps(sites=list(matrices.sites[:1]), heads="each", over_steps=[-2, None])
     return matrices.sample(["a cat", "the dog and a"], seeds=[0, 1], steps=4, taps=taps)
 
 
@@ -149,7 +151,8 @@ def test_means_are_made_in_the_program(run, matrices):
 def test_what_was_not_kept_is_named(run):
     for arguments, said in (
         ({"steps": 1, "tap": "heatmaps"}, "mean over steps"),
-        ({"head": 1, "tap": "heatmaps"}, "head 1"),
+        ({"head": 1}, "head 1"),
+        ({"head": 0, "tap": "heatmaps"}, "mean over heads"),
         ({"tap": "gone"}, "no tap 'gone'"),
         ({"site": "attic"}, "attic"),
     ):

@@ -27,7 +27,7 @@ from memattn_jax.diffusion.sampling import (
 )
 from memattn_jax.diffusion.settings import Between, Callback, Settings
 from memattn_jax.errors import InputError
-from memattn_jax.interceptors.taps import step_weights
+from memattn_jax.interceptors.taps import MeanMaps, step_weights
 from memattn_jax.models.kernels.program import program
 from memattn_jax.pytree import as_arrays, as_pytree
 from memattn_jax.schedulers import Schedule, make_schedule
@@ -212,17 +212,19 @@ def run(
     plan, lengths, input_ids = plan_run(model, rows, schedule, settings, mitigation, active)
     latents, tapped = denoise(plan) if settings.callback is None else in_chunks(plan, settings)
     images, finite = model.start_decoding(latents)
+    taps = settings.tap_objects()
     return Samples(
         prompts=rows.prompts,
         seeds=rows.seeds,
         images=images,
         latents=latents,
-        taps={name: in_order(tapped[name], model.sites) for name in settings.tap_objects()},  # jit sorts by name
+        taps={name: in_order(tapped[name], model.sites) for name in taps},  # jit sorts by name
         input_ids=input_ids,
         lengths=lengths,
         timesteps=np.asarray(schedule.timesteps),
         finite=finite,
         entropy_site=model.site_of_entropy(),
+        over_heads=tuple(name for name, tap in taps.items() if isinstance(tap, MeanMaps) and tap.heads == "mean"),
     )
 
 

@@ -34,6 +34,7 @@ class Samples:
       guard_scores: float32 [batch], what a guard's detector saw; None without one.
       mitigated: bool [batch], the rows that a guard mitigated, those whose score is not finite among them; None
         without one.
+      over_heads: names of the taps that are means over heads.
     """
 
     prompts: tuple[str, ...] = static()
@@ -48,6 +49,7 @@ class Samples:
     entropy_site: str = static()
     guard_scores: Any = None
     mitigated: Any = None
+    over_heads: tuple[str, ...] = static(default=())
 
     @property
     def tokens(self) -> Mapping[str, Array]:
@@ -94,8 +96,7 @@ class Samples:
             maps = {site: maps[site]}
         if steps is not None and len(self.timesteps) > 1 and all(len(own) == 1 for own in maps.values()):
             raise InputError(f"heatmap: tap '{tap}' is a mean over steps; sample with MeanMaps(over_steps=…) or 'maps'")
-        heads = {site: own.shape[2] for site, own in self.tokens.items()}
-        if head is not None and any(own.shape[2] < heads.get(site, 0) for site, own in maps.items()):
+        if head is not None and tap in self.over_heads:
             raise InputError(f"heatmap: tap '{tap}' is a mean over heads; sample with MeanMaps(heads='each') or 'maps'")
         mask = token_mask(tokens, np.asarray(self.lengths), next(iter(maps.values())).shape[-1])
         (height, width), (h, w) = self.images.shape[1:3], self.latents.shape[1:3]

@@ -1,16 +1,17 @@
 """Taps: reductions of the attention probabilities that a model returns."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 from memattn_jax.interceptors.seam import Context, Sites, Tap
 from memattn_jax.pytree import pytree, static
 
+Heads = Literal["mean", "each"]
 OverSteps = tuple[int | None, int | None]  # first and stop, as of a slice
 
 
@@ -71,11 +72,17 @@ class MeanMaps:
       sites: where; None is every cross-attention layer.
       heads: "mean" averages over them, "each" keeps them.
       over_steps: the steps to average over, as the ends of a slice: (0, 10) is the first ten, (-1, None) the last.
+
+    Raises:
+      InputError: something else for `heads`.
     """
 
     sites: Sites = static(default=None)
-    heads: Literal["mean", "each"] = static(default="mean")
+    heads: Heads = static(default="mean")
     over_steps: OverSteps = static(default=(None, None))
+
+    def __post_init__(self) -> None:
+        check_name("heads of MeanMaps", self.heads, get_args(Heads))
 
     def __call__(self, probs: Array, context: Context) -> Array:
         """See `Tap`."""
