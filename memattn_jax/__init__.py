@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from memattn_jax import demo as demo
     from memattn_jax import detectors as detectors
     from memattn_jax import entropy as entropy
+    from memattn_jax import heatmaps as heatmaps
     from memattn_jax import interceptors as interceptors
     from memattn_jax import mitigations as mitigations
     from memattn_jax import schedulers as schedulers
     from memattn_jax.detectors.calibration.calibration import Calibration as Calibration
+    from memattn_jax.detectors.detection import Detection as Detection
     from memattn_jax.errors import InputError as InputError
     from memattn_jax.mitigations.guard import Guard as Guard
     from memattn_jax.pipeline import Samples as Samples
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_MODULES = ("demo", "detectors", "entropy", "interceptors", "mitigations", "schedulers")
+_MODULES = ("demo", "detectors", "entropy", "heatmaps", "interceptors", "mitigations", "schedulers")
 _NAMES = {
     "Calibration": "memattn_jax.detectors.calibration.calibration",
+    "Detection": "memattn_jax.detectors.detection",
     "Guard": "memattn_jax.mitigations.guard",
     "InputError": "memattn_jax.errors",
     "Samples": "memattn_jax.pipeline",

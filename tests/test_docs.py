@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import get_type_hints
 from unittest.mock import MagicMock
@@ -17,6 +18,7 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
+import memattn_jax
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.copies.sscd.network import SSCD, Geometry, Stage
 from memattn_jax.models.abstract import abstract
@@ -182,6 +184,19 @@ def test_links_of_the_readme_lead_somewhere():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+def test_what_the_api_page_lists_is_what_there_is():
+    table, _, others = PAGES["docs/api/index.md"].partition("Other public modules:")
+    assert sorted(re.findall(r"^\| \[?`(\w+)`", table, re.MULTILINE)) == sorted(memattn_jax.__all__)
+    for name in re.findall(r"\[`([\w.]+)`\]", others):
+        import_module(f"memattn_jax.{name}")
+
+
+def test_names_of_the_package_exist():
+    named = set(re.findall(r"(?<![\w./-])memattn_jax(?:\.[a-zA-Z_]\w*)+", "\n".join(PAGES.values())))
+    for name in named - {"memattn_jax.json"}:
+        resolve_name(name)
 
 
 @pytest.mark.parametrize("name", DETECTORS)

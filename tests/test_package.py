@@ -29,6 +29,7 @@ def test_import_is_lazy_and_light():
 def test_using_the_library_starts_no_backend_and_imports_no_torch():
     code = (
         "import memattn_jax as m, sys; m.StableDiffusion, m.detectors, m.mitigations, m.schedulers, m.interceptors;"
+        "m.heatmaps, m.Detection;"
         "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized(), 'torch' in sys.modules)"
     )
     assert python(code) == "False False"
