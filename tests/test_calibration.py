@@ -4,12 +4,16 @@ import dataclasses
 import json
 import math
 import shutil
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from verb_runs import CLEAN, FAST, NEW, command, read
 
 from memattn_jax import Calibration, InputError, demo
+from memattn_jax.commands import detect
+from memattn_jax.commands.scoring import make_scorer, match_calibration
 from memattn_jax.detectors import Scorer
 from memattn_jax.detectors.calibration.attention_excess import KINDS, CleanAttention, kinds, labels, listed
 from memattn_jax.detectors.calibration.conformal import threshold
@@ -122,6 +126,52 @@ def test_a_number_that_is_not_finite_is_refused(plain, tmp_path, bad, part):
     (tmp_path / "c.json").write_text(json.dumps(content).replace('"BAD"', bad))
     with pytest.raises(InputError, match=r"c\.json: .* not finite"):
         load_calibration(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"seed": 3}, "seed 0, not 3"),
+        ({"guidance_scale": 2.0}, "guidance_scale 7.5, not 2.0"),
+        ({"steps": 5}, "runs of 4 steps, not of 5"),
+    ],
+)
+def test_a_calibration_that_was_not_asked_for_and_does_not_match_is_not_used(plain, sd, other, reason):
+    """Nor are its fits: `all` leaves out the detector that needs one, also in a worker, and naming it is refused."""
+    fit = {"mean": np.ones(4, np.float32), "deviation": np.ones(4, np.float32)}
+    given = dataclasses.replace(plain, fits={"latent_step_deviation": fit})
+    options = detect.Options(prompt=("a",), detectors="all", **other)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        scorer, used = match_calibration(sd, options, given)
+        worker = make_scorer(sd, options, used)
+    first, *others = [str(warning.message) for warning in warned]
+    assert first.startswith("no verdicts: ")
+    assert reason in first
+    assert [other[:33] for other in others] == ["latent_step_deviation is left out"] * 2
+    assert used is None
+    assert "latent_step_deviation" not in scorer.detectors
+    assert scorer.detectors.keys() == worker.detectors.keys()
+    assert scorer.steps == other.get("steps", 50)
+    named = dataclasses.replace(options, detectors="latent_step_deviation")
+    with (
+        pytest.warns(UserWarning, match="^no verdicts: "),
+        pytest.raises(InputError, match="must be fitted on clean prompts"),
+    ):
+        match_calibration(sd, named, given)
+    with pytest.raises(InputError, match=reason):
+        match_calibration(sd, dataclasses.replace(options, calibration=Path("c.json")), given)
+    scorer, used = match_calibration(sd, dataclasses.replace(options, **dict.fromkeys(other)), given)
+    assert used is given
+    assert "latent_step_deviation" in scorer.detectors
+
+
+def test_naming_a_detector_that_the_built_in_calibration_does_not_fit_is_refused(tmp_path):
+    asked = ("detect", "a", "--detectors", "latent_step_deviation", "--seed", 3, "--out", tmp_path)
+    status, _, errors = command(*asked)
+    assert (status, len(errors)) == (2, 2)
+    assert "no verdicts: this calibration was fitted with seed 0, not 3" in errors[0]
+    assert "latent_step_deviation must be fitted on clean prompts" in errors[1]
 
 
 @pytest.mark.slow

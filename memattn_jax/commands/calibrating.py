@@ -1,4 +1,4 @@
-"""Calibration for `detect`: fit one, check that it matches the scorer, and derive the rule for verdicts."""
+"""Calibration for `detect`: fit one, write it, and derive the rule for verdicts."""
 
 import warnings
 from collections.abc import Sequence
@@ -57,19 +57,6 @@ def write_calibration(calibration: "Calibration", store: "Store", *, overwrite: 
         raise InputError(f"{store}: holds another {CALIBRATION}; choose another --out or add --overwrite")
     store.write(CALIBRATION, content)
     print(f"{CALIBRATION} in {store}")
-
-
-def checked(scorer: "Scorer", given: "Calibration | None", *, asked_for: bool) -> "Calibration | None":
-    """The calibration if it matches the scorer; else raises InputError if the user named it, and warns if not."""
-    if given is not None:
-        try:
-            given.check(scorer)
-        except InputError as error:
-            if asked_for:
-                raise
-            warnings.warn(f"no verdicts: {error}", stacklevel=1)
-            return None
-    return given
 
 
 def rule_of(scorer: "Scorer", calibration: "Calibration | None", fpr: float | None, fdr: float | None) -> "Rule | None":

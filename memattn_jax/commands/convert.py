@@ -16,13 +16,12 @@ import tyro
 
 from memattn_jax import demo
 from memattn_jax.checkpoints.checkpoint import Source
-from memattn_jax.commands.calibrating import checked
 from memattn_jax.commands.command import run_command
 from memattn_jax.commands.converting import CONTAINERS, check_destination, convert
 from memattn_jax.commands.detect_options import Options as DetectOptions
 from memattn_jax.commands.model_options import CheckpointOptions
 from memattn_jax.commands.options import BY_DEFAULT, flag, local_out, names_of, one_of, some_of
-from memattn_jax.commands.scoring import given_calibration, make_scorer
+from memattn_jax.commands.scoring import given_calibration, match_calibration
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
 from memattn_jax.runs.versions import versions
@@ -199,8 +198,7 @@ def export_detectors(options: Options) -> None:
     given = given_calibration(asked)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=asked.model_dtype, **options.source)
     export.check_tokenizer(sd.tokenizer)
-    scorer = make_scorer(sd, asked, given)
-    calibration = checked(scorer, given, asked_for=options.calibration is not None)
+    scorer, calibration = match_calibration(sd, asked, given)
     joint = None if calibration is None else calibration.joint(names)
     if calibration is not None and joint is not None and not joint.resolves(calibration.fpr):
         raise InputError(

@@ -36,7 +36,8 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     explain: bool = True
     """Compute which tokens stand out; costs a forward and a backward pass per prompt."""
     calibration: Annotated[Path | None, BY_DEFAULT] = None
-    """Calibration file: the scores of clean prompts, on which verdicts are based. Default: the built-in model's own."""
+    """Calibration file: the scores of clean prompts, on which verdicts are based. Default: the built-in model's own, if
+    it matches the settings."""
     calibrate: Annotated[Path | None, BY_DEFAULT] = None
     """File of clean prompts to calibrate on. The calibration is used in this run and written to calibration.json in
     --out."""

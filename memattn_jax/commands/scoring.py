@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memattn_jax import demo
-from memattn_jax.commands.calibrating import checked, fit, print_thresholds, rule_of, write_calibration
+from memattn_jax.commands.calibrating import fit, print_thresholds, rule_of, write_calibration
 from memattn_jax.commands.command import FORMAT
 from memattn_jax.commands.detect_options import Options
 from memattn_jax.commands.options import chosen_steps, names_of
@@ -139,6 +139,29 @@ def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibrati
     return Scorer(sd, detectors, **settings, attribute=attribute, calibrating=calibrating)
 
 
+def match_calibration(
+    sd: "StableDiffusion", options: Options, given: "Calibration | None"
+) -> "tuple[Scorer, Calibration | None]":
+    """The detectors, and the calibration if it matches them.
+
+    One that does not match and was not asked for is not used at all, with a warning: neither its settings, nor its fits
+    of detectors, nor for verdicts.
+
+    Raises:
+      InputError: a calibration that the options name does not match, or a detector lacks its fit.
+    """
+    try:
+        scorer = make_scorer(sd, options, given)
+        if given is not None:
+            given.check(scorer)
+    except InputError as error:
+        if given is None or options.calibration is not None:
+            raise
+        warnings.warn(f"no verdicts: {error}", stacklevel=1)
+        return make_scorer(sd, options, None), None
+    return scorer, given
+
+
 def identity(
     scorer: "Scorer", options: Options, calibration: "Calibration | None", rule: "Rule | None"
 ) -> dict[str, Any]:
@@ -202,11 +225,12 @@ def score_log(
     from memattn_jax.sharding.placement import rows_multiple
 
     fitted = None
-    if clean is not None:
+    if clean is None:
+        scorer, calibration = match_calibration(sd, options, given)
+    else:
         looking = make_scorer(sd, options, None)
         fitted = fit(looking, clean, fpr=options.fpr, seed=options.seed or 0, batch_size=options.batch_size)
-    scorer = make_scorer(sd, options, fitted or given)
-    calibration = fitted or checked(scorer, given, asked_for=options.calibration is not None)
+        scorer, calibration = make_scorer(sd, options, fitted), fitted
     rule = rule_of(scorer, calibration, options.fpr, options.fdr)
     for name, detector in scorer.detectors.items():
         if site := getattr(detector, "site", None):
