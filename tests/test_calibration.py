@@ -13,13 +13,13 @@ from verb_runs import CLEAN, FAST, NEW, command, read
 
 from memattn_jax import Calibration, InputError, demo
 from memattn_jax.commands import detect
-from memattn_jax.commands.scoring import make_scorer, match_calibration
+from memattn_jax.commands.scoring import identity, make_scorer, match_calibration
 from memattn_jax.detectors import Scorer
 from memattn_jax.detectors.calibration.attention_excess import KINDS, CleanAttention, kinds, labels, listed
 from memattn_jax.detectors.calibration.conformal import threshold
 from memattn_jax.detectors.calibration.file import load_calibration, to_json
 from memattn_jax.detectors.calibration.fit import calibrate
-from memattn_jax.detectors.calibration.verdicts import fitting_rows
+from memattn_jax.detectors.calibration.verdicts import Rule, fitting_rows
 from memattn_jax.detectors.scorer import score_batches
 
 
@@ -172,6 +172,15 @@ def test_naming_a_detector_that_the_built_in_calibration_does_not_fit_is_refused
     assert (status, len(errors)) == (2, 2)
     assert "no verdicts: this calibration was fitted with seed 0, not 3" in errors[0]
     assert "latent_step_deviation must be fitted on clean prompts" in errors[1]
+
+
+def test_a_threshold_that_no_score_reaches_is_null_in_the_manifest(plain, sd):
+    """JSON has no infinity."""
+    scorer = Scorer(sd, ("entropy_e", "noise_norm"), steps=4)
+    for level, reached in ((0.01, False), (0.3, True)):
+        found = identity(scorer, detect.Options(prompt=("a",)), plain, Rule(plain.joint(scorer.judging), level))
+        thresholds = json.loads(json.dumps(found, allow_nan=False))["settings"]["thresholds"]
+        assert {name: limit is not None for name, limit in thresholds.items()} == dict.fromkeys(scorer.judging, reached)
 
 
 @pytest.mark.slow

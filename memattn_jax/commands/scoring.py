@@ -1,6 +1,7 @@
 """Scores of a whole log in a table that resumes: what `detect` and `audit` share."""
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -170,6 +171,7 @@ def identity(
     from memattn_jax.detectors.calibration.file import to_json
 
     text = "" if calibration is None else to_json(calibration)
+    limits = {} if rule is None or rule.fpr is None else rule.joint.thresholds(rule.fpr)
     return {
         "command": "detect",
         "format": FORMAT,
@@ -183,7 +185,7 @@ def identity(
             "own_noise_from": (options.seed or 0) if options.per_prompt_noise else None,
             "calibration": text and hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
             "fpr": None if rule is None else rule.fpr,
-            "thresholds": {} if rule is None or rule.fpr is None else rule.joint.thresholds(rule.fpr),
+            "thresholds": {name: limit if math.isfinite(limit) else None for name, limit in limits.items()},
         },
     }
 
