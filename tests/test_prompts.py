@@ -73,22 +73,6 @@ def test_folder(tmp_path):
         read_prompts(tmp_path / "folder.txt")
 
 
-@pytest.mark.parametrize("folder", ["", "out"])
-def test_what_an_earlier_run_wrote_is_not_read(tmp_path, folder):
-    """Whether --out is a folder among the prompts, or theirs."""
-    (tmp_path / "log.txt").write_text("one\n")
-    out = tmp_path / folder
-    out.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"prompt": ["own"]}), out / "00000.parquet")
-    (out / "results.jsonl").write_text('{"prompt": "own"}\n')
-    assert len(list(stream_prompts(tmp_path))) == 3
-    (out / "manifest.json").write_text('{"identity": {}}')
-    (out / "calibration.json").write_text("{}")
-    notes: list[str] = []
-    assert [prompt.text for prompt in stream_prompts(tmp_path, note=notes.append)] == ["one"]
-    assert notes == [f"{out!s}: skipped 4 files that this package wrote"]
-
-
 def test_object_storage(tmp_path):
     """fsspec's file system in memory stands for gs:// and s3://."""
     folder = f"memory://{uuid.uuid4()}"

@@ -23,8 +23,17 @@ FORMATS = {  # by suffix, case-insensitive; all but Parquet may be followed by .
 }
 PACKED = (".zst", ".bz2", ".xz", ".lz4", ".zip", ".7z", ".snappy")
 SUFFIXES = ", ".join(f".{suffix}" for suffix in FORMATS)
-OURS = re.compile(r"\d+\.(parquet|png)|(results\.jsonl|(manifest|calibration|evaluation)\.json|scores\.csv)")
-MANIFESTS = {"manifest.json": "identity", "evaluation.json": "detectors", "calibration.json": "thresholds"}
+MANIFESTS = {  # by name: a key that tells that a command wrote it, and what the command writes beside it
+    "manifest.json": ("identity", r"\d+\.(parquet|png)|_verdicts\.parquet|results\.jsonl"),
+    "calibration.json": ("own_noise", ""),
+    "evaluation.json": ("detectors", r"scores\.csv"),
+    "mitigations.json": ("mitigations", r"mitigations\.parquet"),
+    "copies.json": ("versions", r"(copies|agreement)\.csv"),
+    "figures.json": ("figures", ""),
+    "plan.json": ("command", r"(times|audit|adversarial)\.json|items\.jsonl"),
+    "search.json": ("chains", r"found\.txt"),
+    "about.json": ("dimensions", r"files\.jsonl"),
+}
 NAMED = 3  # skipped files that a note names
 
 
@@ -90,9 +99,9 @@ def walk(filesystem: Any, folder: str, where: str, wanted: Wanted, entered: set[
         return
     entered.add(real)
     names = {entry["name"].rsplit("/", 1)[-1]: entry for entry in filesystem.ls(folder, detail=True)}
-    ours = written_by_us(filesystem, folder, set(names))
+    ours = written_by_us(filesystem, folder, names.keys() - {""})
     if ours:
-        wanted.note(f"{where}: skipped {counted(ours, 'file')} that this package wrote")
+        wanted.note(f"{where}: skipped {counted(len(ours), 'file')} that this package wrote")
     for name, entry in names.items():
         path = f"{folder}/{name}"
         if name.startswith(".") or not name:
@@ -100,17 +109,19 @@ def walk(filesystem: Any, folder: str, where: str, wanted: Wanted, entered: set[
         if entry["type"] == "directory" or (entry["type"] != "file" and filesystem.isdir(path)):
             if not name.startswith("_"):
                 yield from walk(filesystem, path, f"{where}/{name}", wanted, entered)
-        elif not (ours and OURS.fullmatch(name)):
+        elif name not in ours:
             yield path
 
 
-def written_by_us(filesystem: Any, folder: str, names: set[str]) -> int:
-    """Number of files that an earlier run wrote; 0 for a folder without one of our manifests."""
+def written_by_us(filesystem: Any, folder: str, names: set[str]) -> set[str]:
+    """The files that earlier runs wrote; none in a folder without one of our manifests."""
+    ours: set[str] = set()
     for manifest in names & MANIFESTS.keys():
         try:
             content = json.loads(filesystem.cat_file(f"{folder}/{manifest}"))
         except (ValueError, RecursionError):
             continue
-        if isinstance(content, dict) and MANIFESTS[manifest] in content:
-            return sum(OURS.fullmatch(name) is not None for name in names)
-    return 0
+        key, beside = MANIFESTS[manifest]
+        if isinstance(content, dict) and key in content:
+            ours |= {manifest, *(name for name in names if re.fullmatch(beside, name))}
+    return ours
