@@ -125,6 +125,14 @@ def test_old_shards_of_a_process_that_has_yet_to_overwrite_them_are_not_counted(
     assert manifest_of(tmp_path)["complete"]
 
 
+def test_a_log_that_another_process_finds_elsewhere_is_the_same(tmp_path):
+    """The errors of bad records name its files."""
+    for process, place in enumerate(("/mnt/a", "/mnt/b")):
+        source = [Job(job.text, job.error and f"{place}/log.txt: {job.error}") for job in jobs(60)]
+        fill(tmp_path, 60, source=source, process=process, processes=2)
+    assert manifest_of(tmp_path)["complete"]
+
+
 def test_a_damaged_shard_of_another_process_is_left_out_with_a_warning(tmp_path):
     """Its process computes it again. Damage to the digest of a run makes a file one of another run."""
     for process in range(2):

@@ -197,7 +197,7 @@ class ShardedTable:
             for number, job in group:
                 self.jobs = number + 1
                 values = {"prompt": job.text} | {name: of(job) for name, of in copied.items()}
-                made_from.update(repr((values, job.error)).encode())
+                made_from.update(repr((values, job.error and "")).encode())  # its text names a file, which may move
                 position = number - shard * self.shard_rows
                 twin = number
                 if own and same is not None and job.error is None:
