@@ -1,5 +1,7 @@
 """Prompts in Parquet, and columns that are kept, of all formats."""
 
+import uuid
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -101,6 +103,20 @@ def test_kept_columns(tmp_path):
         ("1", "2023-11-14 22:13:20.000000001Z", '["x"]', "é", "caf\ufffd"),
         (None, None, "[]", None, "tea"),
     ]
+
+
+def test_kept_values_that_arrow_has_no_text_for(tmp_path):
+    """UUIDs, of which one is UTF-8, and durations, of which one is too long for Python; nested ones as JSON."""
+    known = [uuid.UUID(bytes=b"sixteen letters!"), uuid.UUID(int=2**128 - 1)]
+    for ids in (known[:1], known[1:], known):
+        stored = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([one.bytes for one in ids], pa.binary(16)))
+        waits = pa.array([90, 10**15][: len(ids)], pa.duration("s"))
+        both = pa.StructArray.from_arrays([stored, waits], ["id", "wait"])
+        columns = {"prompt": ["a"] * len(ids), "id": stored, "wait": waits, "both": both}
+        pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+        kept = [record.kept for record in stream_prompts(tmp_path / "p.parquet", keep=("id", "wait", "both"))]
+        texts = [(str(one), wait) for one, wait in zip(ids, ("0:01:30", "1000000000000000 s"), strict=False)]
+        assert kept == [(one, wait, f'{{"id": "{one}", "wait": "{wait}"}}') for one, wait in texts]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -101,6 +102,8 @@ def as_python(value: Any) -> Any:
         if hasattr(value, "as_buffer"):
             return value.as_buffer().to_pybytes()
     except (ValueError, OverflowError):
+        if pa.types.is_duration(value.type):
+            return f"{value.value} {value.type.unit}"
         if pa.types.is_temporal(value.type):
             return value.cast(pa.string()).as_py()
     if isinstance(value, pa.DictionaryScalar):
@@ -112,18 +115,18 @@ def as_python(value: Any) -> Any:
 
 def as_texts(values: Any) -> list[str | None]:
     """The values of a kept column as text, nested ones as JSON."""
-    try:
-        return values.cast(pa.string()).to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
-        return [as_text(as_python(value)) for value in values]
+    if not isinstance(values.type, pa.UuidType):  # its bytes would pass for text where they happen to be UTF-8
+        with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
+            return values.cast(pa.string()).to_pylist()
+    return [as_text(as_python(value)) for value in values]
 
 
 def as_text(value: Any) -> str | None:
-    """A value as text, for types that Arrow cannot cast."""
+    """A value as text, for types that Arrow cannot cast; nested ones as JSON."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return json.dumps(
-        value, ensure_ascii=False, default=lambda part: as_text(part) if type(part) is bytes else str(part)
-    )
+    if not isinstance(value, dict | list | tuple):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=as_text)
