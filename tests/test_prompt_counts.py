@@ -52,6 +52,16 @@ def test_an_error_that_counting_meets_is_raised_in_its_turn(tmp_path):
         list(prompts)
 
 
+def test_a_log_that_begins_with_many_blank_records_is_read(tmp_path):
+    """As one does that is sorted by its prompts; of few and all blank there is nothing to read."""
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": null}\n' * 2_000 + '{"prompt": "a cat"}\n')
+    assert [prompt.text for prompt in stream_prompts(path) if prompt.error is None] == ["a cat"]
+    path.write_text('{"prompt": null}\n' * 900)
+    with pytest.raises(InputError, match="has no prompts"):
+        next(stream_prompts(path))
+
+
 def test_standard_input_is_not_read_ahead(monkeypatch):
     raw = io.BytesIO(b"one\ntwo\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw))

@@ -58,7 +58,7 @@ def stream_prompts(
 
 
 def with_prompts(records: Iterator[Prompt], where: str) -> Iterator[Prompt]:
-    """The records; raises InputError where the first `AHEAD`, or all, are no prompts."""
+    """The records; raises InputError where they are fewer than `AHEAD`, and none is a prompt."""
     head: list[Prompt] = []
     for prompt in records:
         head.append(prompt)
