@@ -14,6 +14,7 @@ from memattn_jax.commands.options import (
     files,
     fill_out,
     finite,
+    installed,
     judging,
     names_of,
     rates,
@@ -83,6 +84,8 @@ class Options(PromptOptions, RunOptions, ModelOptions):
         at_least(self, 1, "batch_size", "probes", "steps", "ray_actors")
         if self.engine != "ray" and (self.ray_address, self.ray_actors) != (None, None):
             raise InputError("--ray-address and --ray-actors have no effect without --engine ray")
+        if self.engine == "ray":
+            installed("ray", "ray")
         finite(self, "guidance_scale")
         seeds(self.seed or 0, self.probes or 1)
         rates(self, "fpr", "fdr")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 QUEUED = 2  # batches an actor, so that it has the next one when one is done
 CONNECT_SECONDS = 10
 REASON = 100  # characters of what an actor died of
+REFUSAL = 150  # and of what Ray says of an address
 DEATHS = 4  # of actors by one batch, which then is the cause
 
 
@@ -60,7 +61,7 @@ class RayActors:
           actors: how many; by default one a GPU, else one a node with TPUs, which has all chips of it, else one a node.
 
         Raises:
-          InputError: Ray is not installed, there is no such cluster, or no actor can make a scorer.
+          InputError: Ray is not installed, there is no such cluster, Ray refuses it, or no actor can make a scorer.
         """
         try:
             import ray
@@ -72,6 +73,9 @@ class RayActors:
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR)
             except OSError:
                 raise InputError(f"--ray-address {address}: no Ray cluster there") from None
+            except (ValueError, RuntimeError) as error:  # an address of another form, a cluster of another version
+                option = "--engine ray" if address is None else f"--ray-address {address}"
+                raise InputError(f"{option}: {printable(' '.join(str(error).split()), REFUSAL)}") from None
         count, wants = share_out([node["Resources"] for node in ray.nodes() if node["Alive"]])
         remote: Any = ray.remote(max_restarts=-1, scheduling_strategy="SPREAD", **wants)(RayWorker)
         self.actors: list[Any] = [remote.remote(make) for _ in range(actors or count)]
