@@ -9,6 +9,7 @@ from python_device import IDENTITY, SCHEMA, Job, counting, fill, jobs
 
 from memattn_jax import InputError
 from memattn_jax.report.findings import Findings
+from memattn_jax.report.results import write_json_lines
 from memattn_jax.runs import shards
 from memattn_jax.runs.progress import Progress
 from memattn_jax.runs.run import batches, run
@@ -109,6 +110,20 @@ def test_columns_that_resuming_does_not_need_are_not_read(tmp_path):
     table = ShardedTable(Store(tmp_path), SCHEMA, IDENTITY, shard_rows=16)
     with pytest.warns(UserWarning, match=r"00000\.parquet is damaged"):
         assert table.load(0) == []
+
+
+def test_copies_of_all_rows_are_removed_where_several_processes_go_on(tmp_path):
+    """None of them has all rows, and the last process may find that another has removed them."""
+    table, _ = fill(tmp_path, 32)
+    report = tmp_path / "report.html"
+    report.write_text("of 32 rows")
+    assert write_json_lines(table, 32)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 32
+    for process in range(2):
+        table, _ = fill(tmp_path, 64, process=process, processes=2)
+        assert not write_json_lines(table, 64)
+        assert not report.exists()
+        assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_what_a_row_copies_of_its_record_may_not_change(tmp_path):

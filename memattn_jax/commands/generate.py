@@ -188,7 +188,7 @@ def main(options: Options) -> None:
     plot_rows(store, table.rows(["row", "prompt", "seed", "entropy", "mitigated"]), band)
     made, total = gallery.count()
     print(f"E reads {site_of(sd)['entropy_site']}")
-    repeated = ", results.jsonl" if processes == 1 and write_json_lines(table, total) else ""
+    repeated = ", results.jsonl" if write_json_lines(table, total) else ""
     if options.report:
         from memattn_jax.report.html.runs import write_images_page
 

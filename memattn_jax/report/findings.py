@@ -173,7 +173,7 @@ def summarize(
         print(carried.describe_cut(found.cut))
     if rule is not None and kind is not None:
         compare(found.sample(), kind, carried.tokenizer)
-    repeated = " and results.jsonl" if alone and write_json_lines(table, found.rows, settle) else ""
+    repeated = " and results.jsonl" if write_json_lines(table, found.rows, settle) else ""
     rest = "" if alone else f" of {table.jobs}, by all {table.processes} processes so far"
     print(f"{counted(found.rows, 'prompt')}{rest} in {table.store}, as Parquet files{repeated}")
     return settle, level

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -188,12 +189,20 @@ def write_json_lines(
 ) -> bool:
     """Copies a table of few rows to results.jsonl, one line per row; returns whether it did.
 
-    `settle` maps the rows to those that are written.
+    Of many rows there is no copy, and several processes, none of which has all rows, make none and no report: what an
+    earlier run wrote would be out of date, and is removed.
+
+    Args:
+      table: finished by this process.
+      rows: how many it has.
+      settle: maps the rows to those that are written.
     """
     name = "results.jsonl"
-    if rows > JSON_ROWS:
-        if name in table.store.names():
-            table.store.remove(name)
+    alone = table.processes == 1
+    if rows > JSON_ROWS or not alone:
+        for old in {name} if alone else {name, "report.html"}:
+            with suppress(FileNotFoundError):  # there is none, or another process was quicker
+                table.store.remove(old)
         return False
     lines = []
     for row in settle(list(table.rows())):
