@@ -119,6 +119,18 @@ def test_wrong_settings(wrong):
         BatchDetector("model", **wrong)
 
 
+def test_detectors_are_named_as_in_detect():
+    """One by itself, and a wrong one is refused before a worker has it."""
+    assert BatchDetector("model", "noise_norm").detectors == ("noise_norm",)
+    for wrong, message in (
+        ("noise_nrom", "did you mean 'noise_norm'"),
+        (["entropy_e"] * 2, "two detectors"),
+        ([], "no det"),
+    ):
+        with pytest.raises(InputError, match=message):
+            BatchDetector("model", wrong)
+
+
 def test_noise_of_each_prompt_is_that_of_the_command(model, sd, calibration, tmp_path):
     """A calibration with separate noise for each prompt asks for it in batches too."""
     own = dataclasses.replace(calibration[1], settings={**calibration[1].settings, "seed": None})

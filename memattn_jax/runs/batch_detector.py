@@ -29,7 +29,7 @@ class BatchDetector:
 
     Attributes:
       model: as of `StableDiffusion.from_pretrained`; None is the built-in model, in float32 unless `dtype` says else.
-      detectors: names.
+      detectors: names; one of them may be given by itself.
       calibration: a file that `detect --calibrate` wrote; None without verdicts, but for the built-in model, unchanged
         and in float32, its own.
       batch_size: rows that the device computes at once.
@@ -42,7 +42,7 @@ class BatchDetector:
     def __init__(
         self,
         model: str | Path | None = None,
-        detectors: Sequence[str] = DEFAULT,
+        detectors: str | Sequence[str] = DEFAULT,
         calibration: str | Path | None = None,
         batch_size: int = 16,
         *,
@@ -54,13 +54,15 @@ class BatchDetector:
         """Keeps the arguments; nothing is loaded yet.
 
         Raises:
-          InputError: a batch size or a rate that cannot be, or a rate without a calibration.
+          InputError: an unknown detector, a batch size or a rate that cannot be, or a rate without a calibration.
         """
-        self.model, self.detectors, self.batch_size, self.column = model, tuple(detectors), batch_size, column
+        self.detectors = (detectors,) if isinstance(detectors, str) else tuple(detectors)
+        self.model, self.batch_size, self.column = model, batch_size, column
         self.dtype = dtype or ("float32" if model is None else None)
         own = model is None and calibration is None and self.dtype == "float32" and not source
         self.calibration = demo.CALIBRATION if own else calibration
         self.fpr, self.source = fpr, source
+        named_detectors(self.detectors)  # refuses wrong names here instead of in a worker
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; must be at least 1")
         if fpr is not None and not 0 < fpr < 1:
