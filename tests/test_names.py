@@ -119,6 +119,9 @@ for verb, lines in {WRONG!r}.items():
     for name in (*DETECTORS, *SCHEDULERS, *MITIGATIONS, *PRESETS):
         assert name in shown
     assert "owner/name on the Hugging Face Hub. Default: the built-in demo model." in shown  # lines are filled
+    from_calibration = "Default: the calibration's, else "
+    assert shown.count(f"{from_calibration}the one that the checkpoint names, else the fourth") == 2  # of two verbs
+    assert f"{from_calibration}all." in shown
     assert list(tmp_path.iterdir()) == []
 
 

@@ -72,8 +72,8 @@ class Options(CheckpointOptions):
     steps: Annotated[int | None, BY_DEFAULT] = None
     """Number of sampling steps, of which the first is computed. Default: the calibration's, or 50."""
     site: Annotated[str | None, BY_DEFAULT] = None
-    """Cross-attention layer that entropy_e reads. Default: the one that the checkpoint names, else the fourth, as in
-    the paper."""
+    """Cross-attention layer that entropy_e reads. Default: the calibration's, else the one that the checkpoint names,
+    else the fourth, as in the paper."""
 
     def check(self) -> None:
         """Raises InputError or OSError for invalid options, without importing JAX."""

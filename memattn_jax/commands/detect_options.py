@@ -58,10 +58,11 @@ class Options(PromptOptions, RunOptions, ModelOptions):
     guidance_scale: Annotated[float | None, BY_DEFAULT] = None
     """Guidance scale for trajectory detectors. Default: the calibration's, or 7.5."""
     site: Annotated[str | None, BY_DEFAULT] = None
-    """Cross-attention layer that entropy_e reads. Default: the one that the checkpoint names, else the fourth, as in
-    the paper."""
+    """Cross-attention layer that entropy_e reads. Default: the calibration's, else the one that the checkpoint names,
+    else the fourth, as in the paper."""
     noise_norm_steps: Annotated[str | None, BY_DEFAULT] = None
-    """Sampling steps that noise_norm_steps averages over, counted from 0 and separated by commas. Default: all."""
+    """Sampling steps that noise_norm_steps averages over, counted from 0 and separated by commas. Default: the
+    calibration's, else all."""
     batch_size: int = 16
     """Number of prompts scored at once."""
     engine: Literal["own", "ray"] = "own"
