@@ -127,7 +127,8 @@ def draw(
             unit_normal(noise, shape),
             unit_normal(posterior, shape),
             jax.random.bernoulli(dropped, dropout),
-            jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32),
+            # 5, not less: `fold_in(key, i)` is the i-th key of a split
+            jax.random.uniform(jax.random.fold_in(key, 5), (), jnp.float32),
         )
 
     with fixed_draws():

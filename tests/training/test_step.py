@@ -49,6 +49,14 @@ def test_timesteps_are_drawn_where_the_settings_say():
     assert (high >= 600).mean() == pytest.approx(0.7, abs=0.03)
 
 
+@pytest.mark.parametrize("high_noise", [0.0, 0.5])
+def test_what_is_dropped_at_random_does_not_depend_on_the_timestep(high_noise):
+    """Nor on whether it was drawn from the noisiest two fifths."""
+    draws = draw(row_keys(jnp.uint32(0), jnp.int32(0), 4000), (1,), 1000, 0.5, high_noise)
+    for other in (draws.timesteps, draws.dropped, draws.noise[:, 0], draws.posterior[:, 0]):
+        assert abs(np.corrcoef(draws.uniform, other)[0, 1]) < 0.06
+
+
 @pytest.mark.slow
 def test_micro_batches_and_remat_change_nothing(sd):
     options = {"gate": Thresholds(jnp.asarray([jnp.inf])), "dropout": jnp.float32(0.3)}
