@@ -19,6 +19,7 @@ from jax import Array
 
 from memattn_jax.detectors.noise_norm import PIXELS, norm
 from memattn_jax.diffusion.mitigation import Mitigation, Prediction, Start, Step
+from memattn_jax.diffusion.noise import step_keys
 from memattn_jax.errors import check_name
 from memattn_jax.pytree import pytree, static
 from memattn_jax.schedulers import Row
@@ -93,12 +94,13 @@ def opposite_run(start: Start) -> Array:
     """1 − cos(x_t, x_{t−1}) at each step of a run guided away from the prompt, float32 [steps, batch]."""
     schedule = start.schedule
 
-    def advance(state: Any, row: Row) -> tuple[Any, Array]:
-        latents, solver = state
+    def advance(state: Any, numbered: tuple[Array, Row]) -> tuple[Any, Array]:
+        (latents, solver), (number, row) = state, numbered
         conditional, unconditional = (start.call(latents, row, text) for text in (start.context, start.negative))
         guided = Prediction(conditional, unconditional, -start.guidance_scale).guided()
-        moved, solver = schedule.step(row, solver, guided, latents, start.keys)
+        moved, solver = schedule.step(row, solver, guided, latents, step_keys(start.keys, number))
         return (moved, solver), 1 - cosine(latents, moved)
 
     latents = start.noise * schedule.init_noise_sigma
-    return jax.lax.scan(advance, (latents, schedule.init(latents)), schedule.rows())[1]
+    calls = jnp.arange(len(schedule.timesteps)), schedule.rows()
+    return jax.lax.scan(advance, (latents, schedule.init(latents)), calls)[1]

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel as TorchUNet
 from memattn_jax import StableDiffusion
 from memattn_jax.checkpoints.names import leaves
 from memattn_jax.diffusion.mitigation import Mitigation, Start
-from memattn_jax.diffusion.noise import fold, row_keys
+from memattn_jax.diffusion.noise import fold, row_keys, step_keys
 from memattn_jax.evaluation.adversarial import (
     Attack,
     encode,
@@ -31,7 +31,7 @@ from memattn_jax.mitigations.clip_embedding import ClipEmbedding
 from memattn_jax.mitigations.compose import compose
 from memattn_jax.mitigations.embedding_noise import EmbeddingNoise
 from memattn_jax.mitigations.embedding_optimization import EmbeddingOptimization
-from memattn_jax.mitigations.guidance_transition import FALLBACK, GuidanceTransition, first_minimum
+from memattn_jax.mitigations.guidance_transition import FALLBACK, GuidanceTransition, first_minimum, opposite_run
 from memattn_jax.mitigations.noise_optimization import NoiseOptimization
 from memattn_jax.mitigations.noise_perturbation import NoisePerturbation
 from memattn_jax.mitigations.pruned_weights import PrunedWeights
@@ -118,7 +118,8 @@ def test_noise_is_perturbed(pair):
     close(update(NoisePerturbation("per-sample", target=0.0, iterations=3)), np.stack(wanted))
 
 
-def test_the_opposite_transition(pair):
+@pytest.mark.parametrize("scheduler", ["ddim", "euler-ancestral"])
+def test_the_opposite_transition(pair, scheduler):
     """Minima of curves; and a run away from the prompt with a predictor that both sides can write."""
     curves = np.array([[3, 1, 2, 1, 3, 4], [1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 6]], np.float32)
     wanted = [theirs.first_minimum(list(curve), FALLBACK) for curve in curves]
@@ -127,16 +128,19 @@ def test_the_opposite_transition(pair):
     def call(latents, row, context):
         return jnp.tanh(latents * context.mean((1, 2))[:, None, None, None]) + row.timestep / 1000
 
+    schedule = make_schedule(pair.sd.scheduler_config, scheduler, CALLS)
     start = pair.start(None)._replace(call=call, context=pair.context + 1, guidance_scale=jnp.full(ROWS, 3.0))
+    start = start._replace(schedule=schedule)
     curve = []
-    x = pair.noise
+    x = pair.noise * schedule.init_noise_sigma
     for i in range(CALLS):
-        row = jax.tree.map(lambda values, i=i: values[i], pair.schedule.rows())
+        row = jax.tree.map(lambda values, i=i: values[i], schedule.rows())
         c, u = call(x, row, start.context), call(x, row, start.negative)
-        moved, _ = pair.schedule.step(row, (), u - 3.0 * (c - u), x)
+        moved, _ = schedule.step(row, (), u - 3.0 * (c - u), x, step_keys(start.keys, i))  # other noise at each step
         flat = (torch.from_numpy(np.array(each.reshape(ROWS, -1))) for each in (x, moved))
         curve.append((1 - torch.cosine_similarity(*flat)).numpy())
         x = moved
+    close(opposite_run(start), np.stack(curve))
     wanted = [theirs.first_minimum(list(own), FALLBACK) for own in np.stack(curve).T]
     assert GuidanceTransition("opposite").begin(start).tolist() == wanted
 
