@@ -208,14 +208,15 @@ def run(options: Options) -> None:
     from memattn_jax.report.plots import plot_training
     from memattn_jax.training.loop import Callbacks, check_settings, train
     from memattn_jax.training.progress import Counter
-    from memattn_jax.training.start import start, trained
+    from memattn_jax.training.start import prepare, start, trained
 
     mesh = training_mesh(options)
     model = demo.locate(options.model)
-    checked = read_pairs(options.data)
-    reference = None if options.gate_reference is None else read_pairs(options.gate_reference)
     # float32 whatever the device, and whatever training computes in: see TrainState
     sd = StableDiffusion.from_pretrained(model, dtype="float32", mesh=mesh, **options.source)
+    prepare(sd, settings)  # so that a model that cannot be trained is refused before all pairs are read
+    checked = read_pairs(options.data)
+    reference = None if options.gate_reference is None else read_pairs(options.gate_reference)
     data = Data(sd, checked, settings)
     options.out.mkdir(parents=True, exist_ok=True)
     inputs = {

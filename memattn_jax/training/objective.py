@@ -7,6 +7,8 @@ from jax import Array
 from memattn_jax.errors import InputError
 from memattn_jax.keys import seed_key
 
+TARGETS = ("epsilon", "v_prediction")  # what a UNet may predict
+
 
 def per_row(values: Array, like: Array) -> Array:
     """[batch] to [batch, 1, 1, 1], to broadcast against latents."""
@@ -24,6 +26,12 @@ def add_noise(latents: Array, noise: Array, signal: Array) -> Array:
     return per_row(jnp.sqrt(signal), latents) * latents + per_row(jnp.sqrt(1 - signal), latents) * noise
 
 
+def check_target(prediction_type: str) -> None:
+    """Raises InputError for a prediction type without a training objective."""
+    if prediction_type not in TARGETS:
+        raise InputError(f"no training objective for prediction_type {prediction_type!r}, only {' and '.join(TARGETS)}")
+
+
 def training_target(prediction_type: str, latents: Array, noise: Array, signal: Array) -> Array:
     """What the model should predict: ε, or v = √ᾱ ε − √(1 − ᾱ) x₀ (Salimans & Ho, arXiv 2202.00512).
 
@@ -32,11 +40,10 @@ def training_target(prediction_type: str, latents: Array, noise: Array, signal: 
     Raises:
       InputError: a prediction type without a training objective.
     """
+    check_target(prediction_type)
     if prediction_type == "epsilon":
         return noise
-    if prediction_type == "v_prediction":
-        return per_row(jnp.sqrt(signal), latents) * noise - per_row(jnp.sqrt(1 - signal), latents) * latents
-    raise InputError(f"no training objective for prediction_type {prediction_type!r}, only epsilon and v_prediction")
+    return per_row(jnp.sqrt(signal), latents) * noise - per_row(jnp.sqrt(1 - signal), latents) * latents
 
 
 def squared_error(prediction: Array, target: Array) -> Array:

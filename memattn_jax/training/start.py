@@ -15,7 +15,7 @@ from memattn_jax.pipeline import StableDiffusion
 from memattn_jax.schedulers import SchedulerConfig, alphas_cumprod
 from memattn_jax.sharding.placement import spread
 from memattn_jax.training.gate import Gate, LossAverage, Thresholds, Window, fit_thresholds, timestep_bins
-from memattn_jax.training.objective import row_keys
+from memattn_jax.training.objective import check_target, row_keys
 from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import Batch, Setup, TrainState, draw, forward, is_empty
 
@@ -34,7 +34,8 @@ def start(sd: StableDiffusion, settings: TrainSettings, gate: Gate | None = None
       gate: fitted thresholds; None uses running thresholds where the settings name a gate.
 
     Raises:
-      InputError: a setting out of range, or parameters to train that are not float32.
+      InputError: a setting out of range, layers that the model lacks, a prediction type without an objective, or
+        parameters to train that are not float32.
     """
     setup, params = prepare(sd, settings)
     params = jax.tree.map(jnp.copy, params)
@@ -55,8 +56,14 @@ def running_gate(settings: TrainSettings) -> Gate:
 
 
 def prepare(sd: StableDiffusion, settings: TrainSettings) -> tuple[Setup, dict[str, nnx.State]]:
-    """The constants of a run, and the parameters that it trains, which are those of `sd`, not copies."""
+    """The constants of a run, and the parameters that it trains, which are those of `sd`, not copies.
+
+    Raises:
+      InputError: see `start`.
+    """
     settings.check()
+    scheduler = SchedulerConfig.from_json(sd.scheduler_config, "ddim")
+    check_target(scheduler.prediction_type)
     sites = tuple(site for site in sd.unet.sites if site.startswith(settings.gate_sites))
     if not sites:
         raise InputError(
@@ -74,7 +81,6 @@ def prepare(sd: StableDiffusion, settings: TrainSettings) -> tuple[Setup, dict[s
             f'the model to train holds {", ".join(sorted(others))} parameters; load it with dtype="float32", '
             "and set the dtype of the computation in the settings"
         )
-    scheduler = SchedulerConfig.from_json(sd.scheduler_config, "ddim")
     setup = Setup(
         vae=in_dtype(sd.vae, settings.dtype),
         frozen={name: in_dtype(network, settings.dtype) for name, network in frozen.items()},

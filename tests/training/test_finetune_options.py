@@ -1,5 +1,6 @@
 """Options and settings of fine-tuning that cannot be are named before anything is read."""
 
+import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,15 @@ def test_what_the_extra_brings_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(options, "find_spec", lambda name: None if name == "grain" else name)
     with pytest.raises(InputError, match=r"grain is not installed: pip install \"memattn-jax\[train\]\""):
         main(Options(data=tmp_path))
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_data_are_read(sd, tmp_path, monkeypatch):
+    """Nor is anything written; the folder of the data has none."""
+    model = dataclasses.replace(sd, scheduler_config={**sd.scheduler_config, "prediction_type": "sample"})
+    monkeypatch.setattr("memattn_jax.pipeline.StableDiffusion.from_pretrained", lambda *_, **__: model)
+    with pytest.raises(InputError, match="no training objective for prediction_type 'sample'"):
+        main(Options(data=tmp_path, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_samples_have_the_size_of_the_training_pictures(tmp_path, monkeypatch):
