@@ -107,12 +107,12 @@ class Repeated(Mitigation):
 
 @pytree
 class Weaker(Mitigation):
-    """Other weights: the output of the last layer is scaled."""
+    """Other weights: all of them are scaled, each in its own dtype."""
 
     factor: float = 0.5
 
     def weights(self, unet):
-        return jax.tree.map(lambda weight: self.factor * weight, unet)
+        return jax.tree.map(lambda weight: (self.factor * weight).astype(weight.dtype), unet)
 
 
 # [end]

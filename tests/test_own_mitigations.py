@@ -1,10 +1,14 @@
 """Mitigations of a stranger's: what is made for other rows is refused, and each runs by its own attributes."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from extensions import Weaker
 
 from memattn_jax import InputError
 from memattn_jax.mitigations import AttentionMask, Mitigation
+from memattn_jax.pytree import as_arrays
 
 PROMPTS = ["the cat", "a", "the hill of the sun"]
 RUN = {"steps": 3, "seeds": [0, 1, 2], "taps": None}
@@ -50,3 +54,9 @@ def test_an_undecorated_mitigation_runs_by_its_own_attributes(matrices):
 
     one, none = (matrices.sample(PROMPTS, mitigation=Scaled(factor), **RUN).latents for factor in (1.0, 0.0))
     assert np.abs(one - none).max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_weights_are_of_the_same_dtype(dtype):
+    changed = jax.eval_shape(Weaker.weights, as_arrays(Weaker()), {"to_q": jnp.ones(3, dtype)})
+    assert changed["to_q"].dtype == dtype
