@@ -40,7 +40,9 @@ def make_all(options: "Options", memorized: list[str], clean: list[str]) -> "dic
     for named in named_mitigations(options.mitigations or "", options.built_in_prompts):
         try:
             texts = texts_for(named, memorized, clean, options.built_in_prompts)
-            made[named.text] = make_mitigation(named.name, named.options, texts)
+            mitigation = make_mitigation(named.name, named.options, texts)
+            mitigation.check()
+            made[named.text] = mitigation
         except InputError as error:
             if options.mitigations != "all":
                 raise

@@ -52,8 +52,16 @@ def images_of(options: Options) -> tuple[Iterator["ImageJob"], Callable[[], int 
 
 
 def mitigation(options: Options) -> "Mitigation | None":
-    """The mitigation that the options name."""
-    return None if options.mitigating == "none" else make_mitigation(options.mitigating, options.mitigation_options)
+    """The mitigation that the options name, not fitted yet.
+
+    Raises:
+      InputError: fields that are wrong, or without which it cannot be fitted.
+    """
+    if options.mitigating == "none":
+        return None
+    made = make_mitigation(options.mitigating, options.mitigation_options)
+    made.check()
+    return made
 
 
 def fitted(options: Options, sd: "StableDiffusion") -> "Mitigation | None":

@@ -4,47 +4,78 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import TYPE_CHECKING, Any, get_args
 
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import MITIGATIONS, load
 from memattn_jax.text import printable
+from memattn_jax.typed import LARGEST
 
 if TYPE_CHECKING:
     from memattn_jax.mitigations import Mitigation
 
 OPTION = "--mitigation-options"
-WORDS = {"none": None, "true": True, "false": False}
+WANTED = {bool: "true or false", int: f"a whole number in [0, {LARGEST})", float: "a finite number"}
 
 
-def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Texts such as "begin_scale=1.5" and "mask=none" to values: numbers, true, false, none or text.
+def parse_options(texts: tuple[str, ...]) -> dict[str, str]:
+    """Texts such as "begin_scale=1.5" and "mask=none" to the text of each field.
 
     Raises:
       InputError: a text of another form, or a key that is given twice.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise InputError(f"{OPTION} {printable(text, 40)}: expected KEY=VALUE, such as begin_scale=1.5")
         if key in values:
             raise InputError(f"{OPTION}: {key} is given twice")
-        values[key] = parse_value(value)
+        values[key] = value
     return values
 
 
-def parse_value(text: str) -> Any:
-    """The number, boolean, None or string that a text stands for."""
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    if re.fullmatch(r"[+-]?\d+", text):
-        return int(text)
-    try:
-        return float(text)
-    except ValueError:
+def parse_value(text: str, field: dataclasses.Field[Any]) -> Any:
+    """What a text stands for in a field: a value of the kind of its default, or None where that is one of its types.
+
+    Raises:
+      InputError: it is of another kind.
+    """
+    if text.lower() == "none" and type(None) in get_args(field.type):
+        return None
+    if field.default is None:
+        return tuple(text.split("+"))  # names of layers
+    kind = type(field.default)
+    if kind not in PARSERS:
         return text
+    value = PARSERS[kind](text)
+    if value is None:
+        raise InputError(f"{OPTION} {field.name}={printable(text, 40)}: must be {WANTED[kind]}")
+    return value
+
+
+def true_or_false(text: str) -> bool | None:
+    """The boolean that a text stands for; None for another text."""
+    return {"true": True, "false": False}.get(text.lower())
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that a text stands for; None for another text, and for one out of range."""
+    return int(text) if re.fullmatch(r"\+?\d{1,10}", text) and int(text) < LARGEST else None
+
+
+def finite_number(text: str) -> float | None:
+    """The number that a text stands for; None for another text, infinity and NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
+
+
+PARSERS: dict[type, Callable[[str], Any]] = {bool: true_or_false, int: whole_number, float: finite_number}
 
 
 def make_mitigation(name: str, texts: tuple[str, ...], defaults: Mapping[str, Any] | None = None) -> "Mitigation":
@@ -54,17 +85,19 @@ def make_mitigation(name: str, texts: tuple[str, ...], defaults: Mapping[str, An
       InputError: an unknown option, or an invalid value.
     """
     kind, values = load(MITIGATIONS[name]), parse_options(texts)
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    for key, value in values.items():
+    known = {field.name: field for field in dataclasses.fields(kind) if not learned(field)}
+    for key in values:
         check_name(f"option of {name}", key, known, OPTION)
-        default = known[key].default
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        if number and (isinstance(value, str | bool | None) or not abs(value) < float("inf")):
-            raise InputError(f"{OPTION} {key}={printable(str(value), 40)}: must be a finite number")
+    given = {key: parse_value(text, known[key]) for key, text in values.items()}
     try:
-        return kind(**{**(defaults or {}), **values})
+        return kind(**{**(defaults or {}), **given})
     except InputError as error:
         raise InputError(f"{OPTION}: {error}") from None
+
+
+def learned(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field holds what `fit` has learned: arrays, of which there are none by default."""
+    return field.default is None and not field.metadata.get("static")
 
 
 def describe(mitigation: "Mitigation") -> dict[str, Any]:

@@ -98,10 +98,13 @@ class Prediction(NamedTuple):
 class Mitigation:
     """Changes nothing; a mitigation overrides the places that it changes, all of them or one.
 
-    Make yours a `memattn_jax.pytree.pytree`: its numbers are then traced, and other ones compile nothing. `fit` and the
-    three methods after it run on the host, the others inside the compiled program. A row must not depend on the rows
+    Make yours a `memattn_jax.pytree.pytree`: its numbers are then traced, and other ones compile nothing. `check` and
+    the four methods after it run on the host, the others inside the compiled program. A row must not depend on the rows
     beside it. Under a guard a method sees all rows, and what it returns counts for the memorized ones alone.
     """
+
+    def check(self) -> None:
+        """Raises InputError for what `fit` lacks whatever the model; commands call it once, before loading one."""
 
     def fit(self, model: Any, **settings: Any) -> "Mitigation":
         """The mitigation for this model, with what it had to learn from it; commands call it once, after loading.
@@ -167,7 +170,7 @@ def kind_of(mitigation: Any) -> Any:
 def overrides(mitigation: Any, method: str) -> bool:
     """Whether a mitigation changes what one of the methods of `Mitigation` would return."""
     kind = kind_of(mitigation)
-    if hasattr(kind, "overrides"):  # of several, composed
+    if hasattr(kind, "overrides"):  # where the class alone does not say
         return mitigation.overrides(method)
     return getattr(kind, method) is not getattr(Mitigation, method)
 

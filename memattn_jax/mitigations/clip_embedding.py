@@ -18,6 +18,7 @@ from jax import Array
 from memattn_jax.checkpoints.tokenizer import Tokens
 from memattn_jax.diffusion.mitigation import Mitigation, Start
 from memattn_jax.errors import check_name
+from memattn_jax.mitigations.checks import check_share
 from memattn_jax.pytree import pytree, static
 
 Variant = Literal["a", "b", "c"]
@@ -33,7 +34,7 @@ class ClipEmbedding(Mitigation):
       share: of the paddings, for c.
 
     Raises:
-      InputError: an unknown variant.
+      InputError: an unknown variant, or a number that is no share.
     """
 
     variant: Variant = static(default="b")
@@ -42,6 +43,8 @@ class ClipEmbedding(Mitigation):
 
     def __post_init__(self) -> None:
         check_name("variant", self.variant, get_args(Variant))
+        if isinstance(self.share, int | float):
+            check_share(share=self.share)
 
     def tokens(self, tokens: Tokens, seeds: Sequence[int], vocabulary: int) -> Tokens:
         """See `Mitigation.tokens`."""

@@ -37,6 +37,11 @@ class Composed(Mitigation):
         """Whether one of the parts changes what this method returns."""
         return any(overrides(part, method) for part in self.parts)
 
+    def check(self) -> None:
+        """Each by itself."""
+        for part in self.parts:
+            part.check()
+
     def fit(self, model: Any, **settings: Any) -> "Composed":
         """Each by itself."""
         return compose(*(part.fit(model, **settings) for part in self.parts))

@@ -13,6 +13,7 @@ at every step. The paraphrases are yours; the authors asked a language model for
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from memattn_jax.mitigations.descent import along
 from memattn_jax.pytree import host_only, pytree
 from memattn_jax.text import printable
 
+FORM = '{"a prompt": ["another wording", "a third"]}'
+
 
 @pytree
 class ParaphraseGuidance(Mitigation):
@@ -40,7 +43,7 @@ class ParaphraseGuidance(Mitigation):
       margin: of the norm at which guidance is by difference of the wordings alone, their th.
 
     Raises:
-      InputError: no paraphrases, or a file of another form.
+      InputError: no paraphrases, or a table or a file of another form.
       FileNotFoundError: no such file.
     """
 
@@ -52,6 +55,8 @@ class ParaphraseGuidance(Mitigation):
     def __post_init__(self) -> None:
         if isinstance(self.paraphrases, str | Path):
             object.__setattr__(self, "paraphrases", read_paraphrases(self.paraphrases))
+        else:
+            check_paraphrases(self.paraphrases, "paraphrases: expected a mapping")
 
     def alternatives(self, prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Sequence[str]]:
         """See `Mitigation.alternatives`."""
@@ -85,13 +90,19 @@ class ParaphraseGuidance(Mitigation):
 def read_paraphrases(path: str | Path) -> dict[str, list[str]]:
     """Reads {prompt: paraphrases} from a JSON file; raises as `ParaphraseGuidance`."""
     if not str(path):
-        raise InputError('paraphrase_guidance needs paraphrases=FILE, JSON such as {"a prompt": ["another wording"]}')
+        raise InputError(f"paraphrase_guidance needs paraphrases=FILE, JSON such as {FORM}")
     where = printable(str(path), 60)
     try:
-        table = json.loads(Path(path).read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        table = json.loads(Path(path).read_bytes())  # of bytes, the encoding is detected
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {printable(str(error), 60)}") from None
-    texts = table.values() if isinstance(table, dict) else [None]
-    if not all(isinstance(own, list) and all(isinstance(text, str) for text in own) for own in texts):
-        raise InputError(f'{where}: expected JSON such as {{"a prompt": ["another wording", "a third"]}}')
+    check_paraphrases(table, f"{where}: expected JSON")
     return table
+
+
+def check_paraphrases(table: Any, expected: str) -> None:
+    """Raises InputError unless a table is {prompt: paraphrases} of one prompt or more."""
+    lists = list(table.values()) if isinstance(table, Mapping) else []
+    wordings = [own if isinstance(own, Sequence) and not isinstance(own, str) else [None] for own in lists]
+    if not lists or not all(isinstance(text, str) for text in chain(table, *wordings)):
+        raise InputError(f"{expected} such as {FORM}")

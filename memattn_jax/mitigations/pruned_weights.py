@@ -27,6 +27,7 @@ from memattn_jax.diffusion.settings import Settings
 from memattn_jax.errors import InputError
 from memattn_jax.interceptors import Interceptor
 from memattn_jax.mitigations.around import AroundUNet
+from memattn_jax.mitigations.checks import check_counts, check_finite, check_share
 from memattn_jax.mitigations.prompt_files import read_texts
 from memattn_jax.models.attention import BasicTransformerBlock
 from memattn_jax.pytree import host_only, pytree
@@ -39,7 +40,7 @@ class PrunedWeights(Mitigation):
     """See the module; `fit` before it is used, as the commands do.
 
     Attributes:
-      memorized: memorized prompts, or a text file with one a line.
+      memorized: memorized prompts, or a prompt file.
       share: of each output's weights that may be pruned.
       calls: of a run, from the first, that are looked at.
       batch: runs at once.
@@ -47,6 +48,7 @@ class PrunedWeights(Mitigation):
 
     Raises:
       FileNotFoundError: no such file.
+      InputError: a file without prompts, or a number out of range.
     """
 
     memorized: Sequence[str] | str | Path = host_only(default=())
@@ -56,19 +58,25 @@ class PrunedWeights(Mitigation):
     pruned: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        check_counts(1, calls=self.calls, batch=self.batch)
+        check_share(share=self.share)
         object.__setattr__(self, "memorized", read_texts(self.memorized))
+
+    def check(self) -> None:
+        """See `Mitigation.check`: no memorized prompts."""
+        if not self.memorized:
+            raise InputError("pruned_weights needs the prompts to forget: memorized=FILE")
 
     def fit(self, model: Any, **settings: Any) -> "PrunedWeights":
         """See `Mitigation.fit`.
 
         Raises:
-          InputError: no memorized prompts, or a UNet of your own without such layers.
+          InputError: no memorized prompts, runs that are not finite, or a UNet of your own without such layers.
         """
         if self.pruned is not None:
             return self
+        self.check()
         prompts = read_texts(self.memorized)
-        if not prompts:
-            raise InputError("pruned_weights needs the prompts to forget: memorized=FILE, one a line")
         if not any(isinstance(module, BasicTransformerBlock) for _, module in nnx.iter_modules(model.unet)):
             raise InputError(
                 f"pruned_weights: {type(model.unet).__name__} has no perceptrons of Stable Diffusion's kind"
@@ -76,6 +84,8 @@ class PrunedWeights(Mitigation):
         recording = replace(model, unet=Recording(model.unet))
         run = Settings(**settings)
         own, empty = (self.squares(recording, texts, run) for texts in (prompts, [""] * len(prompts)))
+        check_finite("pruned_weights: a run of the memorized prompts", *own.values())
+        check_finite("pruned_weights: a run of the empty prompt", *empty.values())
         weights = {leaf.name: np.abs(np.asarray(leaf.param[...], np.float32)) for leaf in leaves(model.unet)}
         pruned = {
             layer: used_weights(weights[f"{layer}.weight"], own[layer], empty[layer], self.share)[None] for layer in own

@@ -26,6 +26,7 @@ from memattn_jax.diffusion.run import observe_run
 from memattn_jax.diffusion.sampling import Call
 from memattn_jax.diffusion.settings import Settings
 from memattn_jax.errors import InputError
+from memattn_jax.mitigations.checks import check_counts, check_finite
 from memattn_jax.mitigations.descent import along
 from memattn_jax.mitigations.prompt_files import read_texts
 from memattn_jax.pytree import host_only, pytree
@@ -54,7 +55,7 @@ class StabilityClamp(Mitigation):
     """See the module; `fit` before it is used, as the commands do.
 
     Attributes:
-      clean: clean prompts, or a text file with one a line; the paper takes 50.
+      clean: clean prompts, or a prompt file; the paper takes 50.
       width: of the regions, in standard deviations.
       mild_calls: calls of the mild stage.
       batch: clean runs sampled at once.
@@ -63,6 +64,7 @@ class StabilityClamp(Mitigation):
 
     Raises:
       FileNotFoundError: no such file.
+      InputError: a file without prompts, or a number out of range.
     """
 
     clean: Sequence[str] | str | Path = host_only(default=())
@@ -73,21 +75,24 @@ class StabilityClamp(Mitigation):
     to_clean: Array | np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        check_counts(1, batch=self.batch)
         object.__setattr__(self, "clean", read_texts(self.clean))
+
+    def check(self) -> None:
+        """See `Mitigation.check`: fewer than two clean prompts, of which there is no standard deviation."""
+        if (given := len(read_texts(self.clean))) < 2:
+            raise InputError(f"stability_clamp learns from clean prompts; clean=FILE has {given}, expected 50 or so")
 
     def fit(self, model: Any, **settings: Any) -> "StabilityClamp":
         """See `Mitigation.fit`.
 
         Raises:
-          InputError: fewer than two clean prompts, of which there is no standard deviation.
+          InputError: fewer than two clean prompts, or a run of them that is not finite.
         """
         if self.regions is not None:
             return self
+        self.check()
         clean = read_texts(self.clean)
-        if len(clean) < 2:
-            raise InputError(
-                f"stability_clamp learns from clean prompts; clean=FILE has {len(clean)}, expected 50 or so"
-            )
         run = Settings(**settings)
         schedule = make_schedule(model.scheduler_config, run.scheduler, run.steps)
         to_clean = clean_prediction(model.scheduler_config, schedule, run.scheduler)
@@ -97,6 +102,7 @@ class StabilityClamp(Mitigation):
             seeds = range(first, first + len(prompts))
             kept.append(observe_run(model, prompts, replace(run, seeds=tuple(seeds)), Norms(to_clean)))
         norms = np.concatenate(kept, axis=1)  # [calls, runs, 3]
+        check_finite("stability_clamp: a run of the clean prompts", norms)
         regions = np.stack([norms.mean(axis=1), norms.std(axis=1)], axis=-1)
         return replace(self, regions=regions[None].astype(np.float32), to_clean=to_clean[None])
 

@@ -26,6 +26,7 @@ from memattn_jax.checkpoints.names import leaves
 from memattn_jax.diffusion.mitigation import Mitigation, Start, Step
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.interceptors import Edit
+from memattn_jax.mitigations.checks import check_counts, check_finite
 from memattn_jax.mitigations.neuron_search import Neurons, ScaleValues, Search, activations
 from memattn_jax.mitigations.prompt_files import read_texts
 from memattn_jax.models.unet import UNet2DConditionModel
@@ -39,7 +40,7 @@ class ValueNeurons(Mitigation):
     """See the module; `fit` before it is used, as the commands do.
 
     Attributes:
-      clean: clean prompts, or a text file with one a line; the authors take 50,000.
+      clean: clean prompts, or a prompt file; the authors take 50,000.
       factor: of the neurons.
       limit: of the agreement. Images of one scale alone, of fewer than 22 latents a side, agree more.
       noises: of each row, its own among them.
@@ -50,7 +51,7 @@ class ValueNeurons(Mitigation):
 
     Raises:
       FileNotFoundError: no such file.
-      InputError: an unknown refinement.
+      InputError: a file without prompts, a number out of range, or an unknown refinement.
     """
 
     clean: Sequence[str] | str | Path = host_only(default=())
@@ -64,19 +65,25 @@ class ValueNeurons(Mitigation):
 
     def __post_init__(self) -> None:
         check_name("refinement", self.refine, get_args(Refinement))
+        check_counts(2, noises=self.noises)
         object.__setattr__(self, "clean", read_texts(self.clean))
+
+    def check(self) -> None:
+        """See `Mitigation.check`: fewer than two clean prompts."""
+        if (given := len(read_texts(self.clean))) < 2:
+            raise InputError(f"value_neurons learns from clean prompts; clean=FILE has {given}, expected two or more")
 
     def fit(self, model: Any, **settings: Any) -> "ValueNeurons":
         """See `Mitigation.fit`.
 
         Raises:
-          InputError: fewer than two clean prompts; or a UNet of your own without such layers.
+          InputError: fewer than two clean prompts, embeddings that are not finite, or a UNet of your own without such
+            layers.
         """
         if self.to_v is not None:
             return self
+        self.check()
         clean = read_texts(self.clean)
-        if len(clean) < 2:
-            raise InputError("value_neurons learns from clean prompts, as many as there are: clean=FILE has too few")
         if not isinstance(model.unet, UNet2DConditionModel):
             raise InputError(f"value_neurons searches Stable Diffusion's UNet, not {type(model.unet).__name__}")
         found = {leaf.name: leaf.param[...] for leaf in leaves(model.unet)}
@@ -85,6 +92,7 @@ class ValueNeurons(Mitigation):
         weights = {site: jnp.asarray(value, jnp.float32)[None] for site, value in weights.items()}
         parts = [activations(model.encode([text])[0], weights) for text in clean]
         seen = {site: np.concatenate([part[site] for part in parts]) for site in weights}
+        check_finite("value_neurons: an embedding of the clean prompts", *seen.values())
         mean = {site: value.mean(axis=0, keepdims=True) for site, value in seen.items()}
         deviation = {site: value.std(axis=0, ddof=1, keepdims=True) for site, value in seen.items()}
         return replace(self, to_v=weights, mean=mean, deviation=deviation)
