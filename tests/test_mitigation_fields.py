@@ -4,6 +4,7 @@ import codecs
 import dataclasses
 import gzip
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 
 from memattn_jax import InputError
 from memattn_jax.commands import evaluate, generate
-from memattn_jax.commands.evaluating_mitigations import make_all
+from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations, make_all
 from memattn_jax.commands.mitigating import make_mitigation
 from memattn_jax.mitigations import AttentionMask, compose, pruned_weights
 from memattn_jax.mitigations.paraphrase_guidance import ParaphraseGuidance
@@ -146,6 +147,14 @@ def test_too_few_prompts_of_an_evaluation_are_refused_before_a_model_is_loaded()
 def test_composed_mitigations_are_checked():
     with pytest.raises(InputError, match="memorized=FILE"):
         compose(AttentionMask(), PrunedWeights()).check()
+
+
+def test_a_model_without_a_size_is_refused(tmp_path, monkeypatch):
+    model = SimpleNamespace(latent_shape=lambda: (None, None, 4))
+    monkeypatch.setattr("memattn_jax.pipeline.StableDiffusion.from_pretrained", lambda *_, **__: model)
+    options = evaluate.Options(out=tmp_path, mitigations="attention_mask", memorized="a", clean="b")
+    with pytest.raises(InputError, match="no sample_size, which evaluate needs"):
+        evaluate_mitigations(options, ["a"], ["b"])
 
 
 def spoilt(part):

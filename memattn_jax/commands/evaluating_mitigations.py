@@ -130,6 +130,8 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
 
     mesh = make_mesh(options.mesh)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
+    if None in sd.latent_shape():
+        raise InputError("the model's config has no sample_size, which evaluate needs")
     references = None
     if images is not None:
         size = [side * sd.vae.config.scale for side in sd.latent_shape()[:2]]
