@@ -7,10 +7,11 @@ import scipy.stats
 
 from memattn_jax import InputError
 from memattn_jax.evaluation import adversarial
-from memattn_jax.evaluation.adversarial import Attack, retriggered
+from memattn_jax.evaluation.adversarial import Attack, can_apply, retriggered
 from memattn_jax.evaluation.mitigated import Plain, Prompts, Sampled, describe
 from memattn_jax.evaluation.shares import bootstrap_interval, frechet_distance, share_interval
-from memattn_jax.mitigations import Mitigation
+from memattn_jax.mitigations import Mitigation, compose
+from memattn_jax.mitigations.clip_embedding import ClipEmbedding
 from memattn_jax.report.mitigations import draw
 
 
@@ -120,6 +121,11 @@ def test_adversarial_samples_that_are_not_finite_are_in_no_share(monkeypatch):
     assert (entry["retriggered"], entry["control"], entry["not_finite"]) == (1.0, None, 4)
     assert entry["retriggered_low"] == pytest.approx(share_interval(1.0, 2)[0])
     assert (entry["control_low"], entry["control_high"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("variant", "applies"), [("a", False), ("b", False), ("c", True)])
+def test_what_changes_no_token_applies_to_optimised_embeddings(variant, applies):
+    assert can_apply(ClipEmbedding(variant)) is can_apply(compose(ClipEmbedding(variant))) is applies
 
 
 def test_prompts_above_pictures_are_no_mathematics(tmp_path):

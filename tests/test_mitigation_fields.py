@@ -18,6 +18,7 @@ from memattn_jax.commands import evaluate, generate
 from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations, make_all
 from memattn_jax.commands.mitigating import make_mitigation
 from memattn_jax.mitigations import AttentionMask, compose, pruned_weights
+from memattn_jax.mitigations.clip_embedding import ClipEmbedding
 from memattn_jax.mitigations.paraphrase_guidance import ParaphraseGuidance
 from memattn_jax.mitigations.prompt_files import read_texts
 from memattn_jax.mitigations.pruned_weights import PrunedWeights
@@ -172,3 +173,14 @@ def test_runs_that_are_not_finite_are_not_learned_from(sd, matrices, monkeypatch
         squares[prompt][1] = np.inf
         with pytest.raises(InputError, match=f"pruned_weights: a run of the {named} is not finite"):
             PrunedWeights(("a",)).fit(sd, steps=3)
+
+
+def test_embeddings_may_be_given_to_a_mitigation_of_embeddings(matrices):
+    """Variant c changes no token; it zeroes embeddings of the padding, of those that are given too."""
+    embeddings = matrices.encode(["a"])[0]
+    run = {"steps": 2, "taps": None, "mitigation": ClipEmbedding("c")}
+    expected = matrices.sample(["a"], **run).latents
+    given = matrices.sample(["a"], embeddings=embeddings, **run).latents
+    np.testing.assert_allclose(given, expected, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(InputError, match="reads prompts"):
+        matrices.sample(["a"], embeddings=embeddings, steps=2, mitigation=ClipEmbedding("a"))

@@ -46,6 +46,11 @@ class ClipEmbedding(Mitigation):
         if isinstance(self.share, int | float):
             check_share(share=self.share)
 
+    def overrides(self, method: str) -> bool:
+        """Whether it changes what a method returns; c leaves the token ids, so it also applies to given embeddings."""
+        same = self.variant == "c" and method == "tokens"
+        return not same and getattr(type(self), method) is not getattr(Mitigation, method)
+
     def tokens(self, tokens: Tokens, seeds: Sequence[int], vocabulary: int) -> Tokens:
         """See `Mitigation.tokens`."""
         if self.variant == "c":
