@@ -153,6 +153,7 @@ WRONG = {
     "no such file or folder": ["gone"],
     "a plot": ["gen/plot.png"],
     "is in --references too": ["training", "--references", "training"],
+    "no image can be used, of 1 image": ["training/broken.png", "--references", "gen"],
 }
 
 

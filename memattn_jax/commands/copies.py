@@ -183,6 +183,8 @@ def compare(options: Options, images: list[Path]) -> tuple[str, dict[str, Any]]:
         raise InputError(f"{first}: is in --references too, and would be its own copy; keep the two apart")
     with searching(options, len(images) + len(references), len(images)) as search:
         matches = search.copies(images, references)
+    if not matches:
+        raise InputError(f"no image can be used, of {counted(len(images), 'image')} to compare")
     texts = {path: texts_of(path) for path in {one.picture for one in matches}}
     write_csv(options.out / "copies.csv", (match_row(one, texts[one.picture]) for one in matches))
     where = f"{counted(len(references), 'image')} in {options.references}"
