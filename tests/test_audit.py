@@ -183,18 +183,19 @@ def test_adversarial_test_asks_for_the_extracted_pictures(monkeypatch, finished,
 
     asked = []
 
-    def retriggered(sd, prompts, images, mitigation, attack, run):
-        asked.append((prompts, images, attack.seed))
+    def retriggered(sd, prompts, images, mitigation, attack, run, batch):
+        asked.append((prompts, images, attack.seed, batch))
         return {"prompts": len(prompts)}
 
     monkeypatch.setattr(adversarial, "retriggered", retriggered)
     _, items = check_folder(finished)
     copied = [dict(items[place], images=[dict(items[place]["images"][0], copy=True)]) for place in (2, 3)]
-    found = adversarial.bring_back(None, copied, (finished, inputs / "pictures"), {"none": None, "mask": None}, 7, {})
+    tried = {"none": None, "mask": None}
+    found = adversarial.bring_back(None, copied, (finished, inputs / "pictures"), tried, 7, {}, 3)
     assert found == {"none": {"prompts": 2}, "mask": {"prompts": 2}}
-    prompts, images, seed = asked[0]
+    prompts, images, seed, batch = asked[0]
     assert prompts == [item["prompt"] for item in copied]
-    assert (images.shape, images.dtype, seed) == ((2, 8, 8, 3), np.uint8, 7)
+    assert (images.shape, images.dtype, seed, batch) == ((2, 8, 8, 3), np.uint8, 7, 3)
 
 
 def test_images_that_are_not_finite_are_no_evidence(tmp_path):

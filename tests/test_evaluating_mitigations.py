@@ -15,7 +15,9 @@ from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations, ma
 from memattn_jax.commands.mitigating import describe as describe_fields
 from memattn_jax.commands.naming import named_mitigations
 from memattn_jax.demo.objects import Classifier, ObjectsFound, save_classifier
-from memattn_jax.evaluation.adversarial import Attack, optimise_embeddings
+from memattn_jax.diffusion.run import sample
+from memattn_jax.evaluation import adversarial
+from memattn_jax.evaluation.adversarial import Attack, optimise_embeddings, retriggered
 from memattn_jax.evaluation.mitigated import sample_prompts
 from memattn_jax.mitigations import Mitigation
 from memattn_jax.registries import MITIGATIONS
@@ -78,7 +80,8 @@ def test_the_command(model, tmp_path, monkeypatch):
 
     def attack(sd, prompts, images, mitigation, *arguments):
         attacked.append((list(prompts), images.shape, type(mitigation).__name__))
-        np.testing.assert_array_equal(arguments[-1], found)
+        np.testing.assert_array_equal(arguments[2], found)
+        assert arguments[3] == 4
         return {"retriggered": 0.5, "control": 0.0}
 
     def sample(sd, prompts, seeds, mitigation, *settings):
@@ -217,3 +220,25 @@ def test_what_has_no_loss_is_refused(matrices):
     pictures = np.zeros((1, 8, 8, 3), np.uint8)
     with pytest.raises(InputError, match="no loss for prediction_type 'sample'"):
         optimise_embeddings(other, ["a"], pictures, Mitigation(), Attack(), {"steps": 2})
+
+
+def test_prompts_are_attacked_one_by_one_and_sampled_in_batches(matrices, monkeypatch):
+    """What is found for a prompt depends on no other, and memory not on their number."""
+    prompts, attack, run = ["a cat", "the house", "a"], Attack(steps=2, draws=2, seed=2**32 - 1), {"steps": STEPS}
+    images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
+    programs = adversarial.descend._cache_size()
+    every = optimise_embeddings(matrices, prompts, images, Mitigation(), attack, run)
+    alone = optimise_embeddings(matrices, prompts[1:2], images[1:2], Mitigation(), attack, run)
+    np.testing.assert_array_equal(every[1:2], alone)
+    assert adversarial.descend._cache_size() <= programs + 1
+    batches = []
+
+    def counted(model, texts, settings):
+        batches.append(texts)
+        return sample(model, texts, settings)
+
+    monkeypatch.setattr(adversarial, "sample", counted)
+    plain = np.stack([every, every])
+    found = [retriggered(matrices, prompts, images, Mitigation(), attack, run, plain, batch) for batch in (2, 8)]
+    assert found[0] == found[1]
+    assert batches == [prompts[:2], prompts[2:] * 2] * 2 + [prompts] * 2

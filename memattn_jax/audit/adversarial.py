@@ -21,6 +21,7 @@ def bring_back(
     mitigations: Mapping[str, "Mitigation"],
     seed: int,
     run: dict[str, Any],
+    batch: int,
 ) -> dict[str, Any]:
     """The block of audit.json: an entry of `retriggered` for each mitigation.
 
@@ -31,10 +32,11 @@ def bring_back(
       mitigations: fitted, by name.
       seed: of the optimisation and of the images.
       run: settings of a sampling run.
+      batch: images sampled at once.
     """
     out, pictures = folders
     first = decoded(out / next(image["file"] for image in items[0]["images"] if image["file"] is not None))
     sources = [next(image["nearest_source"] for image in item["images"] if image["copy"]) for item in items]
     images = np.stack([fitted(pictures / source, first.height, first.width) for source in sources])
     texts, attack = [item["prompt"] for item in items], Attack(seed=seed)
-    return {name: retriggered(sd, texts, images, one, attack, run) for name, one in mitigations.items()}
+    return {name: retriggered(sd, texts, images, one, attack, run, batch=batch) for name, one in mitigations.items()}

@@ -66,7 +66,7 @@ def measure(study: Study, mitigation: Mitigation, plain: Mapping[str, np.ndarray
         attack = (sd, attacked, prompts.references[: len(attacked)], fitted, Attack(seed=options.seed), study.run)
         if plain is None:
             own["embeddings"] = find_embeddings(*attack)
-        results["adversarial"] = retriggered(*attack, base["embeddings"])
+        results["adversarial"] = retriggered(*attack, base["embeddings"], options.batch_size)
     return Part(results, {"shown": memorized.images[:SHOWN, 0], **(own if plain is None else {})})
 
 

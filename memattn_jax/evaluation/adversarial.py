@@ -7,10 +7,14 @@ DoRI (Kowalczuk et al., ICML 2026, arXiv 2507.16880): from the prompt's embeddin
 through the mitigated model, x₀ the training image's latents. Then the model is sampled with y, mitigated. An image that
 was never trained on is the control: if it can be returned as well, the test says nothing. Read in notes on the paper.
 
+Prompts are optimised one after the other, each with the same draws, so that what is found for one depends on no other.
+
 Where a mitigation changes neither weights nor attention, y is found on the plain model, and where it changes texts, y
 passes it by: whoever has the weights need not run it at all.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +28,7 @@ from memattn_jax.diffusion.mitigation import Mitigation, Step, overrides
 from memattn_jax.diffusion.model import Model
 from memattn_jax.diffusion.noise import fold, row_keys
 from memattn_jax.diffusion.rows import read_rows
-from memattn_jax.diffusion.run import change_weights, plan_run, sample
+from memattn_jax.diffusion.run import plan_run, sample
 from memattn_jax.diffusion.sampling import start_run
 from memattn_jax.diffusion.settings import Settings
 from memattn_jax.errors import InputError
@@ -34,6 +38,7 @@ from memattn_jax.keys import draw_rows, fixed_draws
 from memattn_jax.mitigations.descent import Descent, adam
 from memattn_jax.pytree import as_arrays, as_pytree
 from memattn_jax.schedulers import Row, SchedulerConfig, alphas_cumprod, make_schedule
+from memattn_jax.sharding.placement import spread, take_rows
 
 TEXT_HOOKS = ("prompts", "tokens", "alternatives")
 TARGETS = ("epsilon", "v_prediction")  # what a UNet may predict
@@ -56,15 +61,15 @@ class Attack(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What embeddings are optimised on.
+    """What the embeddings of a prompt are optimised on.
 
     Attributes:
       unet: with the mitigation's weights.
       mitigation: whose edits of the attention apply.
-      memory: of the mitigation, for the prompts.
-      latents: of the images, float32 [batch, h, w, channels].
-      context: embeddings to start from, [batch, tokens, channels].
-      lengths: int32 [batch].
+      memory: of the mitigation, for the prompt.
+      latents: of the image, float32 [1, h, w, channels].
+      context: embeddings to start from, [1, tokens, channels].
+      lengths: int32 [1].
       signal: ᾱ of each training timestep, float32 [timesteps].
     """
 
@@ -84,7 +89,7 @@ def can_apply(mitigation: Mitigation) -> bool:
 
 def optimise_embeddings(
     model: Model, prompts: list[str], images: np.ndarray, mitigation: Mitigation, attack: Attack, run: dict[str, Any]
-) -> Array:
+) -> np.ndarray:
     """Embeddings that return images, as far as they can, [batch, tokens, channels].
 
     Args:
@@ -97,24 +102,22 @@ def optimise_embeddings(
     """
     settings = Settings(mitigation=mitigation, taps=None, seeds=attack.seed, **run)
     schedule = make_schedule(model.scheduler_config, settings.scheduler, settings.steps)
-    rows = read_rows(model, prompts, settings, len(schedule.timesteps))
-    traced = as_arrays(as_pytree(mitigation))
-    plan = plan_run(model, rows, schedule, settings, traced)[0]
-    state = start_run(plan)[2]
     config = SchedulerConfig.from_json(model.scheduler_config, "ddim")
     if config.prediction_type not in TARGETS:
         raise InputError(f"the adversarial test has no loss for prediction_type {config.prediction_type!r}")
-    target = Target(
-        change_weights(traced, model.unet) if overrides(mitigation, "weights") else model.unet,
-        traced,
-        state.guidance,
-        encode(model.vae, jnp.asarray(images)),
-        plan.context,
-        plan.lengths,
-        jnp.asarray(alphas_cumprod(config), jnp.float32),
-    )
-    velocity = jnp.float32(config.prediction_type == "v_prediction")
-    return descend(target, velocity, jnp.float32(attack.rate), jnp.uint32(attack.seed), attack.steps, attack.draws)
+    every, signal = as_arrays(as_pytree(mitigation)), jnp.asarray(alphas_cumprod(config), jnp.float32)
+    velocity, rate = jnp.float32(config.prediction_type == "v_prediction"), jnp.float32(attack.rate)
+    keys = spread(row_keys(jnp.uint32(attack.seed) + jnp.arange(attack.draws, dtype=jnp.uint32)), model.mesh)
+    found = []
+    for number, prompt in enumerate(prompts):  # one at a time: all at once would take the memory of all derivatives
+        own = take_rows(every, len(prompts), np.array([number]))
+        rows = read_rows(model, [prompt], settings, len(schedule.timesteps))
+        plan = plan_run(model, rows, schedule, settings, own)[0]
+        latents = encode(model.vae, jnp.asarray(images[number : number + 1]))
+        memory = start_run(plan)[2].guidance
+        target = Target(plan.unet, own, memory, latents, plan.context, plan.lengths, signal)
+        found.append(np.asarray(descend(target, keys, velocity, rate, attack.steps)))
+    return np.concatenate(found)
 
 
 @jax.jit
@@ -123,15 +126,13 @@ def encode(vae: Any, images: Array) -> Array:
     return vae.encode(images.astype(jnp.float32) / 127.5 - 1).mean.astype(jnp.float32) * vae.config.scaling_factor
 
 
-@partial(jax.jit, static_argnames=("steps", "draws"))
-def descend(target: Target, velocity: Array, rate: Array, seed: Array, steps: int, draws: int) -> Array:
-    """The loop; see the module."""
-    rows, timesteps = len(target.latents), len(target.signal)
-    numbers = jnp.arange(rows * draws, dtype=jnp.uint32).reshape(draws, rows)  # all first draws, then all second ones
-    keys = row_keys(seed + numbers.T.reshape(-1))
-    latents, lengths = (for_rows(x, rows * draws) for x in (target.latents, target.lengths))
+@partial(jax.jit, static_argnames="steps")
+def descend(target: Target, keys: Array, velocity: Array, rate: Array, steps: int) -> Array:
+    """The loop; see the module. `keys` [draws] are those of each draw."""
+    draws, timesteps = len(keys), len(target.signal)
+    latents, lengths = (for_rows(x, draws) for x in (target.latents, target.lengths))
 
-    def losses(context: Array, number: Array) -> Array:
+    def loss(context: Array, number: Array) -> Array:
         own = fold(keys, number)
         with fixed_draws():
             times = jax.vmap(lambda key: jax.random.randint(key, (), 0, timesteps, jnp.int32))(fold(own, 0))
@@ -140,24 +141,23 @@ def descend(target: Target, velocity: Array, rate: Array, seed: Array, steps: in
         noisy = jnp.sqrt(signal) * latents + jnp.sqrt(1 - signal) * noise
         wanted = jnp.where(velocity > 0, jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * latents, noise)
         interceptor = Interceptor(edits(), lengths=lengths)
-        output, _ = target.unet(noisy, times.astype(jnp.float32), for_rows(context, rows * draws), interceptor)
-        error = (output.astype(jnp.float32) - wanted) ** 2
-        return error.reshape(rows, -1).mean(axis=1)
+        output, _ = target.unet(noisy, times.astype(jnp.float32), for_rows(context, draws), interceptor)
+        return ((output.astype(jnp.float32) - wanted) ** 2).mean()
 
     def edits() -> tuple:
         row = Row(jnp.float32(0), jnp.float32(1), {})
-        nobody = (target.latents, lengths, target.context, target.context, keys[::draws], jnp.ones(rows, bool))
+        nobody = (target.latents, lengths, target.context, target.context, keys[:1], jnp.ones(1, bool))
         step = Step(jnp.int32(0), 1, row, *nobody, lambda context: target.latents, target.memory)
         return tuple(target.mitigation.edits(step))
 
     def update(state: Descent, number: Array) -> tuple[Descent, None]:
-        slope = jax.grad(lambda values: losses(values, number).sum())(state.values)
+        slope = jax.grad(loss)(state.values, number)
         moved, mean, square = adam(state, slope, rate, 0.0)
         return Descent(moved, mean, square, state.done, state.number + 1), None
 
     context = target.context.astype(jnp.float32)
     zeros = jnp.zeros_like(context)
-    start = Descent(context, zeros, zeros, jnp.zeros(rows, bool), jnp.int32(0))
+    start = Descent(context, zeros, zeros, jnp.zeros(1, bool), jnp.int32(0))
     return jax.lax.scan(update, start, jnp.arange(steps))[0].values
 
 
@@ -171,7 +171,7 @@ def find_embeddings(
     """
     used = mitigation if optimised_through(mitigation) else Mitigation()
     both = [optimise_embeddings(model, prompts, targets, used, attack, run) for targets in (images, mirrored(images))]
-    return np.stack([np.asarray(each) for each in both])
+    return np.stack(both)
 
 
 def optimised_through(mitigation: Mitigation) -> bool:
@@ -192,13 +192,15 @@ def retriggered(
     attack: Attack,
     run: dict[str, Any],
     plain: np.ndarray | None = None,
+    batch: int = 8,
 ) -> dict[str, Any]:
     """The share of training images that optimised embeddings return, and of the same images mirrored, the control.
 
     Samples that are not finite are in no share, and counted; a share of none is None.
 
     Arguments as in `optimise_embeddings`; each prompt is sampled once, with the attack's seed. `plain` is what
-    `find_embeddings` returns without a mitigation, where that is known: most mitigations need no other.
+    `find_embeddings` returns without a mitigation, where that is known: most mitigations need no other. `batch` images
+    are sampled at once.
     """
     if plain is None or optimised_through(mitigation):
         plain = find_embeddings(model, prompts, images, mitigation, attack, run)
@@ -206,11 +208,11 @@ def retriggered(
     used = mitigation if applies else Mitigation()
     entry: dict[str, Any] = {"prompts": len(prompts), "steps": attack.steps, "bypassed": not applies}
     for name, targets, embeddings in zip(("retriggered", "control"), (images, mirrored(images)), plain, strict=True):
-        settings = Settings(embeddings=embeddings, seeds=attack.seed, mitigation=used, taps=None, **run)
-        made = sample(model, prompts, settings)
+        settings = Settings(seeds=attack.seed, taps=None, **run)
+        made = sample_embeddings(model, prompts, embeddings, used, settings, batch)
         near = [
             normalized_correlation(own[None], target[None])[0, 0]
-            for own, target, finite in zip(made.images, targets, np.asarray(made.finite), strict=True)
+            for (own, finite), target in zip(made, targets, strict=True)
             if finite
         ]
         share = float((np.array(near) >= REPRODUCED).mean()) if near else None
@@ -218,3 +220,22 @@ def retriggered(
         entry |= {name: share, f"{name}_low": low, f"{name}_high": high}
         entry["not_finite"] = entry.get("not_finite", 0) + len(prompts) - len(near)
     return entry
+
+
+def sample_embeddings(
+    model: Model,
+    prompts: Sequence[str],
+    embeddings: np.ndarray,
+    mitigation: Mitigation,
+    settings: Settings,
+    batch: int,
+) -> list[tuple[np.ndarray, bool]]:
+    """The image of each prompt, and whether it is finite, sampled with these embeddings in batches of one size."""
+    every, size = as_arrays(as_pytree(mitigation)), min(batch, len(prompts))
+    made: list[tuple[np.ndarray, bool]] = []
+    for first in range(0, len(prompts), size):
+        rows = np.minimum(np.arange(first, first + size), len(prompts) - 1)  # the last one again fills the last batch
+        own = replace(settings, embeddings=embeddings[rows], mitigation=take_rows(every, len(prompts), rows))
+        part = sample(model, [prompts[row] for row in rows], own)
+        made += zip(part.images, np.asarray(part.finite).tolist(), strict=True)
+    return made[: len(prompts)]

@@ -215,7 +215,7 @@ def test_adversarial_embeddings(pair):
     attack = Attack(steps=2, rate=0.01, draws=3)
     images = RNG.integers(0, 255, (ROWS, 8, 8, 3)).astype(np.uint8)
     ours = optimise_embeddings(pair.sd, list(PROMPTS), images, Mitigation(), attack, {"steps": CALLS})
-    keys = row_keys(jnp.arange(ROWS * attack.draws, dtype=jnp.uint32))
+    keys = row_keys(jnp.arange(attack.draws, dtype=jnp.uint32))
     signal = torch.from_numpy(alphas_cumprod(SchedulerConfig.from_json(pair.sd.scheduler_config, "ddim")))
     drawn = []
     for step in range(attack.steps):
@@ -230,11 +230,10 @@ def test_adversarial_embeddings(pair):
         for times, noise in drawn:
             loss = torch.zeros((), dtype=torch.float64)
             for draw in range(attack.draws):
-                place = draw * ROWS + row
-                abar = signal[times[place]]
-                noisy = abar.sqrt() * x0[row] + (1 - abar).sqrt() * noise[place]
-                output = exact(noisy[None].double(), times[place], y).sample[0]
-                loss = loss + ((output - noise[place]) ** 2).mean() / attack.draws
+                abar = signal[times[draw]]
+                noisy = abar.sqrt() * x0[row] + (1 - abar).sqrt() * noise[draw]
+                output = exact(noisy[None].double(), times[draw], y).sample[0]
+                loss = loss + ((output - noise[draw]) ** 2).mean() / attack.draws
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
