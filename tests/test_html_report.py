@@ -170,6 +170,23 @@ def test_what_a_search_found_has_no_rate(tmp_path):
     )
 
 
+def test_an_adversarial_test_is_shown_with_and_without_a_mitigation(tmp_path):
+    entry = {"prompts": 3, "steps": 50, "bypassed": False, "not_finite": 0}
+    entry |= {"retriggered": 1 / 3, "retriggered_low": 0.008, "retriggered_high": 0.91}
+    entry |= {"control": None, "control_low": 0.0, "control_high": 1.0}
+    audit = audit_example.write_audit(tmp_path, 2) | {"adversarial": {"none": entry}}
+    changed = {"name": "random_words", "settings": {}, "rates": [], "change": []}
+    both = {"none": entry, "random_words": entry | {"bypassed": True}}
+    for mitigation, adversarial in ((None, {"none": entry}), (changed, both)):
+        audit |= {"mitigation": mitigation, "adversarial": adversarial}
+        (tmp_path / "audit.json").write_text(json.dumps(audit), encoding="utf-8")
+        made = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+        assert {"id": "adversarial", "aria-labelledby": "adversarial-title"} in [own for _, own in made.elements]
+        assert "33.3\u00a0%" in made.shown.partition("Extracted prompts whose picture came back")[2]
+        assert ("random_words, bypassed" in made.shown) is (mitigation is not None)
+        assert ("No prompt was flagged" in made.shown) is (mitigation is not None)
+
+
 def test_a_card_holds_no_markup_of_others(folder):
     audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     audit["prompts"]["log"] |= {"source": "a|b # title <img src=x>", "provenance": "[x](y) `z`"}
