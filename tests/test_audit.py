@@ -31,8 +31,8 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def make(matrices, inputs):
-    """Audits a UNet of three matrices into a folder."""
-    return partial(audit_into, matrices, inputs)
+    """Audits a UNet of three matrices into a folder, with a provenance that is not UTF-8."""
+    return partial(audit_into, matrices, inputs, provenance="a caf\udce9")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,7 @@ def test_what_an_audit_says(finished):
     assert len(items) == 13
     assert confirmation["flagged_sampled"] == detection["flagged"]
     assert made["verdict"]["refused"] is not None
+    assert made["prompts"]["log"]["provenance"] == "a caf\ufffd"
     assert made["profile"] == "custom"
     assert {one["kind"] for one in made["rates"]} == {None, "even", "odd"}
     assert any("repeated" in limit for limit in made["limits"])

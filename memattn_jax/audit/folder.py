@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memattn_jax.errors import InputError
+from memattn_jax.prompts.record import valid_text
 from memattn_jax.runs.refusal import refusal
 from memattn_jax.storage import Store
 
@@ -68,8 +69,8 @@ def evidence(out: Path) -> dict[str, str]:
 
 
 def to_json(value: Any) -> bytes:
-    """JSON for people and programs: indented, Unicode as it is, and no NaN."""
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """JSON for people and programs: indented, Unicode as it is, and no NaN; for what is not UTF-8 see `valid_text`."""
+    return valid_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_side_file(out: Path, store: Store) -> None:
@@ -82,28 +83,31 @@ def write_side_file(out: Path, store: Store) -> None:
 def claim(out: Path, plan: Mapping[str, Any], overwrite: bool) -> Store:
     """Creates the folder of an audit, or takes up the one that was begun with the same plan.
 
+    With `overwrite`, an audit that is there is removed, and files that are not its own stay.
+
     Raises:
       InputError: the folder holds something else, or an audit with another plan; the message says where it differs.
     """
-    old = out / PLAN
-    plan = json.loads(json.dumps(plan))
-    if overwrite and old.is_file():
-        for name in (*EVIDENCE, INDEX):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in (*EVIDENCE_FILES, AUDIT, SIDE, TIMES, *MADE):
-            (out / name).unlink(missing_ok=True)
-    if old.is_file():
+    old, written = out / PLAN, to_json(plan)
+    wanted = json.loads(written)
+    if old.is_file() and not overwrite:
         try:
             begun = json.loads(old.read_text(encoding="utf-8"))
         except ValueError:
             raise InputError(f"{old}: damaged; choose another --out or add --overwrite") from None
-        if begun != plan:
-            raise InputError(refusal(str(out), begun, dict(plan)))
+        if begun != wanted:
+            raise InputError(refusal(str(out), begun, wanted))
         return Store(out)
-    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+    if old.is_file():
+        for name in (*EVIDENCE, INDEX):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (*EVIDENCE_FILES, AUDIT, SIDE, TIMES, *MADE):
+            if name != PLAN:  # which says whose folder it is, should this be interrupted
+                (out / name).unlink(missing_ok=True)
+    elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise InputError(f"{out}: holds files, but no audit that could be resumed; choose another --out")
     store = Store(out)
-    store.write(PLAN, to_json(plan))
+    store.write(PLAN, written)
     return store
 
 
