@@ -278,7 +278,9 @@ def test_asked_to_stop(finished, make, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("memattn_jax.runs.run.asked_to_stop", soon)
     make(tmp_path / "audit")
-    assert "the same command resumes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the same command resumes" in said
+    assert "mitigation, at most, without passes of its own: " in said
     assert 0 < len(list((tmp_path / "audit" / "images").iterdir())) < 26
     asked = 100
     make(tmp_path / "audit")

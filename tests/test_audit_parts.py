@@ -22,6 +22,10 @@ from memattn_jax.errors import InputError
 from memattn_jax.search import proposals
 from memattn_jax.storage import Store
 
+HERE = Path(__file__).parent
+KNOWN = {"pictures": True, "measures": {}, "adversarial": True, "repeated": 0, "not_finite": 0, "built_in": False}
+KNOWN |= {"unreadable": 0}
+
 
 def test_options():
     for wrong, option in (
@@ -32,10 +36,12 @@ def test_options():
         ({"mitigation": "all"}, "--mitigation"),
         ({"profile": "swift"}, "--profile"),
         ({"sscd": Path(__file__)}, "--preset"),
-        ({"verify": Path(__file__).parent}, "--verify"),
+        ({"verify": HERE}, "--verify"),
         ({"prompts": "gs://bucket/log.csv"}, "--prompts"),
         ({"detectors": "text_baseline"}, "--detectors: text_baseline reads the prompt alone"),
-        ({"training_pictures": Path(__file__).parent, "out": Path(__file__).parent / "x"}, "--out .*lies in"),
+        ({"training_pictures": HERE, "out": HERE / "x"}, "--out .*lies in --training-pictures"),
+        ({"prompts": str(HERE), "out": HERE / "x"}, "--out .*lies in --prompts"),
+        ({"clean": str(HERE), "out": HERE / "x"}, "--out .*lies in --clean"),
     ):
         with pytest.raises(InputError, match=option):
             Options(**wrong).check()

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from memattn_jax.audit import strata
+from memattn_jax.audit import strata, wording
 from memattn_jax.audit.rates import CONFIDENCE, CONTROL, WIDTH, Share, combined, fewest_control, needed, rates_of, width
 from memattn_jax.audit.truth import truth
-from memattn_jax.errors import InputError
 
 
 def test_one_stratum_is_clopper_pearson():
@@ -100,11 +99,6 @@ def test_draw_is_uniform():
         counts[strata.draw(rows_of(["clean"] * 40), 10, seed).rows["not flagged"]] += 1
     assert counts.sum() == 4000
     assert 60 < counts.min() <= counts.max() < 145  # 100 each, give or take four standard deviations
-
-
-def test_too_many_kinds():
-    with pytest.raises(InputError, match="--kind"):
-        strata.draw(rows_of(["clean"] * 50, [str(i) for i in range(50)]), 5, 0, "kind")
 
 
 def test_truth():

@@ -52,12 +52,13 @@ def digest_of_all(root: Path, paths: Iterable[Path]) -> str:
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def digest_of_prompts(prompts: Iterable[str]) -> str:
-    """SHA-256 of prompts as JSON strings, one a line."""
-    found = hashlib.sha256()
+def digest_of_prompts(prompts: Iterable[str]) -> tuple[str, int]:
+    """SHA-256 of prompts as JSON strings, one a line; and their number."""
+    found, number = hashlib.sha256(), 0
     for prompt in prompts:
         found.update((json.dumps(prompt) + "\n").encode())
-    return found.hexdigest()
+        number += 1
+    return found.hexdigest(), number
 
 
 def evidence(out: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from memattn_jax.audit.rates import FLAGGED, NOT_FLAGGED, STRATA, UNKNOWN, fewest_control
@@ -42,6 +42,14 @@ def stratum_of(row: Mapping) -> str | None:
     return None if row["length"] is None else OF_VERDICT.get(row["verdict"], UNKNOWN)
 
 
+def check_kinds(kind: str, values: Collection[str | None]) -> None:
+    """Raises InputError for a column with more values than there may be kinds."""
+    if len(values) > KINDS:
+        raise InputError(
+            f"--kind {printable(kind, 40)}: more than {KINDS} different values; name a column with few kinds"
+        )
+
+
 def draw(rows: Iterable[Mapping], most: int, seed: int, kind: str | None = None) -> Drawn:
     """Draws at random from each stratum, reading the rows once and keeping few.
 
@@ -53,24 +61,15 @@ def draw(rows: Iterable[Mapping], most: int, seed: int, kind: str | None = None)
       most: prompts of a stratum.
       seed: of the draw.
       kind: the column with the prompt's kind.
-
-    Raises:
-      InputError: too many kinds.
     """
     drawn, chance = Drawn(), {name: random.Random(f"{seed} {name}") for name in STRATA}
     read: Counter[str] = Counter()
-    kinds = set()
     for row in rows:
         stratum = stratum_of(row)
         if stratum is None:
             drawn.unscored += 1
             continue
         own = None if kind is None else row[kind]
-        kinds.add(own)
-        if len(kinds) > KINDS:
-            raise InputError(
-                f"--kind {printable(str(kind), 40)}: more than {KINDS} different values; name a column with few kinds"
-            )
         drawn.sizes[stratum, own] += 1
         read[stratum] += 1
         chosen = drawn.rows[stratum]

@@ -9,7 +9,7 @@ finished audit.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +18,10 @@ from memattn_jax.commands.audit_options import Options
 from memattn_jax.commands.command import FORMAT, run_command
 from memattn_jax.commands.mitigating import make_mitigation
 from memattn_jax.commands.own import file_of
-from memattn_jax.pictures.files import image_files
+from memattn_jax.errors import InputError
+from memattn_jax.pictures.decoding import decode
+from memattn_jax.pictures.files import image_files, read_image
+from memattn_jax.pictures.skipped import UnusableError
 from memattn_jax.prompts import read_prompts, stream_prompts
 from memattn_jax.text import counted
 
@@ -36,6 +39,10 @@ def main(options: Options) -> None:
         return
     if options.named is not None:
         make_mitigation(options.named.name, options.named.options)  # a wrong field is refused before a model is loaded
+    if options.sscd is not None and options.preset is not None:
+        from memattn_jax.copies.sscd import load_sscd
+
+        load_sscd(options.sscd, options.preset)  # a file that is no SSCD is refused likewise
     sources = read_sources(options)
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.sharding.placement import make_mesh
@@ -72,48 +79,74 @@ def audit_model(sd: "StableDiffusion", options: Options, sources: dict[str, Any]
 
 
 def read_sources(options: Options) -> dict[str, Any]:
-    """The blocks of audit.json on prompts and training images; raises InputError where one cannot be read."""
+    """The blocks of audit.json on prompts and training images.
+
+    Everything is read, so that what is wrong with it is found before a model is loaded.
+
+    Raises:
+      InputError: a file that cannot be read, a log without a prompt or with too many kinds, or no usable image.
+    """
     from memattn_jax.audit.folder import digest_of_all, digest_of_prompts, file_digest
 
-    def block(
-        source: str | None, own: Sequence[str], read: Callable[[str], Iterable[str]], about: dict[str, Any]
-    ) -> dict[str, Any]:
+    def block(source: str | None, texts: Iterable[str], about: dict[str, Any]) -> dict[str, Any]:
+        digest, number = digest_of_prompts(texts)
+        found = {"source": source or "built-in", "sha256": digest, "hashed": "prompts"}
         if source is not None and Path(source).is_file():
-            found = {"source": source, "sha256": file_digest(Path(source)), "hashed": "file"}
-        else:
-            texts = own if source is None else read(source)
-            found = {"source": source or "built-in", "sha256": digest_of_prompts(texts), "hashed": "prompts"}
-        return found | {"prompts": 0, "unreadable": 0, "kind_column": None} | about
-
-    def good_prompts(source: str) -> list[str]:
-        return read_prompts(source, options.column)
-
-    def every_record(source: str) -> Iterator[str]:  # unreadable ones are counted, and stop no audit
-        return (record.text for record in stream_prompts(source, options.column))
+            found |= {"sha256": file_digest(Path(source)), "hashed": "file"}
+        return found | {"prompts": number, "unreadable": 0, "kind_column": None} | about
 
     from memattn_jax.commands.auditing import built_in_log
 
     named = {"provenance": "see docs/demo-model.md", "licence": "MIT"}
     log: dict[str, Any] = {"provenance": options.provenance, "licence": options.licence, "kind_column": options.kind}
     clean = {"provenance": options.clean_provenance, "licence": options.clean_licence}
-    records = built_in_log() if options.built_in_log else []
+    texts: Iterable[str] = [record.text for record in built_in_log()] if options.built_in_log else []
     if options.built_in_log:
         log = named | {"kind_column": "kind"}
-    own_clean = demo.clean_prompts() if options.clean is None else []
+    clean_texts = demo.clean_prompts() if options.clean is None else read_prompts(options.clean, options.column)
     found: dict[str, Any] = {
-        "log": block(options.prompts, [record.text for record in records], every_record, log),
-        "clean": block(options.clean, own_clean, good_prompts, named if options.clean is None else clean),
+        "log": block(options.prompts, texts if options.prompts is None else log_texts(options), log),
+        "clean": block(options.clean, clean_texts, named if options.clean is None else clean),
         "training_pictures": None,
     }
-    found["clean"]["prompts"] = len(own_clean or read_prompts(str(options.clean), options.column))
     if options.pictures is not None:
         paths = image_files([options.pictures])
+        if not any(map(is_image, paths)):
+            raise InputError(f"{options.pictures}: none of {counted(len(paths), 'image')} can be read")
         found["training_pictures"] = {
             "source": "built-in" if options.training_pictures is None else str(options.training_pictures),
             "pictures": len(paths),
             "sha256": digest_of_all(options.pictures, paths),
         }
     return found
+
+
+def log_texts(options: Options) -> Iterator[str]:
+    """The text of every record of --prompts; those that are unreadable stop no audit.
+
+    Raises:
+      InputError: no record is a prompt, or --kind has too many values.
+    """
+    from memattn_jax.audit.strata import check_kinds
+
+    kept, kinds, good = () if options.kind is None else (options.kind,), set(), False
+    for record in stream_prompts(str(options.prompts), options.column, kept):
+        if record.error is None:
+            good = True
+            kinds.update(record.kept)
+            check_kinds(str(options.kind), kinds)
+        yield record.text
+    if not good:
+        raise InputError(f"{options.prompts}: none of its records is a prompt; the last one: {record.error}")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image that can be compared."""
+    try:
+        decode(read_image(path))
+    except UnusableError:
+        return False
+    return True
 
 
 def plan_of(options: Options, sd: "StableDiffusion", sources: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +195,7 @@ def print_cost(audit: "Audit", sources: dict[str, Any]) -> None:
     options, profile = audit.options, audit.options.chosen
     asked = audit.detect_options()
     scorer = make_scorer(audit.sd, asked, given_calibration(asked))
-    prompts = sum(1 for _ in audit.log().prompts)  # an estimate would be no upper bound
+    prompts = sources["log"]["prompts"]
     image = 2 * profile.steps
     flagged = min(prompts, profile.prompts)
     fitting = 0 if asked.calibrate is None else sources["clean"]["prompts"]
@@ -174,7 +207,7 @@ def print_cost(audit: "Audit", sources: dict[str, Any]) -> None:
     }
     if options.named is not None:
         others = min(prompts - flagged, flagged)
-        parts["mitigation, at most"] = (flagged * profile.images_per_prompt + others) * image
+        parts["mitigation, at most, without passes of its own"] = (flagged * profile.images_per_prompt + others) * image
     if profile.adversarial:
         runs = 2 if options.named is not None else 1
         parts["adversarial test, at most"] = 2 * runs * profile.adversarial * (50 * 8 * 3 + image)

@@ -14,6 +14,7 @@ from memattn_jax.commands.options import (
     check_sscd,
     files,
     finite,
+    flag,
     judging,
     local_out,
     names_of,
@@ -165,9 +166,10 @@ class Options(ModelOptions):
         if self.kind is not None and self.prompts is None:
             raise InputError("--kind names a column of a prompt file: add --prompts FILE")
         local_out(self)
-        pictures = self.training_pictures
-        if pictures is not None and self.out.resolve().is_relative_to(pictures.resolve()):
-            raise InputError(f"--out {self.out}: lies in --training-pictures, so that images would be their own copies")
+        for name in ("prompts", "clean", "training_pictures"):
+            source = getattr(self, name)
+            if source is not None and self.out.resolve().is_relative_to(Path(source).resolve()):
+                raise InputError(f"--out {self.out}: lies in {flag(name)}, so that an audit would read what it writes")
 
     def check_search(self) -> None:
         """Raises InputError for options of --search that do not go together."""
