@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import micro
 import numpy as np
@@ -13,7 +14,7 @@ from memattn_jax.audit.evidence import Nearest, is_memorized
 from memattn_jax.audit.folder import Times
 from memattn_jax.audit.heatmaps import shown_tokens
 from memattn_jax.audit.masks import write_masks
-from memattn_jax.audit.wording import limits
+from memattn_jax.audit.wording import limits, percent
 from memattn_jax.commands.audit import plan_of, read_sources
 from memattn_jax.commands.audit_options import Options
 from memattn_jax.commands.auditing import Audit
@@ -118,8 +119,43 @@ def test_training_pictures_that_cannot_be_read_are_counted(tmp_path, matrices, c
     assert facts.unreadable == 1
     assert not facts.nearest[tmp_path / "images" / picture.name].copy
     assert "training pictures: 1 skipped" in capsys.readouterr().out
-    known = {"pictures": True, "measures": {}, "adversarial": True, "repeated": 0, "not_finite": 0, "built_in": False}
-    assert "1 training picture could not be read; copies" in " ".join(limits(known | {"unreadable": 1}))
+    assert "1 training picture could not be read; copies" in " ".join(limits(KNOWN | {"unreadable": 1}))
+
+
+def decided(**by: str) -> dict:
+    """What `limits` reads of the measures that decide."""
+    return {against.replace("_", " "): {"name": name, "threshold": 0.9} for against, name in by.items()}
+
+
+@pytest.mark.parametrize(
+    ("measures", "by_pixels"),
+    [
+        (decided(training_pictures="correlation", seeds="correlation"), True),
+        (decided(training_pictures="sscd_disc_mixup", seeds="sscd_disc_mixup"), False),
+        (decided(seeds="sscd_disc_mixup"), False),
+        (decided(training_pictures="disc_large", seeds="disc_large"), False),
+        ({}, False),
+    ],
+)
+def test_pixels_are_said_to_decide_where_they_alone_do(measures, by_pixels):
+    said = " ".join(limits(KNOWN | {"pictures": "training pictures" in measures, "measures": measures}))
+    assert ("by their pixels, without SSCD" in said) is by_pixels
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0, "0 %"), (0.0003, "0.03 %"), (0.000123, "0.012 %"), (0.0241, "2.4 %"), (1.0, "100 %")]
+)
+def test_small_rates_keep_their_digits(share, text):
+    assert percent(share) == text
+
+
+def test_weights_are_not_pruned_for_no_prompt(tmp_path, matrices):
+    """Where no prompt is flagged, an audit finishes with nothing mitigated."""
+    options = Options(model="m", mitigation="pruned_weights", out=tmp_path)
+    audit = Audit(options, matrices, tmp_path, Times(Store(tmp_path)), {})
+    found = SimpleNamespace(rows=[{"row": 0, "prompt": "a", "length": 3, "verdict": "clean"}])
+    assert audit.mitigation(found) is None
+    assert audit.mitigated(found, None) == []
 
 
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])

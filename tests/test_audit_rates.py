@@ -73,6 +73,23 @@ def test_rates_of_the_log_its_strata_and_kinds():
     assert {one["what"] for one in rates_of(items, sizes, pictures=False)} == {"memorized"}
 
 
+@pytest.mark.parametrize(
+    ("stratum", "named"),
+    [("flagged", "flagged prompts"), ("not flagged", "prompts that are not flagged"), ("unknown", "prompts without a")],
+)
+def test_a_stratum_without_finite_images_is_why_there_is_no_rate(stratum, named):
+    """Not the width, where the others make the interval narrow."""
+    others = [an_item("not flagged" if stratum != "not flagged" else "flagged", None, False)] * 60
+    items = [an_item(stratum, None, None), *others]
+    sizes = {(stratum, None): 1, (others[0]["stratum"], None): 99}
+    said = wording.verdict(rates_of(items, sizes, pictures=False), 4)
+    assert f"none of the sampled {named}" in said["refused"]
+    assert "not known; it lies between" in said["sentence"]
+    assert "wider than" not in said["refused"]
+    few = wording.verdict(rates_of(others[:5], {(others[0]["stratum"], None): 99}, pictures=False), 4)
+    assert "wider than 20 percentage points" in few["refused"]
+
+
 def rows_of(verdicts, kinds=("a", "b")):
     for number, verdict in enumerate(verdicts):
         length = None if verdict is None else 5

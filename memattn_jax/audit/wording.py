@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memattn_jax.audit.rates import WIDTH
+from memattn_jax.copies.search import PIXELS
+from memattn_jax.report.html.wording import LOG, OF, digits
 from memattn_jax.text import counted
 
 MEANING = {
@@ -13,8 +15,8 @@ MEANING = {
 
 
 def percent(share: float) -> str:
-    """A share as a percentage, with as many digits as prompts allow."""
-    return f"{100 * share:.1f} %"
+    """A share as a percentage, with the digits that the report's page shows."""
+    return f"{digits(share)} %"
 
 
 def headline_of(rates: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -36,10 +38,18 @@ def verdict(rates: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
         share = percent(rate["rate"])
         sentence = f"{share} of the log's prompts {MEANING[rate['what']]} ({found}, with 95 % confidence; {sampled})."
         return {"sentence": sentence, "sure": sure, "refused": None}
-    refused = (
-        f"{sampled} leave the rate {found}, wider than {100 * WIDTH:g} percentage points; "
-        f"{rate['needed']} prompts are needed at the rates found"
-    )
+    if rate["rate"] is None:
+        strata = [one for one in rates if (one["what"], one["kind"]) == (rate["what"], None) and one["of"] != LOG]
+        unjudged = " or ".join(OF[one["of"]] for one in strata if not one["samples"])
+        refused = (
+            f"none of the sampled {unjudged} gave images that could be judged, so the log's rate is not known; "
+            f"it lies {found}"
+        )
+    else:
+        refused = (
+            f"{sampled} leave the rate {found}, wider than {100 * WIDTH:g} percentage points; "
+            f"{rate['needed']} prompts are needed at the rates found"
+        )
     return {"sentence": f"No headline: {refused}.", "sure": sure, "refused": refused}
 
 
@@ -88,7 +98,8 @@ def limits(facts: Mapping[str, Any]) -> list[str]:
             "Without training pictures, nothing is known to be extracted: seeds that agree are evidence of "
             "memorization, not of what was memorized."
         )
-    if measure is None or not measure["name"].startswith("sscd"):
+    deciding = facts["measures"].values()
+    if deciding and all(one["name"] in PIXELS for one in deciding):
         said.append("Images were compared by their pixels, without SSCD, which most papers use.")
     if not facts["adversarial"]:
         said.append("No adversarial test was made: a mitigation that hides a picture need not have removed it.")

@@ -178,15 +178,15 @@ class Audit:
         return self.sample(self.camera(None, "images"), shots, "confirmation", {})
 
     def mitigation(self, found: Found) -> "Mitigation | None":
-        """The mitigation, fitted; None without one."""
+        """The mitigation, fitted; None without one, or where it would learn from flagged prompts, and none is."""
         named = self.options.named
         if named is None:
             return None
         flagged = [row["prompt"] for row in found.rows if stratum_of(row) == FLAGGED]
         options = self.options
         clean = demo.clean_prompts() if options.clean is None else read_prompts(options.clean, options.column)
-        texts = texts_for(named, flagged, clean, built_in=False)
-        return make_mitigation(named.name, named.options, texts).fit(self.sd, **self.run)
+        made = make_mitigation(named.name, named.options, texts_for(named, flagged, clean, built_in=False))
+        return made.fit(self.sd, **self.run) if getattr(made, "memorized", True) else None
 
     def mitigated(self, found: Found, mitigation: "Mitigation | None") -> list[Row]:
         """The flagged prompts on the same seeds with the mitigation, and the others on the first seed."""
@@ -269,7 +269,8 @@ class Audit:
         from memattn_jax.mitigations import Mitigation
 
         tried = {"none": Mitigation()} | ({} if mitigation is None else {str(self.options.mitigating): mitigation})
-        found = bring_back(self.sd, own, (self.out, facts.pictures), tried, self.options.seed, self.run)
+        folders, options = (self.out, facts.pictures), self.options
+        found = bring_back(self.sd, own, folders, tried, options.seed, self.run, options.batch_size)
         store.write("adversarial.json", to_json(found))
         return found
 
