@@ -178,11 +178,15 @@ def test_progress_is_for_terminals(repository, online, capfd):
 
 
 def test_a_file_in_a_repository(repository, online):
+    """With the .yaml beside it, which says what it predicts."""
+    (repository / "v1-5-pruned.yaml").write_text("a config")
     hub = Hub(repository)
     with served(hub) as address:
         online(address)
-        assert locate("hf://owner/name/v1-5-pruned.ckpt").read_text() == "v1-5-pruned.ckpt"
-    assert hub.sent == {"v1-5-pruned.ckpt"}
+        file = locate("hf://owner/name/v1-5-pruned.ckpt")
+    assert file.read_text() == "v1-5-pruned.ckpt"
+    assert file.with_suffix(".yaml").read_text() == "a config"
+    assert hub.sent == {"v1-5-pruned.ckpt", "v1-5-pruned.yaml"}
 
 
 def test_a_repository_that_is_not_public(repository, online, monkeypatch):

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from memattn_jax import InputError, StableDiffusion, demo
-from memattn_jax.checkpoints.checkpoint import Source
+from memattn_jax.checkpoints.checkpoint import PARTS, Source
 from memattn_jax.checkpoints.opening import open_checkpoint
-from memattn_jax.checkpoints.single_file.family import ALPHAS, scheduler_config, stated_prediction
+from memattn_jax.checkpoints.single_file.family import ALPHAS, scheduler_config, stated_prediction, with_own_schedule
 from memattn_jax.checkpoints.single_file.text import layers_used, modern_openclip
 from memattn_jax.checkpoints.single_file.vae import linear
 from memattn_jax.commands.converting import convert
@@ -63,6 +63,36 @@ def test_comfyui_marks_a_schedule_without_signal_with_an_empty_tensor(single_fil
     save_file(load_file(single_file) | marked, tmp_path / "marked.safetensors")
     opened = open_checkpoint(tmp_path / "marked.safetensors", Source(config=demo.MODEL))
     assert opened.scheduler_config["rescale_betas_zero_snr"]
+    folder = shutil.copytree(demo.MODEL, tmp_path / "folder")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"timestep_spacing": "leading"}))
+    opened = open_checkpoint(tmp_path / "marked.safetensors", Source(config=folder))
+    assert make_schedule(opened.scheduler_config, "ddim", 10).timesteps[0] == 901  # which has a signal to predict from
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "spacing"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "DDIMScheduler", "trailing"),
+        ({"_class_name": "PNDMScheduler", "timestep_spacing": "leading"}, "DDIMScheduler", "leading"),
+        ({"_class_name": "EulerDiscreteScheduler"}, "EulerDiscreteScheduler", "trailing"),
+        ({}, "DDIMScheduler", "trailing"),
+    ],
+)
+def test_a_folders_sampler_stays_where_it_can_use_a_files_schedule(folder, name, spacing):
+    found = with_own_schedule(folder, {"ztsnr": np.zeros(0)})
+    assert found == {"_class_name": name, "timestep_spacing": spacing, "rescale_betas_zero_snr": True}
+    assert with_own_schedule(folder, {}) == folder
+
+
+@pytest.mark.parametrize(
+    "name", ["model_ema.decay", "embedding_manager.embedder.transformer.text_model.final_layer_norm.bias"]
+)
+def test_leftovers_of_training_are_not_read(name, single_file, tmp_path):
+    save_file(load_file(single_file) | {name: np.ones(1, np.float32)}, tmp_path / "left.safetensors")
+    found, wanted = (open_checkpoint(path).parts for path in (tmp_path / "left.safetensors", single_file))
+    for part in PARTS:
+        assert found[part].tensors().keys() == wanted[part].tensors().keys()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])

@@ -1,5 +1,6 @@
 """Locates a model: a local folder or file, or one of a repository on the Hugging Face Hub, downloaded once."""
 
+import contextlib
 import glob
 import re
 from collections.abc import Iterable
@@ -98,7 +99,7 @@ def download(place: Repository, source: Source) -> Path:
     Where the hub does not answer, and under `HF_HUB_OFFLINE`, the cache alone is looked in.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import EntryNotFoundError, tqdm
 
     class Bar(tqdm):
         """A progress bar of the client's, on terminals alone."""
@@ -108,7 +109,10 @@ def download(place: Repository, source: Source) -> Path:
 
     access: dict[str, Any] = {"revision": place.revision, "token": source.token}
     if place.path.endswith(FILES):
-        return Path(hf_hub_download(place.name, place.path, **access))
+        file = hf_hub_download(place.name, place.path, **access)
+        with contextlib.suppress(EntryNotFoundError):  # few files have one; see `inference_yaml`
+            hf_hub_download(place.name, str(PurePosixPath(place.path).with_suffix(".yaml")), **access)
+        return Path(file)
     try:
         files = HfApi().model_info(place.name, **access).siblings or ()
     except Exception as refusal:  # offline, out of order or not for us; what is raised depends on the client's version

@@ -30,7 +30,7 @@ OTHERS = {  # start of a name: the kind of file that has it
     "encoder.": "one network",
     "text_model.": "one network",
 }
-NOT_READ = (  # kept for training, or derived from the noise schedule
+NOT_READ = (  # kept for training or a sampler, or derived from the noise schedule
     "betas",
     "alphas_cumprod",
     "sqrt_",
@@ -40,6 +40,8 @@ NOT_READ = (  # kept for training, or derived from the noise schedule
     "logvar",
     "scale_factor",
     "model.betas",
+    "denoiser.",
+    "embedding_manager.",
     "cond_stage_model.logit_scale",
     "cond_stage_model.text_projection",
     EMA,
@@ -60,6 +62,7 @@ SCHEDULER = {  # of Stable Diffusion, as its folders have it
 
 ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)  # of SCHEDULER
 WITHOUT_SIGNAL = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+NEEDS_SIGNAL = ("PNDMScheduler", "FlaxPNDMScheduler")  # classes of diffusers that cannot sample such a schedule
 
 
 def as_named(tensors: Tensors) -> Tensors:
@@ -125,6 +128,17 @@ def trained_size(metadata: Mapping[str, Any], *, large: bool) -> int:
 def scheduler_config(tensors: Tensors, prediction: str) -> dict[str, Any]:
     """The content of scheduler_config.json: Stable Diffusion's, with the noise schedule that the file has, if any."""
     return SCHEDULER | {"prediction_type": prediction} | own_schedule(tensors)
+
+
+def with_own_schedule(folder: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
+    """The content of a folder's scheduler_config.json, with the noise schedule that a file was trained with.
+
+    The sampler and its timesteps stay the folder's where it names them and the sampler can use the schedule.
+    """
+    stays = {key: folder[key] for key in ("_class_name", "timestep_spacing") if key in folder}
+    if stays.get("_class_name") in NEEDS_SIGNAL:
+        del stays["_class_name"]
+    return {**folder, **own_schedule(tensors), **stays}
 
 
 def own_schedule(tensors: Tensors) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from memattn_jax.checkpoints.clip import END
 from memattn_jax.checkpoints.folder import CONFIGS, open_folder
 from memattn_jax.checkpoints.places import find_model
 from memattn_jax.checkpoints.single_file import configs, family
+from memattn_jax.checkpoints.single_file.inference_yaml import prediction_beside
 from memattn_jax.checkpoints.single_file.renaming import Tensors, below, left_out
 from memattn_jax.checkpoints.single_file.text import modern_openclip
 from memattn_jax.checkpoints.single_file.unet import modern_unet
 from memattn_jax.checkpoints.single_file.vae import modern_vae
 from memattn_jax.checkpoints.tensors import read_tensors
 from memattn_jax.errors import InputError
+from memattn_jax.models.configs import CLIPTextConfig
 from memattn_jax.text import counted, printable
 
 CONFIGS_KEY = "memattn_jax.configs"  # in the metadata of a file that this package wrote
@@ -28,7 +30,7 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
     """Reads what a single file says of itself, and no weights.
 
     Args:
-      path: in safetensors or a pickle.
+      path: in safetensors or a pickle. A .yaml of the same name beside it may say what the UNet predicts.
       source: what the file does not say. Without a `config`, geometry and family are derived from the tensors, and the
         tokenizer is CLIP's own.
       vae: an autoencoder to take instead of the file's.
@@ -44,11 +46,16 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
     tensors = family.as_named(raw)
     family.refuse_others(where, tensors)
     family.check_names(where, tensors)
+    base = None
+    if source.config is not None:
+        base = open_folder(find_model(Path(source.config)))
+    elif CONFIGS_KEY in metadata:
+        base = recorded(where, metadata[CONFIGS_KEY], source.prediction_type)
     openclip = not below(tensors, family.CLIP)
     unet = moving_average(where, tensors) if source.ema else below(tensors, family.UNET)
     found = {
         "unet": renamed_all(where, unet, modern_unet),
-        "text_encoder": modern_openclip(below(tensors, family.OPENCLIP)) if openclip else modern_clip(tensors),
+        "text_encoder": modern_text(tensors, base) if openclip else modern_clip(tensors),
     }
     if vae is None:
         stored = {name: t for name, t in below(tensors, family.VAE).items() if not name.startswith("loss.")}
@@ -56,18 +63,15 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
     if missing := [name for name, of_part in found.items() if not of_part]:
         hint = "; add --vae FILE" if missing == ["vae"] else ""
         raise InputError(f"{where}: lacks the {' and the '.join(missing)}{hint}")
-    stated = family.stated_prediction(tensors, metadata)
-    if source.config is not None:
-        base = open_folder(find_model(Path(source.config)))
-        own = family.own_schedule(tensors)  # what the weights were trained with, whatever the folder's were
-        if stated or source.prediction_type:
-            prediction = family.prediction_type(where, stated, second=openclip, asked=source.prediction_type)
-            own = {**own, "prediction_type": prediction}
-        base = replace(base, scheduler_config={**base.scheduler_config, **own})
+    stated = family.stated_prediction(tensors, metadata) or prediction_beside(path, default=base is None)
+    if base is not None:
         parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
-    elif CONFIGS_KEY in metadata:
-        base = recorded(where, metadata[CONFIGS_KEY], source.prediction_type)
-        parts = {name: Part(where, base.parts[name].config, as_is(found[name])) for name in found}
+        if source.config is not None:
+            scheduler = family.with_own_schedule(base.scheduler_config, tensors)
+            if stated or source.prediction_type:
+                prediction = family.prediction_type(where, stated, second=openclip, asked=source.prediction_type)
+                scheduler["prediction_type"] = prediction
+            base = replace(base, scheduler_config=scheduler)
     else:
         prediction = family.prediction_type(where, stated, second=openclip, asked=source.prediction_type)
         pixels = family.trained_size(metadata, large=openclip and prediction == "v_prediction")
@@ -75,6 +79,13 @@ def open_single_file(path: Path, source: Source, vae: Part | None = None) -> Che
         scheduler = family.scheduler_config(tensors, prediction)
         base = Checkpoint(where, parts, scheduler, tokenizer=None, pad=PAD if openclip else END)
     return replace(base, where=where, parts=parts | ({} if vae is None else {"vae": vae}))
+
+
+def modern_text(tensors: Tensors, base: Checkpoint | None) -> dict[str, np.ndarray]:
+    """OpenCLIP's tensors, with the number of layers that the configs say, if there are any."""
+    text = None if base is None else base.parts["text_encoder"].config
+    layers = text.num_hidden_layers if isinstance(text, CLIPTextConfig) else None
+    return modern_openclip(below(tensors, family.OPENCLIP), layers)
 
 
 def modern_clip(tensors: Tensors) -> dict[str, np.ndarray]:
