@@ -113,6 +113,19 @@ def test_another_dtype(tmp_path):
     assert again == StableDiffusion.from_pretrained(demo.MODEL, "bfloat16").fingerprint()
 
 
+def test_an_embedding_leaves_the_token_table_its_type(tmp_path):
+    """Half precision, in which the built-in model is stored; loaded in float32, the vectors are as in their file."""
+    vectors = np.full((2, 128), 1 / 3, np.float32)
+    save_file({"<new>": vectors}, tmp_path / "new.safetensors")
+    assert run(demo.MODEL, tmp_path / "out", "--embedding", tmp_path / "new.safetensors") == 0
+    before, after = tensors(demo.MODEL), tensors(tmp_path / "out")
+    assert {name: value.dtype for name, value in after.items()} == {name: value.dtype for name, value in before.items()}
+    name = "text_encoder.embeddings.token_embedding.weight"
+    np.testing.assert_array_equal(after[name], np.concatenate([before[name], vectors.astype(np.float16)]))
+    sd = StableDiffusion.from_pretrained(demo.MODEL, "float32", embeddings=tmp_path / "new.safetensors")
+    np.testing.assert_array_equal(sd.text_encoder.text_model.embeddings.token_embedding.embedding[-2:], vectors)
+
+
 def test_destinations_are_kept(converted, tmp_path, capsys):
     """Nothing is replaced unasked, and a conversion that fails leaves what was there."""
     target = tmp_path / "model.safetensors"

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from memattn_jax import StableDiffusion
+from memattn_jax.checkpoints.checkpoint import Source
 from memattn_jax.checkpoints.lora.files import read_lora
 from memattn_jax.checkpoints.lora.keys import parse_key
 from memattn_jax.checkpoints.lora.merge import with_loras
@@ -198,6 +199,31 @@ def test_options(tmp_path: Path):
     assert options.source["embeddings"] == [(tmp_path / "a.safetensors", "<cat>"), (tmp_path / "b:2", None)]
     assert options.model_name.startswith(f"built-in lora={tmp_path}/a.safetensors lora=")
     assert not options.built_in
+
+
+@pytest.mark.parametrize("kind", ["loras", "embeddings"])
+@pytest.mark.parametrize("file", ["a.safetensors", Path("a.safetensors")], ids=["text", "path"])
+def test_one_file_needs_no_list(kind: str, file: str | Path):
+    assert Source(**{kind: file}) == Source(**{kind: [file]})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["loras", "embeddings"])
+@pytest.mark.parametrize("given", [("a.safetensors", 0.8), [("a.safetensors", 0.8, 1)], [None]], ids=str)
+def test_what_is_neither_a_file_nor_a_pair(kind: str, given: object):
+    with pytest.raises(InputError, match=rf"^{kind}: expected files, or pairs such as \[\('\w+\.safetensors', .*\)\]$"):
+        Source(**{kind: given})  # type: ignore[arg-type]
+
+
+def test_a_changed_token_table_grows(model: Path, tmp_path: Path):
+    """By a LoRA with a difference of the whole table, and an embedding."""
+    before = StableDiffusion.from_pretrained(model).text_encoder.text_model.embeddings.token_embedding.embedding[...]
+    layer = "lora_te_text_model_embeddings_token_embedding"
+    save_file({f"{layer}.diff": ones(*before.shape)}, tmp_path / "lora.safetensors")
+    save_file({"<new>": 3 * ones(1, TEXT)}, tmp_path / "new.safetensors")
+    files = {"loras": tmp_path / "lora.safetensors", "embeddings": tmp_path / "new.safetensors"}
+    text = StableDiffusion.from_pretrained(model, **files).text_encoder
+    expected = np.concatenate([np.asarray(before) + 1, 3 * ones(1, TEXT)])
+    np.testing.assert_array_equal(text.text_model.embeddings.token_embedding.embedding[...], expected)
 
 
 @pytest.mark.parametrize("text", ["missing", "missing:0.5", "a:x", "a:nan"])

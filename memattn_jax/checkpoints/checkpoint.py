@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from memattn_jax.errors import InputError
 from memattn_jax.models.config import Config
 
 Change = Callable[[str, np.ndarray], np.ndarray]  # a parameter's name and stored tensor, PyTorch's, to another tensor
@@ -72,8 +73,13 @@ class Source:
       subfolder: of the model's folder or repository, where the checkpoint is in one.
       revision: branch, tag or commit of a repository on the Hugging Face Hub.
       token: for a repository that is not public; by default that of `HF_TOKEN` or of the client's login.
-      loras: files or folders whose changes to the weights are merged, each with its strength, or without for 1.
-      embeddings: textual inversion files, each with its token, or without for the one that the file or its name says.
+      loras: files or folders whose changes to the weights are merged, each with its strength, or without for 1; or one
+        file or folder.
+      embeddings: textual inversion files, each with its token, or without for the one that the file or its name says;
+        or one file.
+
+    Raises:
+      InputError: `loras` or `embeddings` has something else than files and pairs.
     """
 
     vae: Path | None = None
@@ -88,11 +94,25 @@ class Source:
     embeddings: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loras", tuple(with_default(lora, 1.0) for lora in self.loras))
-        object.__setattr__(self, "embeddings", tuple(with_default(embedding, None) for embedding in self.embeddings))
+        lora, embedding = ("style.safetensors", 0.8), ("cat.safetensors", "<cat>")
+        for name, default, example in (("loras", 1.0, lora), ("embeddings", None, embedding)):
+            wrong = f"{name}: expected files, or pairs such as [{example}]"
+            object.__setattr__(self, name, pairs(getattr(self, name), default, wrong))
 
 
-def with_default(given: Any, default: Any) -> tuple[Path, Any]:
-    """A path and a value, from such a pair or from a path alone."""
-    path, value = (given, default) if isinstance(given, str | Path) else given
-    return Path(path).expanduser(), value
+def pairs(given: Any, default: Any, wrong: str) -> tuple[tuple[Path, Any], ...]:
+    """Paths with their values, from one path, or from paths and such pairs.
+
+    Raises:
+      InputError: `wrong`, for anything else.
+    """
+    found: list[tuple[Path, Any]] = []
+    for one in [given] if isinstance(given, str | Path) else given:
+        match one:
+            case str() | Path():
+                found.append((Path(one).expanduser(), default))
+            case [str() | Path() as path, value]:
+                found.append((Path(path).expanduser(), value))
+            case _:
+                raise InputError(wrong)
+    return tuple(found)

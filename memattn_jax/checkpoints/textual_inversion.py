@@ -5,6 +5,7 @@
 | diffusers | {token: [channels] or [vectors, channels]} |
 | the original code, AUTOMATIC1111 | {"string_to_param": {"*": [vectors, channels]}, "name": token, …} |
 | AUTOMATIC1111, kohya, as safetensors | {"emb_params": [vectors, channels]} |
+| diffusers' advanced DreamBooth script | {"clip_l": [vectors, channels]} |
 
 A file with several vectors becomes the tokens `token`, `token_1`, `token_2` and so on; `token` alone in a prompt stands
 for all of them, as in diffusers' `load_textual_inversion`.
@@ -25,7 +26,7 @@ from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.errors import InputError
 from memattn_jax.models.configs import CLIPTextConfig
 
-NAMELESS = ("emb_params", "*")
+NAMELESS = ("emb_params", "clip_l", "*")
 MOST = 75  # vectors: the places that a prompt has between its begin and end token
 TABLE = "embeddings.token_embedding.weight"
 
@@ -113,13 +114,20 @@ def with_embeddings(part: Part, tokenizer: Tokenizer, embeddings: Sequence[Embed
 
     def tensors() -> dict[str, np.ndarray]:
         found = dict(part.tensors())
-        for name in found:
+        for name, table in list(found.items()):
             # a table of another size stays, for `match` to refuse
-            if name.endswith(TABLE) and found[name].shape == (config.vocab_size, config.hidden_size):
-                table = np.zeros((size, config.hidden_size), np.float32)
-                table[: len(found[name])] = found[name]
-                table[list(rows)] = list(rows.values())
-                found[name] = table
+            if name.endswith(TABLE) and table.shape == (config.vocab_size, config.hidden_size):
+                found[name] = np.concatenate([table, np.zeros((size - len(table), config.hidden_size), table.dtype)])
         return found
 
-    return replace(part, config=replace(config, vocab_size=size), tensors=tensors, orbax=None)
+    def change(name: str, stored: np.ndarray) -> np.ndarray:
+        known = stored[: config.vocab_size] if name.endswith(TABLE) else stored
+        changed = known if part.change is None else part.change(name, known)
+        if not name.endswith(TABLE):
+            return changed
+        table = np.zeros(stored.shape, np.float32)  # the vectors may be more exact than the stored table
+        table[: config.vocab_size] = changed
+        table[list(rows)] = list(rows.values())
+        return table
+
+    return replace(part, config=replace(config, vocab_size=size), tensors=tensors, change=change, orbax=None)

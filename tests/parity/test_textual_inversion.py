@@ -53,6 +53,7 @@ def write(kind: str, folder: Path) -> tuple[Path, torch.Tensor]:
             three,
         ),
         "emb_params": ("<cat>.safetensors", {"emb_params": three.half()}, three.half().float()),
+        "clip_l": ("<cat>.safetensors", {"clip_l": three}, three),
         "a tensor": ("<cat>.pt", three, three),
     }
     name, content, expected = contents[kind]
@@ -63,10 +64,10 @@ def write(kind: str, folder: Path) -> tuple[Path, torch.Tensor]:
     return folder / name, expected
 
 
-KINDS = ("diffusers", "diffusers, several", "diffusers, safetensors", "A1111", "original", "emb_params", "a tensor")
+KINDS = ("diffusers", "diffusers, several", "diffusers, safetensors", "A1111", "original", "emb_params", "clip_l")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "a tensor"])
 def test_files(kind: str, tmp_path: Path):
     path, expected = write(kind, tmp_path)
     embedding = read_embedding(path)
