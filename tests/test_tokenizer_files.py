@@ -1,6 +1,7 @@
 """A tokenizer's files are read as transformers reads them, but for what they could make it do besides."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from small_checkpoint import BEGIN, END, write_tokenizer
 from transformers import CLIPTokenizer
 
 from memattn_jax.checkpoints.clip import clip_tokenizer
+from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.checkpoints.tokenizer_files import read_tokenizer, read_vocabulary, save_tokenizer
 from memattn_jax.errors import InputError
@@ -141,6 +143,25 @@ def test_wrong_types(tmp_path, name, content):
     write(tmp_path, name, content)
     with pytest.raises(InputError, match="no CLIP tokenizer"):
         read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "tokenizer: no CLIP tokenizer"),
+        ({"vocab.json": "{}"}, "tokenizer: no CLIP tokenizer"),
+        ({"vocab.json": "{}", "merges.txt": "version https://git-lfs.github.com/spec/v1"}, "merges.txt: is a git-lfs"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused_with_the_configs(model, tmp_path, files, message):
+    """Before weights are read."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    for name, content in files.items():
+        (folder / "tokenizer" / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(folder)
 
 
 def test_clips_own_vocabulary_is_complete():

@@ -16,6 +16,7 @@ from memattn_jax.checkpoints.components import refuse_other_pipelines
 from memattn_jax.checkpoints.json_file import read_json
 from memattn_jax.checkpoints.links import refuse_links_outside
 from memattn_jax.checkpoints.tensors import read_tensors
+from memattn_jax.checkpoints.tokenizer_files import tokenizer_files
 from memattn_jax.checkpoints.weight_names import NAMES, Weights, choose_weights, variants
 from memattn_jax.errors import InputError
 from memattn_jax.models.config import Config
@@ -150,6 +151,7 @@ def open_folder(folder: Path, variant: str | None = None) -> Checkpoint:
       InputError: another family of models, a missing part, a config that is not supported, or no such variant.
     """
     check_folder(folder)
+    tokenizer_files(folder / "tokenizer")
     own = read_json(folder / OWN) if (folder / OWN).is_file() else {}
     parts = {name: open_part(folder / name, name, variant) for name in PARTS}
     if variant is not None and all(part.variant != variant for part in parts.values()):

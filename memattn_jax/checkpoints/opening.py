@@ -8,7 +8,7 @@ from memattn_jax.checkpoints.folder import open_folder
 from memattn_jax.checkpoints.lora.merge import with_loras
 from memattn_jax.checkpoints.single_file.opening import open_single_file
 from memattn_jax.checkpoints.single_file.vae_file import open_vae
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 
 
 def open_checkpoint(path: Path, source: Source | None = None) -> Checkpoint:
@@ -21,9 +21,11 @@ def open_checkpoint(path: Path, source: Source | None = None) -> Checkpoint:
     Raises:
       FileNotFoundError: no such file or folder.
       InputError: not a checkpoint of Stable Diffusion 1.x or 2.x, or a damaged one; a LoRA that does not fit it; a
-        `source` that is for another kind of checkpoint.
+        `source` that is for another kind of checkpoint, or whose prediction type is not known.
     """
     source = source or Source()
+    if source.prediction_type is not None:
+        check_name("prediction type", source.prediction_type, ("epsilon", "v_prediction"))
     vae = None if source.vae is None else open_vae(Path(source.vae).expanduser())
     if path.is_file():
         checkpoint = open_single_file(path, source, vae)

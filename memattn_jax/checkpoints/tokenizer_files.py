@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memattn_jax.checkpoints.json_file import read_json
-from memattn_jax.checkpoints.mapped import refuse_page, refuse_pipe
+from memattn_jax.checkpoints.mapped import map_file, refuse_page, refuse_pipe
 from memattn_jax.errors import InputError
 from memattn_jax.text import printable
 
@@ -22,11 +22,24 @@ FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 LARGEST = 2**25  # bytes of merges.txt; CLIP's has half a million
 
 
+def tokenizer_files(folder: Path) -> set[str]:
+    """Names of the files in a tokenizer's folder.
+
+    Raises:
+      InputError: a vocabulary is missing, or something else is in its file's place.
+    """
+    files = {path.name for path in folder.iterdir()}
+    needed = ("tokenizer.json",) if "tokenizer.json" in files else ("vocab.json", "merges.txt")
+    if not files.issuperset(needed):
+        raise InputError(f"{folder}: no CLIP tokenizer (expected vocab.json and merges.txt, or tokenizer.json)")
+    for path in (folder / name for name in needed):
+        refuse_page(path, map_file(path)[:64].tobytes())
+    return files
+
+
 def read_tokenizer(folder: Path) -> Any:
     """CLIPTokenizer of transformers, from a folder; raises InputError if it has none, or files that are damaged."""
-    files = {path.name for path in folder.iterdir()}
-    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
-        raise InputError(f"{folder}: no CLIP tokenizer (expected vocab.json and merges.txt, or tokenizer.json)")
+    files = tokenizer_files(folder)
     from transformers import CLIPTokenizer  # a second of imports that only prompts need
 
     try:

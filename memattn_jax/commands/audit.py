@@ -48,6 +48,7 @@ def main(options: Options) -> None:
     from memattn_jax.sharding.placement import make_mesh
 
     mesh = make_mesh(options.mesh)
+    options.check_schedule(options.scheduler, options.chosen.steps)
     sd = StableDiffusion.from_pretrained(
         demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
     )

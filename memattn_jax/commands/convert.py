@@ -21,7 +21,7 @@ from memattn_jax.commands.converting import CONTAINERS, check_destination, conve
 from memattn_jax.commands.detect_options import Options as DetectOptions
 from memattn_jax.commands.model_options import CheckpointOptions
 from memattn_jax.commands.options import BY_DEFAULT, flag, local_out, names_of, one_of, some_of
-from memattn_jax.commands.scoring import given_calibration, match_calibration
+from memattn_jax.commands.scoring import check_schedule, given_calibration, match_calibration
 from memattn_jax.errors import InputError, check_name
 from memattn_jax.registries import DETECTORS, DTYPES, FIRST_STEP, PLATFORMS
 from memattn_jax.runs.versions import versions
@@ -196,6 +196,7 @@ def export_detectors(options: Options) -> None:
     export.check_serializer()
     asked = detect_options(options, names)
     given = given_calibration(asked)
+    check_schedule(asked, given)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), dtype=asked.model_dtype, **options.source)
     export.check_tokenizer(sd.tokenizer)
     scorer, calibration = match_calibration(sd, asked, given)

@@ -14,7 +14,7 @@ from memattn_jax import demo
 from memattn_jax.commands.calibrating import CALIBRATION
 from memattn_jax.commands.command import note, run_command
 from memattn_jax.commands.detect_options import Options
-from memattn_jax.commands.scoring import Log, clean_prompts, given_calibration, score_log
+from memattn_jax.commands.scoring import Log, check_schedule, clean_prompts, given_calibration, score_log
 from memattn_jax.errors import InputError
 from memattn_jax.prompts import Prompt, as_text, stream_prompts
 
@@ -56,6 +56,7 @@ def main(options: Options) -> None:
     from memattn_jax.report.findings import summarize
 
     mesh = make_mesh(options.mesh)
+    check_schedule(options, given)
     sd = StableDiffusion.from_pretrained(
         demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
     )

@@ -131,6 +131,7 @@ def evaluate_detectors(options: Options, memorized: list[str], clean: list[str])
     from memattn_jax.sharding.placement import make_mesh, rows_multiple
 
     mesh = make_mesh(options.mesh)
+    options.check_schedule("ddim", options.steps)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
     scorer = make_scorer(sd, options)
     if rates := unresolved(len(clean)):

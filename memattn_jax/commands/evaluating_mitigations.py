@@ -129,6 +129,7 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
     from memattn_jax.storage import Store
 
     mesh = make_mesh(options.mesh)
+    options.check_schedule(options.scheduler, options.steps)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
     if None in sd.latent_shape():
         raise InputError("the model's config has no sample_size, which evaluate needs")

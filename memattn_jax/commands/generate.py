@@ -157,6 +157,7 @@ def main(options: Options) -> None:
     from memattn_jax.runs.table import ShardedTable
 
     mesh = make_mesh(options.mesh)
+    options.check_schedule(options.scheduler, options.steps)
     sd = StableDiffusion.from_pretrained(
         demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
     )

@@ -123,6 +123,17 @@ class CheckpointOptions:
             checkpoint = open_checkpoint(hub.locate(model, source), source)
             Geometry.of(checkpoint).check(steps=steps, site=site, **pixels)
 
+    def check_schedule(self, scheduler: str, steps: int) -> None:
+        """Raises InputError where the checkpoint's settings do not suit the scheduler.
+
+        Imports JAX, and reads no weights: it is for `main`, before the model is loaded.
+        """
+        from memattn_jax.schedulers import as_pipeline, make_schedule
+
+        source = Source(**self.source)
+        checkpoint = open_checkpoint(hub.locate(self.model or demo.MODEL, source), source)
+        make_schedule(as_pipeline(checkpoint.scheduler_config), scheduler, steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(CheckpointOptions):

@@ -108,6 +108,14 @@ def clean_prompts(options: Options) -> list[str] | None:
     return list(map(as_text, read_prompts(str(options.calibrate), options.column)))
 
 
+def check_schedule(options: Options, calibration: "Calibration | None") -> None:
+    """Raises InputError where the checkpoint's settings do not suit the steps of `make_scorer`; reads no weights."""
+    from memattn_jax.detectors import Scorer
+
+    own = Scorer.steps if calibration is None else calibration.settings.get("steps", Scorer.steps)
+    options.check_schedule("ddim", options.steps or own)
+
+
 def make_scorer(sd: "StableDiffusion", options: Options, calibration: "Calibration | None") -> "Scorer":
     """The detectors, with settings from the options, else the calibration, else the papers.
 

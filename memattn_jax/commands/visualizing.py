@@ -261,6 +261,7 @@ def visualize(options: Options) -> None:
     prompts, groups = options.texts, options.groups
     store = Store(options.out)
     mesh = make_mesh(options.mesh)
+    options.check_schedule(options.scheduler, options.steps)
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
     check_head(sd, options)
     if options.wanted is not None:

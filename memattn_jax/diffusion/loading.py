@@ -56,6 +56,10 @@ def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> di
     checkpoint = open_checkpoint(locate(model, source), source)
     check_parts(checkpoint)
     check_types(checkpoint.scheduler_config, f"{checkpoint.where}: scheduler_config.json")
+    unet = checkpoint.parts["unet"].config
+    assert isinstance(unet, UNetConfig)
+    if checkpoint.entropy_site is not None:
+        check_name("cross-attention layer", checkpoint.entropy_site, cross_attention_sites(unet))
     warn_of_variants(checkpoint, source.variant)
     text = checkpoint.parts["text_encoder"].config
     assert isinstance(text, CLIPTextConfig)
@@ -72,8 +76,6 @@ def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> di
     if have > most:
         hint = "" if checkpoint.tokenizer else "; add --config FOLDER with the model's tokenizer"
         raise InputError(f"{checkpoint.where}: parts of different models: {have} tokens, but {most} are expected{hint}")
-    if checkpoint.entropy_site is not None:
-        check_name("cross-attention layer", checkpoint.entropy_site, cross_attention_sites(networks["unet"].config))
     return {
         **networks,
         "tokenizer": tokenizer,
