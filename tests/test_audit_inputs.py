@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from memattn_jax import demo
 from memattn_jax.audit.folder import AUDIT, EVIDENCE, PLAN, claim, to_json
 from memattn_jax.commands.audit import main, read_sources
 from memattn_jax.commands.audit_options import Options
@@ -24,7 +25,7 @@ def inputs(tmp_path, monkeypatch) -> dict:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "broken.png").write_text("no image")
     files = {name: str(tmp_path / f"{name}.csv") for name in ("log", "clean")}
-    return {"model": "m", "prompts": files["log"], "clean": files["clean"], "out": tmp_path / "out"}
+    return {"model": str(demo.MODEL), "prompts": files["log"], "clean": files["clean"], "out": tmp_path / "out"}
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,9 @@ def log_texts(options: Options) -> Iterator[str]:
     """
     from memattn_jax.audit.strata import check_kinds
 
-    kept, kinds, good = () if options.kind is None else (options.kind,), set(), False
+    kept = () if options.kind is None else (options.kind,)
+    kinds: set[str | None] = set()
+    good = False
     for record in stream_prompts(str(options.prompts), options.column, kept):
         if record.error is None:
             good = True

@@ -115,7 +115,8 @@ def as_python(value: Any) -> Any:
 
 def as_texts(values: Any) -> list[str | None]:
     """The values of a kept column as text, nested ones as JSON."""
-    if not isinstance(values.type, pa.UuidType):  # its bytes would pass for text where they happen to be UTF-8
+    # bytes of a UUID would pass for text where they happen to be UTF-8, and a duration loses its unit
+    if not (isinstance(values.type, pa.UuidType) or pa.types.is_duration(values.type)):
         with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
             return values.cast(pa.string()).to_pylist()
     return [as_text(as_python(value)) for value in values]
