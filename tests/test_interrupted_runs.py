@@ -113,7 +113,7 @@ def main(options):
 
 commands.run_command("verb", Options, main, alone=True)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 130, done.stderr
     kept = len([row for shard in contents(tmp_path).values() for row in shard])
     assert kept == 12

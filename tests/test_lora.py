@@ -157,10 +157,10 @@ CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 def test_wrong_configs(change: dict, message: str, tmp_path: Path):
     save_file(pair("base_model.model.down_blocks.0.to_q"), tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | change))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(InputError, match=message):
         read_lora(tmp_path)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_patterns_of_scales():

@@ -14,7 +14,7 @@ def python(code: str) -> str:
 
 
 def processor_seconds(*command: str) -> float:
-    """Of the processor's time, which others at work do not lengthen as they do the clock's."""
+    """Of the processor's time, which others at work lengthen less than the clock's."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -44,10 +44,13 @@ def test_interceptors_and_schedulers_know_no_flax():
 
 
 def test_help_is_quick():
-    """Under a second; three may try, since the first one reads files that no one has read before."""
+    """Within four times what NumPy takes to import beside it, as machines differ; with JAX it would be over six times.
+
+    Three may try, since the first one reads files that no one has read before.
+    """
     verbs = ("generate", "detect", "evaluate", "copies", "finetune", "convert")
     for command in (*(("-m", f"memattn_jax.{verb}", "--help") for verb in verbs), ("-c", "import memattn_jax")):
-        assert any(processor_seconds(*command) < 1.0 for _ in range(3)), command
+        assert any(processor_seconds(*command) < 4 * processor_seconds("-c", "import numpy") for _ in range(3)), command
 
 
 def test_public_names():

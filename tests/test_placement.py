@@ -110,8 +110,8 @@ def test_two_processes_meet_and_part():
         subprocess.Popen([sys.executable, "-c", START, address, str(i)], stdout=subprocess.PIPE, text=True)
         for i in range(2)
     )
-    assert first.communicate(timeout=60)[0].splitlines() == ["0 2", "3.0"]
-    assert second.communicate(timeout=60)[0].splitlines() == ["1 2"]
+    assert first.communicate(timeout=300)[0].splitlines() == ["0 2", "3.0"]
+    assert second.communicate(timeout=300)[0].splitlines() == ["1 2"]
     assert (first.returncode, second.returncode) == (0, -9)
 
 

@@ -15,7 +15,7 @@ from memattn_jax.commands.verbs import VERBS, memattn
 
 def python(*arguments: str, **settings) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60, **settings
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=300, **settings
     )
 
 
@@ -83,7 +83,7 @@ def test_a_reader_that_stops_reading_ends_a_command_quietly(tmp_path, arguments,
         streams = {"stdout": file, "stderr": pipe} if wrong else {"stdout": pipe, "stderr": file}
         environment = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
         command = [sys.executable, "-m", *arguments]
-        done = subprocess.run(command, check=False, env=environment, timeout=60, **streams)
+        done = subprocess.run(command, check=False, env=environment, timeout=300, **streams)
     assert done.returncode == 141
     assert other.read_text() == ""
 

@@ -142,7 +142,7 @@ def refused_then_killed(inputs: Path, out: Path, rows: int) -> str:
     while process.poll() is None and len(metrics(out)) < rows:
         time.sleep(0.005)
     process.kill()
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL, printed
     return printed
 
