@@ -1,10 +1,10 @@
-"""Rows per second of `detect` by batch size and by number of devices, as ratios, and what a million prompts take.
+"""Rows per second of `detect` by batch size and by number of devices, as ratios.
 
     python scripts/measure_throughput.py
 
-The built-in model scores its clean prompts, each setting in a process of its own, in turn and several times over;
-ratios are medians against batches of 32 on one device. The devices are virtual, parts of one CPU, so more of them show
-what spreading costs, not what it gains. The arithmetic for real machines stands on Stable Diffusion 1.4's FLOPs.
+The built-in model scores its clean prompts, numbered, since a prompt that comes again is not scored again. Each setting
+has a process of its own, in turn and several times over; ratios are medians against batches of 32 on one device. The
+devices are virtual, parts of one CPU, so more of them show what spreading costs, not what it gains.
 """
 
 import argparse
@@ -32,12 +32,13 @@ def rate(folder: Path, batch: int, devices: int, options: list[str]) -> tuple[fl
     """Rows per second and the device's share of the time, the first batch left out, of one run."""
     clean = (demo.FOLDER / "prompts" / "clean.txt").read_text(encoding="utf-8").splitlines()
     prompts = folder / "prompts.txt"
-    prompts.write_text("\n".join(islice(itertools.cycle(clean), ROWS)), encoding="utf-8")
+    numbered = (f"{prompt} {i}" for i, prompt in enumerate(islice(itertools.cycle(clean), ROWS)))
+    prompts.write_text("\n".join(numbered), encoding="utf-8")
     command = [sys.executable, "-m", "memattn_jax.detect", "--prompts", str(prompts), "--out", str(folder / "out")]
     command += ["--batch-size", str(batch), "--overwrite", *options]
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, check=True)
-    metrics = json.loads(done.stderr.splitlines()[-1])
+    metrics = json.loads([line for line in done.stderr.splitlines() if '"event": "done"' in line][-1])
     return metrics["rows_per_second"], metrics["device_share"]
 
 

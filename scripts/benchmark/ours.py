@@ -126,12 +126,12 @@ def sample_full(folder: str, dtype: str, prompts: int) -> dict[str, Call]:
     return {"50 steps": Call(lambda: sd.sample(texts, seeds=range(prompts), steps=50))}
 
 
-def sample(prompt: str) -> dict[str, Call]:
+def sample(prompt: str, prompts: int = 1) -> dict[str, Call]:
     """Pictures of the built-in model, attention of all layers measured on the way."""
     sd = StableDiffusion.from_pretrained(demo.MODEL, "float32")
 
     def run(steps: int) -> None:
-        sd.sample([prompt], seeds=0, steps=steps)
+        sd.sample([prompt] * prompts, seeds=range(prompts), steps=steps)
 
     return {f"{steps} steps": Call(partial(run, steps)) for steps in (10, 50)}
 

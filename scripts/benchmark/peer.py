@@ -116,12 +116,13 @@ def sample_full(folder: str, dtype: str, prompts: int) -> dict[str, Call]:
     return {"50 steps": Call(lambda: pipeline(texts, num_inference_steps=50))}
 
 
-def sample(prompt: str) -> dict[str, Call]:
+def sample(prompt: str, prompts: int = 1) -> dict[str, Call]:
     """Pictures of the built-in model."""
     pipeline = StableDiffusionPipeline.from_pretrained(demo.MODEL, dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    return {f"{steps} steps": Call(partial(pipeline, prompt, num_inference_steps=steps)) for steps in (10, 50)}
+    texts = [prompt] * prompts
+    return {f"{steps} steps": Call(partial(pipeline, texts, num_inference_steps=steps)) for steps in (10, 50)}
 
 
 def start(prompt: str) -> dict[str, Call]:

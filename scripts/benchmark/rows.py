@@ -130,6 +130,12 @@ ROWS: dict[str, Row] = {
         9,
         at_most=0.6,
     ),
+    "sample_demo_batch": Row(
+        "ten-step samples of the built-in model, 24 prompts, against diffusers",
+        *both("sample", "10 steps", prompt=PROMPT, prompts=24),
+        5,
+        prompts=24,
+    ),
     "vae_sd14": Row(
         "decoding a picture of 512 pixels, against diffusers",
         *both("vae", "decode", folder="sd14", size=64),
