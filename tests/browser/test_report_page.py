@@ -20,6 +20,7 @@ QUIET = [
     "--disable-component-update",
 ]
 PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}
+expect.set_options(timeout=60_000)  # of slow machines
 VIEWS = [(scheme, width) for scheme in ("light", "dark") for width in (400, 1400)]
 
 
