@@ -192,7 +192,8 @@ def test_adversarial_test_asks_for_the_extracted_pictures(monkeypatch, finished,
     _, items = check_folder(finished)
     copied = [dict(items[place], images=[dict(items[place]["images"][0], copy=True)]) for place in (2, 3)]
     tried = {"none": None, "mask": None}
-    found = adversarial.bring_back(None, copied, (finished, inputs / "pictures"), tried, 7, {}, 3)
+    pictures = [inputs / "pictures" / item["images"][0]["nearest_source"] for item in copied]
+    found = adversarial.bring_back(None, copied, finished, pictures, tried, 7, {}, 3)
     assert found == {"none": {"prompts": 2}, "mask": {"prompts": 2}}
     prompts, images, seed, batch = asked[0]
     assert prompts == [item["prompt"] for item in copied]

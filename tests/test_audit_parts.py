@@ -1,6 +1,7 @@
 """An audit's options, and what it makes of a row, without a model."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from memattn_jax.audit import adversarial
 from memattn_jax.audit.evidence import Nearest, is_memorized
 from memattn_jax.audit.folder import Times
 from memattn_jax.audit.heatmaps import shown_tokens
+from memattn_jax.audit.items import item
 from memattn_jax.audit.masks import write_masks
 from memattn_jax.audit.wording import limits, percent
 from memattn_jax.commands.audit import plan_of, read_sources
@@ -120,6 +123,26 @@ def test_training_pictures_that_cannot_be_read_are_counted(tmp_path, matrices, c
     assert not facts.nearest[tmp_path / "images" / picture.name].copy
     assert "training pictures: 1 skipped" in capsys.readouterr().out
     assert "1 training picture could not be read; copies" in " ".join(limits(KNOWN | {"unreadable": 1}))
+
+
+def test_a_training_picture_is_found_again_whatever_its_name(tmp_path, matrices, monkeypatch):
+    """One that is not UTF-8 stands with a replacement character in items.jsonl."""
+    micro.write_pictures(tmp_path / "pictures", 2)
+    shutil.copytree(tmp_path / "pictures", tmp_path / "images")
+    picture = tmp_path / "pictures" / "0.png"
+    picture.rename(picture.with_name(os.fsdecode(b"caf\xe9.png")))
+    options = Options(model="m", training_pictures=picture.parent, adversarial=1, out=tmp_path)
+    audit = Audit(options, matrices, tmp_path, Times(Store(tmp_path)), {})
+    shots = [{"log_row": 0, "seed": 0, "file": "0.png", "finite": True, "error": None}]
+    facts, _ = audit.compare(shots, [])
+    row = dict.fromkeys(("p", "over", "error", "tokens", "attention", "attention_excess", "blamed"))
+    line = item(row | {"row": 0, "prompt": "a", "length": 3, "verdict": "memorized"}, [], None, shots, [], facts)
+    assert (line["extracted"], line["images"][0]["nearest_source"]) == (True, "caf\ufffd.png")
+    asked = []
+    monkeypatch.setattr(adversarial, "retriggered", lambda sd, prompts, images, *_, batch: asked.append(images))
+    assert audit.adversarial([line], facts, None) == {"none": None}
+    with Image.open(tmp_path / "images" / "0.png") as expected:
+        np.testing.assert_array_equal(asked[0][0], expected.convert("RGB"))
 
 
 def decided(**by: str) -> dict:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def bring_back(
     sd: "StableDiffusion",
     items: Sequence[Mapping[str, Any]],
-    folders: tuple[Path, Path],
+    out: Path,
+    pictures: Sequence[Path],
     mitigations: Mapping[str, "Mitigation"],
     seed: int,
     run: dict[str, Any],
@@ -28,15 +29,14 @@ def bring_back(
     Args:
       sd: the model.
       items: lines of items.jsonl, of prompts that were extracted.
-      folders: of the audit, and of the training images.
+      out: folder of the audit.
+      pictures: the training image of each item.
       mitigations: fitted, by name.
       seed: of the optimisation and of the images.
       run: settings of a sampling run.
       batch: images sampled at once.
     """
-    out, pictures = folders
     first = decoded(out / next(image["file"] for image in items[0]["images"] if image["file"] is not None))
-    sources = [next(image["nearest_source"] for image in item["images"] if image["copy"]) for item in items]
-    images = np.stack([fitted(pictures / source, first.height, first.width) for source in sources])
+    images = np.stack([fitted(picture, first.height, first.width) for picture in pictures])
     texts, attack = [item["prompt"] for item in items], Attack(seed=seed)
     return {name: retriggered(sd, texts, images, one, attack, run, batch=batch) for name, one in mitigations.items()}

@@ -59,6 +59,11 @@ class Facts:
         inside = valid_text(found.reference.relative_to(self.pictures).as_posix())
         return {"nearest": self.thumbnails[found.reference], "nearest_source": inside}
 
+    def extracted(self, line: Mapping[str, Any]) -> Path:
+        """The training picture that the first copy among a line's images shows; its name in the line may differ."""
+        file = next(image["file"] for image in line["images"] if image["copy"])
+        return self.nearest[self.images.parent / file].reference
+
 
 def shots_by_row(shots: Iterable[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
     """Sampled images by the number of their prompt in the log."""

@@ -269,8 +269,8 @@ class Audit:
         from memattn_jax.mitigations import Mitigation
 
         tried = {"none": Mitigation()} | ({} if mitigation is None else {str(self.options.mitigating): mitigation})
-        folders, options = (self.out, facts.pictures), self.options
-        found = bring_back(self.sd, own, folders, tried, options.seed, self.run, options.batch_size)
+        pictures, options = [facts.extracted(one) for one in own], self.options
+        found = bring_back(self.sd, own, self.out, pictures, tried, options.seed, self.run, options.batch_size)
         store.write("adversarial.json", to_json(found))
         return found
 
