@@ -106,8 +106,11 @@ def test_draw():
     assert drawn.sampled() == sorted(set(drawn.sampled()))
     assert drawn == strata.draw(rows_of(verdicts), 20, 0, "kind")
     assert drawn != strata.draw(rows_of(verdicts), 20, 1, "kind")
-    everything = strata.draw(rows_of(verdicts), 1000, 0)
-    assert len(everything.rows["not flagged"]) == max(30, fewest_control())
+    control = strata.draw(rows_of(verdicts), 1000, 0)
+    assert len(control.rows["not flagged"]) == max(30, fewest_control())
+    for most in (20, 300, 1000):
+        everything = strata.draw(rows_of(verdicts), most, 0, everything=True)
+        assert [len(rows) for rows in everything.rows.values()] == [min(most, 30), min(most, 400), 1]
 
 
 def test_draw_is_uniform():

@@ -37,8 +37,9 @@ class Animals(Slots):
 """
 
 
-def test_search_makes_the_log(make, inputs, tmp_path):
-    """And goes on from where it was; what it finds is sampled, and no rate is made of it."""
+def test_search_makes_the_log(make, inputs, tmp_path, monkeypatch):
+    """And goes on from where it was; all that it finds is sampled, not a control of it, and no rate is made of it."""
+    monkeypatch.setattr("memattn_jax.audit.strata.fewest_control", lambda: 0)
     (tmp_path / "own.py").write_text(PROPOSALS)
     searched = {"search": True, "prompts": None, "kind": None, "proposals": f"{tmp_path / 'own.py'}:Animals"}
     searched |= {"search_chains": 2, "search_steps": 4}

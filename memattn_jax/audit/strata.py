@@ -50,17 +50,18 @@ def check_kinds(kind: str, values: Collection[str | None]) -> None:
         )
 
 
-def draw(rows: Iterable[Mapping], most: int, seed: int, kind: str | None = None) -> Drawn:
+def draw(rows: Iterable[Mapping], most: int, seed: int, kind: str | None = None, *, everything: bool = False) -> Drawn:
     """Draws at random from each stratum, reading the rows once and keeping few.
 
-    Of the flagged and the unknown prompts at most `most`; of the others as many as there are flagged ones among the
-    drawn, and at least as many as a headline needs.
+    Of each stratum at most `most`. Those that are not flagged are a control, of which no more are drawn than flagged
+    ones, or than a headline needs where that is more.
 
     Args:
       rows: of the detection table with their final verdicts: "row", "length", "verdict" and the kind.
       most: prompts of a stratum.
       seed: of the draw.
       kind: the column with the prompt's kind.
+      everything: whether `most` alone bounds those that are not flagged, too.
     """
     drawn, chance = Drawn(), {name: random.Random(f"{seed} {name}") for name in STRATA}
     read: Counter[str] = Counter()
@@ -79,7 +80,7 @@ def draw(rows: Iterable[Mapping], most: int, seed: int, kind: str | None = None)
             chosen[place] = row["row"]
     control = max(len(drawn.rows[FLAGGED]), fewest_control())
     others = drawn.rows[NOT_FLAGGED]
-    if len(others) > control:
+    if len(others) > control and not everything:
         drawn.rows[NOT_FLAGGED] = chance[NOT_FLAGGED].sample(others, control)
     drawn.rows = {name: sorted(chosen) for name, chosen in drawn.rows.items()}
     return drawn

@@ -35,7 +35,7 @@ class Profile(NamedTuple):
     Attributes:
       steps: of a sampling run.
       images_per_prompt: seeds.
-      prompts: that are sampled of those flagged, at most.
+      prompts: that are sampled of each stratum, at most.
       adversarial: training pictures that the adversarial test tries to bring back, at most.
     """
 
@@ -81,7 +81,8 @@ class Options(ModelOptions):
     images_per_prompt: Annotated[int | None, BY_DEFAULT] = None
     """Number of images per sampled prompt. Default: the profile's, 4, 8 or 16."""
     sampled_prompts: Annotated[int | None, BY_DEFAULT] = None
-    """Flagged prompts that are sampled at most, drawn at random. Default: the profile's, 64, 200 or 1000."""
+    """Prompts that are sampled at most of those flagged, of those not flagged, and of those unknown, drawn at random.
+    Default: the profile's, 64, 200 or 1000."""
     adversarial: Annotated[int | None, BY_DEFAULT] = None
     """Extracted training images that optimised embeddings try to bring back, with and without the mitigation (DoRI).
     Default: the profile's, 0, 0 or 16."""

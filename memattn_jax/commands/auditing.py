@@ -148,7 +148,8 @@ class Audit:
         settle, level = summarize(detected.table, detected.found, kind, detected.carried, listed=False)
         column = detected.carried.names[0] if detected.carried.names else None
         found = Found(detected, settle, level or 0.0, Drawn(), [], column)
-        found.drawn = draw(found.every(), self.options.chosen.prompts, self.options.seed, column)
+        most, everything = self.options.chosen.prompts, self.options.search
+        found.drawn = draw(found.every(), most, self.options.seed, column, everything=everything)
         chosen = pick(detected.table, found.drawn.sampled())
         found.rows = settle([chosen[row] for row in found.drawn.sampled()])
         return found
