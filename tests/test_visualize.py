@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,9 +12,9 @@ from PIL import Image
 from memattn_jax import InputError, StableDiffusion
 from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.commands import command as commands
-from memattn_jax.commands import visualize
+from memattn_jax.commands import visualize, visualizing
 from memattn_jax.commands.visualize_options import FIGURES, FORMATS, Options, chosen_range
-from memattn_jax.commands.visualizing import finite_or_null
+from memattn_jax.commands.visualizing import finite_or_null, group_entropies
 from memattn_jax.report.figures import rendering
 from memattn_jax.report.figures.over_steps import band_of, plot_entropies
 from memattn_jax.report.figures.pages import PAGES, Seen
@@ -129,6 +130,24 @@ def test_separation_and_bands():
     band = band_of(clean["one"], "clean")
     assert ((band.low <= band.middle) & (band.middle <= band.high)).all()
     render(plot_entropies({"a prompt": np.ones(4)}, band, None), "png")
+
+
+def test_prompts_whose_attention_is_not_finite_are_left_out(monkeypatch):
+    rng, bar = np.random.default_rng(0), SimpleNamespace(update=lambda count: None)
+
+    def sample(sd, prompts, options, size):
+        sites = {site: rng.dirichlet(np.ones(5), (4, size, 2)).astype(np.float32) for site in sd.sites}
+        sites["two"][3, [prompt == "bad" for prompt in prompts]] = np.nan  # at one site and one step
+        return SimpleNamespace(tokens=sites)
+
+    monkeypatch.setattr(visualizing, "sample", sample)
+    sd = SimpleNamespace(sites=("one", "two"))
+    with pytest.warns(UserWarning, match="left out 1 clean prompt with attention that is not finite"):
+        means, by_site = group_entropies(sd, "clean", ["a", "bad", "b", "c"], Options(), 2, bar)
+    assert (means.shape, {site: own.shape for site, own in by_site.items()}) == ((3, 4), {"one": (3, 4), "two": (3, 4)})
+    assert np.isfinite([means, *by_site.values()]).all()
+    with pytest.raises(InputError, match="every memorized prompt is not finite; load the model in float32"):
+        group_entropies(sd, "memorized", ["bad"] * 2, Options(), 2, bar)
 
 
 def test_figures_are_chosen():

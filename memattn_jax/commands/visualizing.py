@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,9 +140,13 @@ def most_similar(image: np.ndarray, memorized: dict[str, np.ndarray], prompt: st
 
 
 def group_entropies(
-    sd: StableDiffusion, prompts: list[str], options: Options, size: int, bar: Any
+    sd: StableDiffusion, name: str, prompts: list[str], options: Options, size: int, bar: Any
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Entropies of a group: float32 [prompts, steps], and by site."""
+    """Entropies of the group of this name, of its prompts where all are finite: float32 [prompts, steps], and by site.
+
+    Raises:
+      InputError: there is no such prompt.
+    """
     means, sites = [], []
     for first in range(0, len(prompts), size):
         batch = prompts[first : first + size]
@@ -150,7 +155,13 @@ def group_entropies(
         means.append(mean[: len(batch)])
         sites.append(own[:, : len(batch)])
         bar.update(len(batch))
-    return np.concatenate(means), dict(zip(sd.sites, np.concatenate(sites, axis=1), strict=True))
+    by_site = np.concatenate(sites, axis=1)
+    finite = np.isfinite(by_site).all(axis=(0, 2))
+    if not finite.any():
+        raise InputError(f"the attention of every {name} prompt is not finite; load the model in float32")
+    if lost := len(prompts) - int(finite.sum()):
+        warnings.warn(f"left out {counted(lost, f'{name} prompt')} with attention that is not finite", stacklevel=1)
+    return np.concatenate(means)[finite], dict(zip(sd.sites, by_site[:, finite], strict=True))
 
 
 def clean_band(options: Options, dtype: str) -> Band | None:
@@ -235,10 +246,11 @@ def draw_groups(
     """Draws what compares groups of prompts; returns the numbers of separation."""
     clean, memorized, found = clean_band(options, sd.dtype), None, None
     if groups is not None:
-        size = rows_multiple(options.batch_size, sd.mesh)
+        size, names = rows_multiple(options.batch_size, sd.mesh), ("memorized", "clean")
         with tqdm(total=sum(map(len, groups)), unit="prompt", disable=None) as bar:
-            means, by_site = zip(*(group_entropies(sd, group, options, size, bar) for group in groups), strict=True)
-        memorized, clean = (band_of(mean, name) for mean, name in zip(means, ("memorized", "clean"), strict=True))
+            pairs = [group_entropies(sd, *each, options, size, bar) for each in zip(names, groups, strict=True)]
+        means, by_site = zip(*pairs, strict=True)
+        memorized, clean = map(band_of, means, names)
         if "separation" in options.chosen:
             areas = separation(*by_site)
             counts = len(means[0]), len(means[1])
