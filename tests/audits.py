@@ -49,4 +49,4 @@ def audit_into(model: Any, inputs: Path, out: Path, **changed: Any) -> None:
     chosen = Options(**options | changed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("memattn_jax.commands.audit_document.locate", lambda *_: inputs / "clean.txt")
-        audit.audit_model(model, chosen, audit.read_sources(chosen))
+        audit.audit_model(model, chosen, audit.read_sources(chosen), audit.load_proposals(chosen))

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from memattn_jax import demo
 from memattn_jax.audit.folder import AUDIT, EVIDENCE, PLAN, claim, to_json
-from memattn_jax.commands.audit import main, read_sources
+from memattn_jax.commands.audit import audit_model, main, read_sources
 from memattn_jax.commands.audit_options import Options
 from memattn_jax.errors import InputError
+
+SEARCH = {"search": True, "prompts": None}
 
 
 @pytest.fixture
@@ -22,6 +25,7 @@ def inputs(tmp_path, monkeypatch) -> dict:
     (tmp_path / "captions.csv").write_text("caption\na cat\n")
     (tmp_path / "numbers.jsonl").write_text('{"prompt": 7}\n' * 1001)
     (tmp_path / "sscd.pt").write_text("no network")
+    (tmp_path / "own.py").write_text("class Words:\n    start = candidates = None\n")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "broken.png").write_text("no image")
     files = {name: str(tmp_path / f"{name}.csv") for name in ("log", "clean")}
@@ -37,8 +41,10 @@ def inputs(tmp_path, monkeypatch) -> dict:
         ({"prompts": "numbers.jsonl"}, "none of its records is a prompt; the last one: .*line 1001"),
         ({"sscd": Path("sscd.pt"), "preset": "nemo"}, r"sscd\.pt"),
         ({"training_pictures": Path("pictures")}, "pictures: none of 1 image can be read"),
+        (SEARCH | {"proposals": "gone.py:Words"}, r"--proposals gone\.py: no such file"),
+        (SEARCH | {"proposals": "own.py:Words"}, r"--proposals own\.py:Words: no attribute `text`"),
     ],
-    ids=["kinds", "no kind", "column", "no prompts", "sscd", "pictures"],
+    ids=["kinds", "no kind", "column", "no prompts", "sscd", "pictures", "no proposals", "other proposals"],
 )
 def test_before_a_model_is_loaded(inputs, wrong, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -47,6 +53,14 @@ def test_before_a_model_is_loaded(inputs, wrong, message, tmp_path, monkeypatch)
     with pytest.raises(InputError, match=message):
         main(options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_size_leaves_no_plan(inputs):
+    model = SimpleNamespace(latent_shape=lambda: (None, None, 4))
+    options = Options(**inputs)
+    with pytest.raises(InputError, match="no sample_size, which audit needs"):
+        audit_model(model, options, read_sources(options), None)
+    assert not options.out.exists()
 
 
 def test_a_log_is_read_once_and_counted(inputs):

@@ -17,7 +17,7 @@ from memattn_jax import demo
 from memattn_jax.commands.audit_options import Options
 from memattn_jax.commands.command import FORMAT, run_command
 from memattn_jax.commands.mitigating import make_mitigation
-from memattn_jax.commands.own import file_of
+from memattn_jax.commands.own import file_of, load_own
 from memattn_jax.errors import InputError
 from memattn_jax.pictures.decoding import decode
 from memattn_jax.pictures.files import image_files, read_image
@@ -28,6 +28,7 @@ from memattn_jax.text import counted
 if TYPE_CHECKING:
     from memattn_jax.commands.auditing import Audit
     from memattn_jax.pipeline import StableDiffusion
+    from memattn_jax.search import Proposals
 
 
 def main(options: Options) -> None:
@@ -43,6 +44,7 @@ def main(options: Options) -> None:
         from memattn_jax.copies.sscd import load_sscd
 
         load_sscd(options.sscd, options.preset)  # a file that is no SSCD is refused likewise
+    proposals = load_proposals(options)
     sources = read_sources(options)
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.sharding.placement import make_mesh
@@ -52,20 +54,35 @@ def main(options: Options) -> None:
     sd = StableDiffusion.from_pretrained(
         demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
     )
-    audit_model(sd, options, sources)
+    audit_model(sd, options, sources, proposals)
 
 
-def audit_model(sd: "StableDiffusion", options: Options, sources: dict[str, Any]) -> None:
-    """Audits a loaded model; `sources` are those of `read_sources`."""
+def load_proposals(options: Options) -> "Proposals | None":
+    """The user's proposals of a search; None without any."""
+    if options.proposals is None:
+        return None
+    return load_own(options.proposals, "--proposals", "start", "candidates", "text")
+
+
+def audit_model(
+    sd: "StableDiffusion", options: Options, sources: dict[str, Any], proposals: "Proposals | None"
+) -> None:
+    """Audits a loaded model, with what `read_sources` and `load_proposals` return.
+
+    Raises:
+      InputError: a model that does not say how large its images are, or a folder with another audit.
+    """
     from memattn_jax.audit.folder import Times, claim
     from memattn_jax.commands.auditing import Audit, StoppedError
 
+    if None in sd.latent_shape():
+        raise InputError("the model's config has no sample_size, which audit needs")
     plan = plan_of(options, sd, sources)
     store = claim(options.out, plan, options.overwrite)
     if options.search:
         from memattn_jax.commands.searching import search_log
 
-        options = search_log(sd, options)
+        options = search_log(sd, options, proposals)
         sources = read_sources(options)
     identity = {"command": "audit", "format": FORMAT, "model": plan["model"], "settings": plan["sampling"]}
     audit = Audit(options, sd, options.out, Times(store), identity)

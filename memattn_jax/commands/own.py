@@ -26,16 +26,16 @@ def file_of(place: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def load_own(place: str, option: str, member: str) -> Any:
+def load_own(place: str, option: str, *members: str) -> Any:
     """The object, or an instance of the class, that a value names.
 
     Args:
       place: FILE.py:NAME or MODULE:NAME; the file or module is run.
       option: that the value is of.
-      member: an attribute that the object must have.
+      members: attributes that the object must have.
 
     Raises:
-      InputError: no such file, module or name, or an object without the member.
+      InputError: no such file, module or name, or an object that lacks a member.
     """
     source, _, name = place.rpartition(":")
     if source.endswith(".py"):
@@ -53,6 +53,7 @@ def load_own(place: str, option: str, member: str) -> Any:
         raise InputError(f"{option} {printable(place, 100)}: no such name in it")
     found = getattr(module, name)
     found = found() if isinstance(found, type) else found
-    if not hasattr(found, member):
-        raise InputError(f"{option} {printable(place, 80)}: no attribute `{member}`")
+    for member in members:
+        if not hasattr(found, member):
+            raise InputError(f"{option} {printable(place, 80)}: no attribute `{member}`")
     return found

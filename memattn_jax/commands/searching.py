@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from memattn_jax import demo
 from memattn_jax.commands.audit_options import Options
-from memattn_jax.commands.own import load_own
+from memattn_jax.demo.grammar import slots
 from memattn_jax.detectors import Scorer
 from memattn_jax.detectors.scorer import score_batches
 from memattn_jax.prompts import read_prompts
@@ -28,15 +28,6 @@ CLEAN = 64  # prompts whose scores give the unit of the temperature
 LISTED = 8
 
 
-def proposals_of(options: Options, sd: "StableDiffusion") -> Proposals:
-    """The user's proposals, else the grammar of the built-in model."""
-    if options.proposals is not None:
-        return load_own(options.proposals, "--proposals", "candidates")
-    from memattn_jax.demo.grammar import slots
-
-    return slots(sd.tokenizer)
-
-
 def score_by(sd: "StableDiffusion", batch: int) -> Score:
     """The score that the search raises: of prompts, all through one noise."""
     scorer = Scorer(sd, [DETECTOR])
@@ -48,8 +39,14 @@ def score_by(sd: "StableDiffusion", batch: int) -> Score:
     return score  # type: ignore[return-value]
 
 
-def search_log(sd: "StableDiffusion", options: Options) -> Options:
-    """Searches, or goes on with a search, and returns options with which its prompts are audited as a log."""
+def search_log(sd: "StableDiffusion", options: Options, own: Proposals | None) -> Options:
+    """Searches, or goes on with a search, and returns options with which its prompts are audited as a log.
+
+    Args:
+      sd: the model.
+      options: of the command.
+      own: where words come from; None is the grammar of the built-in model.
+    """
     store = Store(options.out / "search")
     clean = demo.clean_prompts() if options.clean is None else read_prompts(options.clean, options.column)
     score = score_by(sd, 4 * options.batch_size)
@@ -58,7 +55,7 @@ def search_log(sd: "StableDiffusion", options: Options) -> Options:
     about = asdict(settings) | {"proposals": options.proposals, "model": sd.fingerprint()}
     stored = store.read(STATE)
     state = None if stored is None else from_json(stored, about)
-    proposals = proposals_of(options, sd)
+    proposals = slots(sd.tokenizer) if own is None else own
     with tqdm(total=settings.steps, unit="step", desc="searching", disable=None) as bar:
         bar.update(0 if state is None else state.step)
         for now in search(score, proposals, settings, state):
