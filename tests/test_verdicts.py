@@ -16,6 +16,7 @@ from memattn_jax.detectors.calibration.conformal import (
     threshold,
 )
 from memattn_jax.detectors.calibration.verdicts import CLEAN, MEMORIZED, UNKNOWN, Joint, Rule, fitting_rows
+from memattn_jax.report.findings import Findings, print_verdicts
 
 NAMES = ("a", "b", "c")
 
@@ -172,6 +173,16 @@ def test_too_few_clean_prompts_call_nothing_clean():
         verdicts = {row["verdict"] for row in rule.settle(scores, rule.fpr or 0)}
         assert verdicts == ({UNKNOWN} if not resolved else verdicts - {UNKNOWN})
     assert set(joint.thresholds(0.05).values()) == {math.inf}
+
+
+def test_the_clean_prompts_that_are_needed_make_p_values():
+    """Not those that the scales are fitted on, too: 40 prompts leave 30."""
+    rule = Rule(Joint.fit({"a": np.arange(40.0)}), fdr=0.05)
+    found = Findings(("a",), rule)
+    found.rows, found.p = 100, Counter([0.5] * 100)
+    needed = r"with 30 clean prompts for p-values.* 65 or more of 100; .* takes 1999 clean prompts besides those"
+    with pytest.warns(UserWarning, match=needed):
+        print_verdicts(found, rule, 0.0)
 
 
 def test_detectors_with_no_spread():

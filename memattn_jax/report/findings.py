@@ -198,8 +198,9 @@ def print_verdicts(found: Findings, rule: Rule, level: float | None) -> None:
         fewest = math.ceil(tests / (rule.fdr * (1 + clean)))
         if fewest > max(1, flagged):
             warnings.warn(
-                f"with {counted(clean, 'clean prompt')}, --fdr {rule.fdr:g} can only flag {fewest} or more of {tests}; "
-                f"to flag a single one takes {math.ceil(tests / rule.fdr) - 1} clean prompts",
+                f"with {counted(clean, 'clean prompt')} for p-values, --fdr {rule.fdr:g} can only flag {fewest} or "
+                f"more of {tests}; to flag a single one takes {math.ceil(tests / rule.fdr) - 1} clean prompts besides "
+                "those that the scales are fitted on",
                 stacklevel=1,
             )
     if found.verdicts[UNKNOWN]:
