@@ -32,8 +32,8 @@ def table(folder: Path, rows: list[dict[str, Any]]) -> Any:
 def detection_row(row: int, explained: bool) -> dict[str, Any]:
     """Of `detect`; every third prompt is flagged, and the last one has no score."""
     failed, flagged = row == len(PROMPTS) - 1, row % 3 == 0
-    tokens = {"tokens": ["<begin>", "a", "<end>"], "attention": [0.5, 0.2, 0.3]}
-    tokens |= {"attention_excess": [1.0, 4.0, None], "blamed": ["a"], "gradient": [1.0, 2.0, 3.0]}
+    tokens = {"tokens": ["<begin>", "a", "a", "<end>"], "attention": [0.4, 0.2, 0.1, 0.3]}
+    tokens |= {"attention_excess": [1.0, 4.0, 2.0, None], "blamed": ["a"], "gradient": [1.0, 2.0, 1.0, 3.0]}
     judged = {"p": None, "verdict": None, "over": None}
     if not failed:
         judged = {"p": 0.001 if flagged else 0.5, "verdict": "memorized" if flagged else "clean", "over": []}

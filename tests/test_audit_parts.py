@@ -23,6 +23,7 @@ from memattn_jax.commands.audit_options import Options
 from memattn_jax.commands.auditing import Audit
 from memattn_jax.commands.own import file_of
 from memattn_jax.errors import InputError
+from memattn_jax.report.detection import stands_out
 from memattn_jax.search import proposals
 from memattn_jax.storage import Store
 
@@ -74,6 +75,19 @@ def test_shown_tokens():
     row |= {"attention": [0.3, 0.1, 0.05, 0.2, 0.1, 0.25], "attention_excess": [1.0, 0.5, 2.0, 0.7, 1.0, 3.0]}
     assert shown_tokens(row) == [5, 2, 3, 1]
     assert np.isfinite(row["attention"]).all()
+
+
+def test_a_repeated_token_stands_out_where_it_does():
+    row = {"tokens": ["<begin>", "b", "b", "b", "b", "<end>"], "length": 6, "blamed": ["b"]}
+    row |= {"attention": [0.3, 0.1, 0.2, 0.1, 0.2, 0.1], "attention_excess": [1.0, 0.5, 2.0, 0.7, 0.6, 1.0]}
+    assert shown_tokens(row) == [2, 3, 4]
+    assert shown_tokens(row | {"blamed": ["b", "b"]}) == [2, 3, 4, 1]
+    named = {
+        "tokens": ["<begin>", "b", "b", "<end>"],
+        "attention_excess": [1.0, 4.0, 1.9, 1.5],
+        "blamed": ["b", "<end>"],
+    }
+    assert stands_out(named) == "b 4x, <end> 1.5x"
 
 
 def test_masks_show_where_the_copy_is(tmp_path):

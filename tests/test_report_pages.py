@@ -24,7 +24,8 @@ def test_detections(tmp_path):
     assert "m&lt;odel&gt;" in page
     assert [row[1] for row in script(page, "index")] == [True, False, False, True, False, False, True, None]
     assert [script(page, f"block-{row}")["prompt"] for row in range(len(PROMPTS))] == list(PROMPTS)
-    assert script(page, "block-0")["excess"] == [1, 4, None]
+    assert script(page, "block-0")["excess"] == [1, 4, 2, None]
+    assert script(page, "block-0")["blamed"] == [1]
     limits = [one["threshold"] for one in script(page, "facts")["detectors"]]
     assert all(0.9 < limit < 1.1 for limit in limits)
 
@@ -33,7 +34,7 @@ def test_detections_without_calibration_and_tokens(tmp_path):
     page = report_pages.write_detection(tmp_path, calibrated=False, explained=False).read_text(encoding="utf-8")
     assert "8 prompts were scored. Without a calibration there are no verdicts." in page
     assert {row[1] for row in script(page, "index")} == {None}
-    assert script(page, "block-0")["tokens"] == []
+    assert (script(page, "block-0")["tokens"], script(page, "block-0")["blamed"]) == ([], [])
 
 
 def test_kept_columns_say_nothing_of_the_prompts(tmp_path):

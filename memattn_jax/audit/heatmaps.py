@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from memattn_jax.audit.sampling import Camera, Shot
+from memattn_jax.detectors.calibration.attention_excess import standing_out
 from memattn_jax.report.heatmaps import encode_png, overlay
 from memattn_jax.runs.run import fill_up
 from memattn_jax.sharding.placement import rows_multiple
@@ -23,8 +24,7 @@ def shown_tokens(row: Mapping[str, Any]) -> list[int]:
     """
     tokens, attention = row["tokens"], [value or 0.0 for value in row["attention"]]
     excess = row["attention_excess"] or attention
-    by_excess = sorted(range(len(tokens)), key=lambda place: -(excess[place] or 0.0))
-    blamed = [place for place in by_excess if tokens[place] in (row["blamed"] or ())][:BLAMED]
+    blamed = standing_out(tokens, excess, row["blamed"] or ())[:BLAMED]
     words = [place for place in range(1, row["length"] - 1) if place not in blamed]
     words.sort(key=lambda place: -(excess[place] or 0.0))  # the first word has most attention in any prompt
     return blamed + words[:OTHERS]

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from memattn_jax.detectors import Detection
-from memattn_jax.detectors.calibration.attention_excess import CleanAttention, labels, listed
+from memattn_jax.detectors.calibration.attention_excess import CleanAttention, labels, listed, standing_out
 from memattn_jax.detectors.calibration.verdicts import MEMORIZED, UNKNOWN, Rule
 from memattn_jax.report.results import LABEL, number
 from memattn_jax.text import printable
@@ -149,7 +149,6 @@ def format_row(row: dict[str, Any], detectors: Iterable[str]) -> str:
 
 def stands_out(row: dict[str, Any]) -> str:
     """The tokens with the most attention relative to clean prompts, each with that ratio."""
-    excess = sorted(zip(row["attention_excess"], row["tokens"], strict=True), key=lambda pair: -(pair[0] or 0))
-    count = min(SHOWN_TOKENS, len(row["blamed"]))
-    left = [(value, token) for value, token in excess if token in row["blamed"]]
-    return ", ".join(f"{token} {value:.2g}x" for value, token in left[:count]) or "no token stands out"
+    tokens, excess = row["tokens"], row["attention_excess"]
+    shown = standing_out(tokens, excess, row["blamed"])[:SHOWN_TOKENS]
+    return ", ".join(f"{tokens[place]} {excess[place]:.2g}x" for place in shown) or "no token stands out"

@@ -178,9 +178,10 @@ def test_pages_of_other_commands(page, other_pages):
         page.goto(address)
         assert page.evaluate("document.documentElement.scrollWidth") == 400
     assert faults(page) == []  # that of mitigations, whose parts are those of detectors
-    for address in other_pages[:2]:
+    for address, standing_out in zip(other_pages[:2], (["a"], []), strict=True):  # of a token that is there twice
         page.goto(address)
         page.locator("#gallery button").first.click()
         page.locator(".token").nth(1).hover()
+        expect(page.locator(".token.blamed")).to_have_text(standing_out)
         expect(page.locator(".read")).to_contain_text("of the attention")
         assert faults(page, "color-contrast") == []

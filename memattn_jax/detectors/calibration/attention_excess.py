@@ -43,6 +43,21 @@ def kinds(length: int, entries: int) -> np.ndarray:
     return numbers
 
 
+def standing_out(tokens: Sequence[str], excess: Sequence[float | None], blamed: Sequence[str]) -> list[int]:
+    """Places in a listing of the tokens that stand out, in the order of `blamed`, which may name a repeated token once.
+
+    Args:
+      tokens: names of the entries.
+      excess: of each; None where it is not finite.
+      blamed: names of those that stand out, largest excess first, each as often as it does.
+    """
+    found: list[int] = []
+    for name in blamed:
+        left = [place for place, token in enumerate(tokens) if token == name and place not in found]
+        found.append(max(left, key=lambda place: excess[place] or 0.0))
+    return found
+
+
 @dataclass(frozen=True)
 class CleanAttention:
     """Attention shares of the tokens of clean prompts.

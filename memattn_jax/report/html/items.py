@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from memattn_jax.detectors.calibration.attention_excess import standing_out
 from memattn_jax.detectors.calibration.verdicts import UNKNOWN
 from memattn_jax.report.html.thumbnails import Plan, Thumbnails
 
 HEAD = 300  # characters of a prompt that are searched
 SHARP = 4  # significant digits of numbers in the page
 
-SHOWN = ("prompt", "verdict", "over", "agreement", "mitigated_agreement", "tokens", "blamed", "error")
+SHOWN = ("prompt", "verdict", "over", "agreement", "mitigated_agreement", "tokens", "error")
 
 Item = Mapping[str, Any]
 
@@ -109,6 +110,7 @@ def block(item: Item, thumbnails: Thumbnails, plan: Plan, measure: str | None) -
         **{name: item[name] for name in SHOWN},
         "attention": [rounded(value) for value in item["attention"]],
         "excess": [rounded(value) for value in item["attention_excess"] or ()],
+        "blamed": standing_out(item["tokens"], item["attention_excess"] or (), item["blamed"] or ()),
         "images": [picture(image) for image in images],
         "mitigated": [picture(image) for image in mitigated],
         "best": place,

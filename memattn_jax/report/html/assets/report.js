@@ -294,7 +294,7 @@
         `${excess === null ? "" : `, ${number(excess)} times its share in clean prompts`}` +
         `${data.heat[at] ? ". Lighter: where it looks more, on the first seed." : "."}`;
       const button = h("button", { type: "button", dir: "auto", tabIndex: at ? -1 : 0, "aria-pressed": "false",
-        class: data.blamed?.includes(text) ? "token blamed" : "token" }, visible(text));
+        class: data.blamed.includes(at) ? "token blamed" : "token" }, visible(text));
       button.style.setProperty("--shade", Math.min(1, Math.max(0, shade(excess, share) || 0)));
       return pressable(Object.assign(button, { map: data.heat[at], look: "heat", told }));
     });
