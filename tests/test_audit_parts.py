@@ -56,6 +56,13 @@ def test_options():
     assert Options(profile="thorough", model="m").profile_name == "thorough"
 
 
+def test_a_kind_may_have_commas_in_its_name(tmp_path):
+    """And spaces at its ends: a log's column is named as it is."""
+    options = Options(model="m", prompts="log.csv", clean="clean.csv", kind="type (verbatim, template) ", out=tmp_path)
+    audit = Audit(options, None, tmp_path, Times(Store(tmp_path)), {})
+    assert audit.detect_options().kept == (options.kind,)
+
+
 def test_memorized():
     def alike(count):
         return {"alike": count}

@@ -18,7 +18,7 @@ from memattn_jax.audit.sampling import Camera, Shot, sample_shots
 from memattn_jax.audit.strata import Drawn, draw, stratum_of
 from memattn_jax.commands.audit_options import Options
 from memattn_jax.commands.command import note
-from memattn_jax.commands.detect_options import Options as DetectOptions
+from memattn_jax.commands.detect_options import OneColumn
 from memattn_jax.commands.evaluating_mitigations import texts_for
 from memattn_jax.commands.mitigating import describe, make_mitigation
 from memattn_jax.commands.model_options import ModelOptions
@@ -110,7 +110,7 @@ class Audit:
         records_ = stream_prompts(prompts, options.column, kept, note)
         return Log(records_, size, records_.total)
 
-    def detect_options(self) -> DetectOptions:
+    def detect_options(self) -> OneColumn:
         """Options with which `detect` writes the same table."""
         own = self.options
         model = {field.name: getattr(own, field.name) for field in fields(ModelOptions)} | {"overwrite": False}
@@ -120,7 +120,7 @@ class Audit:
         if own.clean is None:
             (self.out / "detection").mkdir(exist_ok=True)
             Store(written.parent).write(written.name, demo.CALIBRATION.read_bytes())
-        return DetectOptions(
+        return OneColumn(
             **model,
             fdr=rate if kind == "fdr" else None,
             fpr=rate if kind == "fpr" else None,

@@ -99,3 +99,12 @@ class Options(PromptOptions, RunOptions, ModelOptions):
             )
         files(self, "calibration", "calibrate")
         self.check_model(self.steps, self.site)
+
+
+class OneColumn(Options):
+    """Options that keep one column, whose name may have commas, and spaces at its ends."""
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The column to copy."""
+        return () if self.keep is None else (self.keep,)
