@@ -47,11 +47,13 @@ def test_options():
         ({"training_pictures": HERE, "out": HERE / "x"}, "--out .*lies in --training-pictures"),
         ({"prompts": str(HERE), "out": HERE / "x"}, "--out .*lies in --prompts"),
         ({"clean": str(HERE), "out": HERE / "x"}, "--out .*lies in --clean"),
+        ({"dtype": "bfloat16"}, "--dtype bfloat16: the built-in model is calibrated in float32; add --clean FILE"),
     ):
         with pytest.raises(InputError, match=option):
             Options(**wrong).check()
     quick = Options()
-    quick.check()
+    for right in (quick, Options(dtype="float32"), Options(dtype="bfloat16", clean=__file__)):
+        right.check()
     assert (quick.profile_name, Options(steps=7).profile_name) == ("quick", "custom")
     assert Options(profile="thorough", model="m").profile_name == "thorough"
 

@@ -153,6 +153,8 @@ class Options(ModelOptions):
         if self.mitigating is not None and len(named_mitigations(self.mitigating)) != 1:
             raise InputError("--mitigation: an audit tests one mitigation")
         self.check_model(self.chosen.steps)
+        if self.clean is None and self.model_dtype != "float32":
+            raise InputError(f"--dtype {self.dtype}: the built-in model is calibrated in float32; add --clean FILE")
 
     def check_sources(self) -> None:
         """Raises InputError or OSError for prompts and images that are missing or cannot be read again."""
