@@ -11,7 +11,7 @@ from PIL import Image
 
 from memattn_jax import InputError, demo
 from memattn_jax.commands import evaluate
-from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations, make_all
+from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations, make_all, read_kinds
 from memattn_jax.commands.mitigating import describe as describe_fields
 from memattn_jax.commands.naming import named_mitigations
 from memattn_jax.demo.objects import Classifier, ObjectsFound, save_classifier
@@ -184,6 +184,13 @@ def test_a_mitigation_without_its_file_is_refused_before_a_model_is_loaded(mitig
     options = evaluate.Options(out=tmp_path, mitigations=mitigation, memorized=str(texts), clean=str(texts))
     with pytest.raises(error, match=r"paraphrases=FILE|gone\.txt"):
         evaluate.main(options)
+
+
+def test_a_kind_that_is_missing_is_none(tmp_path):
+    path = tmp_path / "memorized.jsonl"
+    path.write_text('{"prompt": "a", "sort": "v"}\n{"prompt": "b", "sort": null}\n{"prompt": "c"}\n')
+    options = evaluate.Options(mitigations="attention_mask", memorized=str(path), kind="sort", out=tmp_path)
+    assert read_kinds(options, ["a", "b", "c"]) == ["v", None, None]
 
 
 def test_parts_of_a_run(tmp_path):

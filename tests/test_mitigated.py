@@ -107,6 +107,15 @@ def test_what_is_measured():
     assert without["fidelity"] is None
 
 
+def test_prompts_without_a_kind_are_in_none():
+    images = np.random.default_rng(0).integers(0, 255, (3, 2, 16, 16, 3)).astype(np.uint8)
+    both, plain = (sampled(images), sampled(images)), (whole(images), whole(images))
+    texts = ["a", "b", "c"]
+    entry = describe(Prompts(texts, texts, kinds=["template", None, None]), both, plain)
+    assert {kind: one["prompts"] for kind, one in entry["kinds"].items()} == {"template": 1}
+    assert "kinds" not in describe(Prompts(texts, texts, kinds=[None] * 3), both, plain)
+
+
 def test_adversarial_samples_that_are_not_finite_are_in_no_share(monkeypatch):
     """Nor do they count as pictures that did not come back."""
     images = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)

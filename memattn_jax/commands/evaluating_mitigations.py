@@ -50,12 +50,12 @@ def make_all(options: "Options", memorized: list[str], clean: list[str]) -> "dic
     return made
 
 
-def read_kinds(options: "Options", memorized: list[str]) -> list[str]:
-    """The kind of each memorized prompt, of the column --kind; empty without one."""
+def read_kinds(options: "Options", memorized: list[str]) -> list[str | None]:
+    """The kind of each memorized prompt, None where the column --kind has none; empty without that column."""
     if options.kind is None or options.memorized is None:
         return []
     read = stream_prompts(options.memorized, options.column, (options.kind,))
-    return [str(prompt.kept[0]) for prompt in read if prompt.error is None]
+    return [prompt.kept[0] for prompt in read if prompt.error is None]
 
 
 def training_images(options: "Options", memorized: list[str]) -> "list[Image.Image] | None":

@@ -62,13 +62,13 @@ class Prompts:
       clean: likewise.
       references: the training image of each memorized prompt, uint8 [prompts, height, width, 3]; None compares with
         what the model makes without a mitigation.
-      kinds: of each memorized prompt, such as "template"; empty where unknown.
+      kinds: of each memorized prompt, such as "template", or None; empty where all are unknown.
     """
 
     memorized: Sequence[str]
     clean: Sequence[str]
     references: np.ndarray | None = None
-    kinds: Sequence[str] = ()
+    kinds: Sequence[str | None] = ()
 
 
 def sample_prompts(
@@ -152,14 +152,14 @@ def describe(
             "threshold": threshold,
             **reproduced(alike, usable, threshold),
         }
-    if prompts.kinds:
+    if named := [kind for kind in dict.fromkeys(prompts.kinds) if kind is not None]:
         kinds = np.asarray(prompts.kinds)
         entry["kinds"] = {
             kind: {
                 "prompts": int((kinds == kind).sum()),
                 **reproduced(near[kinds == kind], usable[kinds == kind]),
             }
-            for kind in dict.fromkeys(prompts.kinds)
+            for kind in named
         }
     return entry
 
