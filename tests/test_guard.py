@@ -88,6 +88,21 @@ def test_guard_refusals(sd):
 
 
 @pytest.mark.slow
+def test_a_fitted_threshold_judges_no_other_size(calibrated, sd, model, tmp_path):
+    """Scores are norms over all pixels; a threshold of one's own is for whichever size is sampled."""
+    fitted = Guard.from_calibration(load_calibration(calibrated / "calibration.json"))
+    own = sd.unet.config.sample_size
+    size = {"height": 2 * own * sd.vae.config.scale}
+    with pytest.raises(InputError, match=f"the model's own, but these are {2 * own} × {own}"):
+        sd.sample(["a"], steps=3, guard=fitted, **size)
+    guarded = sd.sample(["a"], steps=3, guard=dataclasses.replace(fitted, own_size=False), **size)
+    assert guarded.latents.shape[1] == 2 * own
+    use = ("--model", model, "--guard", "noise_norm", "--calibration", calibrated / "calibration.json")
+    status, _, errors = command("generate", *NEW, *use, "--height", size["height"], "--out", tmp_path / "out")
+    assert (status, "the model's own" in errors[-1]) == (2, True)
+
+
+@pytest.mark.slow
 def test_generate_with_a_guard(calibrated, model, tmp_path):
     use = ("--model", model, "--steps", 4, "--guard", "noise_norm")
     path = calibrated / "calibration.json"

@@ -86,7 +86,9 @@ def guard(options: Options, calibration: "Calibration | None", sd: "StableDiffus
     from memattn_jax.mitigations.guard import Guard
 
     calibration.check_model(sd)
-    return Guard.from_calibration(calibration, options.guard, fitted(options, sd))
+    made = Guard.from_calibration(calibration, options.guard, fitted(options, sd))
+    made.check_size(sd, sd.latent_shape(options.height, options.width))
+    return made
 
 
 def settings(options: Options) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which reference each image is most like, and how far images of one prompt agree, by every measure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,6 +44,11 @@ class Match:
     equal: int
     measure: Measure
     threshold: float
+
+
+def differing(group: Sequence[Path], rows: Mapping[Path, int]) -> list[Path]:
+    """The files that have a row, the first of each: equal files share theirs, and are one seed twice."""
+    return list({rows[path]: path for path in reversed(group) if path in rows}.values())[::-1]
 
 
 @dataclass
@@ -109,7 +114,7 @@ class Search:
         """How far the images of each prompt agree, by every measure, embeddings first.
 
         Args:
-          groups: the images of each prompt.
+          groups: the images of each prompt; of files with equal bytes the first counts alone.
 
         Returns:
           Of each prompt, for each measure the images that can be used and their agreement; none of fewer than two.
@@ -124,13 +129,14 @@ class Search:
             own = self._embed(every, embedding, "images")
             rows = dict(zip(own.files, own.rows, strict=True))
             for agreed, group in zip(found, groups, strict=True):
-                usable = [path for path in group if path in rows]
+                usable = differing(group, rows)
                 if len(usable) > 1:
                     vectors = Embeddings(own.vectors[[rows[path] for path in usable]], own.measure)
                     agreed.append((usable, agreement(vectors.similarities(), threshold, own.measure)))
-        readable = set(self._embed(every, Thumbnails(), "images").files)
+        own = self._embed(every, Thumbnails(), "images")
+        rows = dict(zip(own.files, own.rows, strict=True))
         for agreed, group in zip(found, groups, strict=True):
-            usable = [path for path in group if path in readable]
+            usable = differing(group, rows)
             if len(usable) > 1:
                 first = comparable(decoded(usable[0]))
                 images = np.stack([fitted(path, *first.shape[:2]) for path in usable])

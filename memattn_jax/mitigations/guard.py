@@ -35,6 +35,7 @@ class Guard:
         `StableDiffusion`.
       mitigation: for rows over the threshold.
       steps: of the schedule whose first timestep the threshold was fitted at.
+      own_size: whether the threshold was fitted at the model's own size of images, so that no other is judged by it.
 
     Raises:
       InputError: a detector that does not look at the first step.
@@ -45,6 +46,7 @@ class Guard:
     site: str | None = None
     mitigation: Mitigation = field(default_factory=AttentionMask)
     steps: int = 50
+    own_size: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.detector, FirstStepDetector):
@@ -78,7 +80,16 @@ class Guard:
                 f"calibration has {len(clean)}; calibrate on more, or with a larger --fpr"
             )
         settings = calibration.settings
-        return cls(threshold, detector, settings["site"], mitigation or AttentionMask(), settings["steps"])
+        return cls(threshold, detector, settings["site"], mitigation or AttentionMask(), settings["steps"], True)
+
+    def check_size(self, model: Model, latents: tuple[int, ...]) -> None:
+        """Raises InputError where latents [h, w, channels] have another size than the threshold: scores grow with it."""
+        if self.own_size and latents != model.latent_shape():
+            height, width = model.latent_shape()[:2]
+            raise InputError(
+                f"the guard's threshold was fitted on latents of {height} × {width}, the model's own, but these are "
+                f"{latents[0]} × {latents[1]}; leave out height and width, or give a Guard with a threshold of yours"
+            )
 
     def look(self, model: Model, noise: Array, context: Array, lengths: Array) -> tuple[Array, Array]:
         """Scores of rows, float32 [batch], and which of them to mitigate, bool [batch].
@@ -88,7 +99,11 @@ class Guard:
           noise: of unit variance, [batch, h, w, channels]: the detector's probe.
           context: text embeddings of the prompts [batch, tokens, channels].
           lengths: int32 [batch], tokens of each prompt, begin and end token counted.
+
+        Raises:
+          InputError: see `check_size`.
         """
+        self.check_size(model, noise.shape[1:])
         (detector,) = named_detectors(self.detector, site=self.site).values()
         detector = as_arrays(as_pytree(detector.bind(model, self.steps)))
         inputs = Inputs(

@@ -76,6 +76,8 @@ def check_settings(out: Path, settings: TrainSettings, inputs: dict[str, str]) -
     path = out / "settings.json"
     new = asdict(settings) | inputs
     if not path.exists():
+        if last_checkpoint(out) is not None:
+            raise InputError(f"{out}: holds checkpoints without the settings.json of their run; choose another --out")
         path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
         return
     try:
@@ -174,10 +176,10 @@ def train(
                 )
             log.write(json.dumps(line) + "\n")
             log.flush()
-            callbacks.step(step, line, state)
             stopped = stopping()
             if stopped or step == steps or step % checkpoint_every == 0:
-                checkpoints.save(step, state)
+                checkpoints.save(step, state)  # before anything that may fail
+            callbacks.step(step, line, state)
             if stopped:
                 break
         if stopping() == signal.SIGINT:

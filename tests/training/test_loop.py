@@ -10,6 +10,7 @@ import pytest
 
 from memattn_jax import InputError
 from memattn_jax.training import loop
+from memattn_jax.training.settings import TrainSettings
 from memattn_jax.training.step import TrainState
 
 
@@ -77,3 +78,19 @@ def test_a_run_that_diverges_stops_and_keeps_what_is_finite(run, tmp_path, value
         run(seventh=value)
     assert loop.last_checkpoint(tmp_path / "out") == 4
     assert loop.last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_step_is_saved_before_what_may_fail_after_it(run, tmp_path):
+    def sample(step, line, state):
+        if step == 4:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        run(callbacks=loop.Callbacks(step=sample))
+    assert loop.last_checkpoint(tmp_path / "out") == 4
+
+
+def test_checkpoints_without_their_settings_are_refused(run, tmp_path):
+    run()
+    with pytest.raises(InputError, match=r"holds checkpoints without the settings\.json"):
+        loop.check_settings(tmp_path / "out", TrainSettings(), {})
