@@ -6,6 +6,7 @@ entries. Checksums are not compared: that would read every weight, and `torch.sa
 """
 
 import itertools
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,6 +20,7 @@ DIRECTORY = 2**26  # bytes
 COMMENT = 2**16  # bytes that may follow the end of the directory
 IN_64_BITS = 2**32 - 1  # stands for a number that follows in 64 bits
 ENCRYPTED, STORED = 1, 0
+DRIVE = re.compile("[A-Za-z]:")  # of Windows; other colons come from the name that a file was saved under
 PROGRAM = "code/"  # source code of TorchScript, which it compresses, and which nobody reads
 
 
@@ -128,5 +130,5 @@ def check_name(name: str, seen: dict[str, np.ndarray]) -> None:
     """
     if name in seen:
         raise ValueError(f"zip member {name[:40]!r} comes twice")
-    if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
+    if name.startswith("/") or "\\" in name or DRIVE.match(name) or ".." in name.split("/"):
         raise ValueError(f"zip member {name[:40]!r} would lie outside the archive")
