@@ -131,6 +131,11 @@ def test_only_what_is_read_is_needed(repository, model):
     assert "unet/diffusion_pytorch_model.safetensors" not in half
 
 
+def test_weights_in_orbax_are_needed():
+    names = ["unet/config.json", "unet/orbax/000/_METADATA", "unet/orbax/000/d/0", "safety_checker/orbax/000/_METADATA"]
+    assert needed(names, "", None) == names[:3]
+
+
 def test_downloads(repository, model, online, cache):
     """Only what is needed, once; afterwards the cache will do."""
     hub = Hub(repository)

@@ -78,6 +78,7 @@ def needed(names: Iterable[str], folder: str, variant: str | None) -> list[str]:
         files = [path.name for path in map(PurePosixPath, inside) if str(path.parent) == part]
         weights = choose_weights(files, variant)
         chosen += [f"{part}/{name}" for name in files if name == "config.json"]
+        chosen += [name for name in inside if name.startswith(f"{part}/orbax/")]
         if weights is not None:
             chosen += [f"{part}/{name}" for name in (*weights.files, weights.index) if name is not None]
     return [prefix + name for name in chosen]
