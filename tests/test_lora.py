@@ -207,8 +207,17 @@ def test_one_file_needs_no_list(kind: str, file: str | Path):
     assert Source(**{kind: file}) == Source(**{kind: [file]})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("kind", "value", "other"), [("loras", 0.3, "0.3"), ("embeddings", "<cat>", 5)])
+def test_a_mapping_is_pairs(kind: str, value: float | str, other: object):
+    assert getattr(Source(**{kind: {"a.safetensors": value}}), kind) == ((Path("a.safetensors"), value),)
+    with pytest.raises(InputError, match=f"^{kind}: expected files, or pairs"):
+        Source(**{kind: [("a.safetensors", other)]})
+
+
 @pytest.mark.parametrize("kind", ["loras", "embeddings"])
-@pytest.mark.parametrize("given", [("a.safetensors", 0.8), [("a.safetensors", 0.8, 1)], [None]], ids=str)
+@pytest.mark.parametrize(
+    "given", [("a.pt", 0.8), [("a.pt", 0.8, 1)], [None], 5, [("a.pt", b"0.8")], {"a.pt": []}], ids=str
+)
 def test_what_is_neither_a_file_nor_a_pair(kind: str, given: object):
     with pytest.raises(InputError, match=rf"^{kind}: expected files, or pairs such as \[\('\w+\.safetensors', .*\)\]$"):
         Source(**{kind: given})  # type: ignore[arg-type]

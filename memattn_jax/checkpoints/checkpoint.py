@@ -1,7 +1,8 @@
 """What a checkpoint holds, whatever container it came in, before any weights are read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,10 @@ class Source:
       subfolder: of the model's folder or repository, where the checkpoint is in one.
       revision: branch, tag or commit of a repository on the Hugging Face Hub.
       token: for a repository that is not public; by default that of `HF_TOKEN` or of the client's login.
-      loras: files or folders whose changes to the weights are merged, each with its strength, or without for 1; or one
-        file or folder.
-      embeddings: textual inversion files, each with its token, or without for the one that the file or its name says;
-        or one file.
+      loras: files or folders whose changes to the weights are merged, each with its strength, a number, or without for
+        1, as pairs or {path: strength}; or one file or folder.
+      embeddings: textual inversion files, each with its token, or without for the one that the file or its name says,
+        as pairs or {path: token}; or one file.
 
     Raises:
       InputError: `loras` or `embeddings` has something else than files and pairs.
@@ -95,23 +96,32 @@ class Source:
 
     def __post_init__(self) -> None:
         lora, embedding = ("style.safetensors", 0.8), ("cat.safetensors", "<cat>")
-        for name, default, example in (("loras", 1.0, lora), ("embeddings", None, embedding)):
+        for name, default, kind, example in (("loras", 1.0, Real, lora), ("embeddings", None, str, embedding)):
             wrong = f"{name}: expected files, or pairs such as [{example}]"
-            object.__setattr__(self, name, pairs(getattr(self, name), default, wrong))
+            object.__setattr__(self, name, pairs(getattr(self, name), default, kind, wrong))
 
 
-def pairs(given: Any, default: Any, wrong: str) -> tuple[tuple[Path, Any], ...]:
-    """Paths with their values, from one path, or from paths and such pairs.
+def pairs(given: Any, default: Any, kind: type, wrong: str) -> tuple[tuple[Path, Any], ...]:
+    """Paths with their values, from one path, from paths and such pairs, or from {path: value}.
+
+    Args:
+      given: by the caller.
+      default: value of a path alone.
+      kind: of the other values.
+      wrong: what an error says.
 
     Raises:
       InputError: `wrong`, for anything else.
     """
     found: list[tuple[Path, Any]] = []
-    for one in [given] if isinstance(given, str | Path) else given:
+    several = given.items() if isinstance(given, Mapping) else [given] if isinstance(given, str | Path) else given
+    if not isinstance(several, Iterable):
+        raise InputError(wrong)
+    for one in several:
         match one:
             case str() | Path():
                 found.append((Path(one).expanduser(), default))
-            case [str() | Path() as path, value]:
+            case [str() | Path() as path, value] if value is default or isinstance(value, kind):
                 found.append((Path(path).expanduser(), value))
             case _:
                 raise InputError(wrong)
