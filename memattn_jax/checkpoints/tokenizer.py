@@ -69,14 +69,20 @@ class Tokenizer:
           The ids of its embeddings, those of "token", "token_1", "token_2" and so on.
 
         Raises:
-          InputError: one of these is a token already, or differs from one that was added in case alone, which prompts
-            cannot tell apart.
+          InputError: one of these is a token already, or differs from one in case alone, which prompts cannot tell
+            apart; or it would become one more embedding of another token.
         """
         names = [token, *(f"{token}_{i}" for i in range(1, vectors))]
-        known, added = self.clip.get_vocab(), {name.lower() for name in self.clip.get_added_vocab()}
-        if clash := [name for name in (*names, f"{token}_1") if name in known or name.lower() in added]:
+        known = self.clip.get_vocab()
+        lower = {name.lower() for name in known}
+        if clash := [name for name in (*names, f"{token}_{vectors}") if name.lower() in lower]:
             what = "a token" if clash[0] in known else "one but for its case"
             raise InputError(f"'{printable(clash[0], 40)}' is {what} already; name another for this embedding")
+        added = self.clip.added_tokens_encoder
+        longer = {f"{other}_{len(self.placeholders.get(first, (first,)))}": other for other, first in added.items()}
+        if clash := [name for name in names if name in longer]:
+            name, other = (printable(text, 40) for text in (clash[0], longer[clash[0]]))
+            raise InputError(f"'{name}' would change what '{other}' stands for; name another for this embedding")
         self.clip.add_tokens(names)
         self.placeholders = placeholders(self.clip)
         return self.clip.convert_tokens_to_ids(names)

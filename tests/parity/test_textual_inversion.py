@@ -116,9 +116,18 @@ def test_fingerprint(model: Path, tmp_path: Path):
 
 def test_clashes(model: Path, tmp_path: Path):
     path, _ = write("A1111", tmp_path)
-    for embeddings in ([path, path], [(path, "the</w>")], [path, (path, "<cat>_1")], [path, (path, "<CAT>")]):
+    for embeddings in (
+        [path, path],
+        [(path, "the</w>")],
+        [path, (path, "<cat>_1")],
+        [path, (path, "<CAT>")],
+        [(path, "THE</w>")],
+    ):
         with pytest.raises(InputError, match=r"is (a token|one but for its case) already"):
             StableDiffusion.from_pretrained(model, embeddings=embeddings)
+    for first, second in (("<cat>", "<cat>_3"), ("<cat>_3", "<cat>")):  # <cat>, <cat>_1 and <cat>_2 are one
+        with pytest.raises(InputError, match="another for this embedding"):
+            StableDiffusion.from_pretrained(model, embeddings=[(path, first), (path, second)])
     save_file({"<cat>": vectors(2, 1024)}, tmp_path / "2.safetensors")
     with pytest.raises(InputError, match=r"2\.safetensors: has 1024 channels"):
         StableDiffusion.from_pretrained(model, embeddings=[tmp_path / "2.safetensors"])
