@@ -11,10 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from memattn_jax import InputError, StableDiffusion, demo
 from memattn_jax.checkpoints import orbax_part
-from memattn_jax.checkpoints.checkpoint import PARTS
+from memattn_jax.checkpoints.checkpoint import PARTS, Source
 from memattn_jax.checkpoints.opening import open_checkpoint
 from memattn_jax.checkpoints.tokenizer import Tokenizer
 from memattn_jax.commands import convert
+from memattn_jax.commands.converting import convert as convert_checkpoint
 from memattn_jax.diffusion import loading
 from memattn_jax.sharding.placement import make_mesh
 
@@ -92,9 +93,27 @@ def test_a_single_file_keeps_the_tokenizers_length(tmp_path, monkeypatch):
     assert made[0](["a"]).input_ids.shape == (1, 9)
 
 
-def test_another_vocabulary_is_asked_for(converted):
-    with pytest.raises(InputError, match="--config"):
-        StableDiffusion.from_pretrained(converted["single-file"])
+def test_another_vocabulary_is_asked_for(converted, tmp_path, capsys):
+    """Also where an embedding makes the token table as large as CLIP's vocabulary."""
+    save_file({"<new>": np.ones((1, 128), np.float32)}, tmp_path / "new.safetensors")
+    for embeddings in ([], [tmp_path / "new.safetensors"]):
+        with pytest.raises(InputError, match=r"49408 tokens, but .* are expected; add --config"):
+            StableDiffusion.from_pretrained(converted["single-file"], embeddings=embeddings)
+    assert run(converted["single-file"], tmp_path / "folder") == 2
+    assert "add --config FOLDER" in capsys.readouterr().err
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_checkpoint_is_checked_as_for_loading(tmp_path):
+    """Its configs and its variant."""
+    folder = Path(shutil.copytree(demo.MODEL, tmp_path / "model"))
+    for path in (folder / "vae").glob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    with pytest.warns(UserWarning, match=r"no plain weights, taking those of vae \(fp16\)"):
+        convert_checkpoint(folder, Source(), tmp_path / "out", "diffusers", None)
+    (folder / "memattn_jax.json").write_text('{"entropy_site": "nowhere"}')
+    with pytest.raises(InputError, match="cross-attention layer 'nowhere'"):
+        convert_checkpoint(folder, Source(), tmp_path / "out", "diffusers", None)
 
 
 def test_orbax_is_restored_to_its_shardings(converted):
@@ -152,6 +171,24 @@ def test_destinations_are_kept(converted, tmp_path, capsys):
     assert "encoder.conv_in.bias" in capsys.readouterr().err
     assert target.read_bytes() == b"mine"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_is_read_is_not_replaced(converted, tmp_path, capsys):
+    """A file in the folder that is to be replaced; the model itself may be replaced by what it becomes."""
+    folder = Path(shutil.copytree(demo.MODEL, tmp_path / "model"))
+    inside = folder / "new.safetensors"
+    save_file({"<new>": np.ones((1, 128), np.float32)}, inside)
+    (tmp_path / "link").symlink_to("model", target_is_directory=True)
+    for target in (folder, tmp_path / "link"):
+        assert run(demo.MODEL, target, "--embedding", inside, "--overwrite") == 2
+        assert "new.safetensors, which is read" in capsys.readouterr().err
+        assert run(demo.MODEL, target, "--vae", folder / "vae", "--overwrite") == 2
+    single = Path(shutil.copy(converted["single-file"], folder / "model.safetensors"))
+    assert run(single, folder, *CONFIG, "--overwrite") == 2
+    assert single.is_file()
+    assert inside.is_file()
+    assert run(folder, folder, "--dtype", "float32", "--overwrite") == 0
+    assert not inside.exists()
 
 
 def test_damaged_orbax(converted, tmp_path):

@@ -17,7 +17,7 @@ import tyro
 from memattn_jax import demo
 from memattn_jax.checkpoints.checkpoint import Source
 from memattn_jax.commands.command import run_command
-from memattn_jax.commands.converting import CONTAINERS, check_destination, convert
+from memattn_jax.commands.converting import CONTAINERS, check_destination, check_inputs, convert
 from memattn_jax.commands.detect_options import Options as DetectOptions
 from memattn_jax.commands.model_options import CheckpointOptions
 from memattn_jax.commands.options import BY_DEFAULT, flag, local_out, names_of, one_of, some_of
@@ -108,6 +108,7 @@ class Options(CheckpointOptions):
             raise InputError(f"{flag(others[0])} is for exporting detectors, without SRC and DST")
         replace(self, model=self.src).check_checkpoint()
         check_destination(self.dst, self.to, self.overwrite)
+        check_inputs(self.src or "", Source(**self.source), self.dst)
 
 
 def check_out(path: Path, overwrite: bool) -> None:

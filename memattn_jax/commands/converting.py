@@ -30,23 +30,32 @@ def check_destination(path: Path, container: str, overwrite: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def check_inputs(model: str | Path, source: "Source", destination: Path) -> None:
+    """Raises InputError where replacing the destination would remove a file that the checkpoint is made of.
+
+    The checkpoint itself may be replaced: all of it is converted.
+    """
+    place, own = destination.resolve(), Path(model, source.subfolder).expanduser().resolve()
+    others = [path for path, _ in (*source.loras, *source.embeddings)]
+    others += [path for path in (source.vae, source.config) if path is not None]
+    read = [path.expanduser().resolve() for path in others]
+    if inside := [path for path in (own, *read) if place in path.parents or (path == place and path in read)]:
+        shown, what = printable(str(destination), 80), printable(inside[0].name, 40)
+        raise InputError(f"{shown}: replacing it would remove {what}, which is read; choose another place")
+
+
 def opened(model: str | Path, source: "Source") -> tuple["Checkpoint", "Tokenizer"]:
     """A checkpoint with all that is merged into it, and its tokenizer."""
-    from memattn_jax.checkpoints.hub import locate
-    from memattn_jax.checkpoints.opening import open_checkpoint
     from memattn_jax.checkpoints.textual_inversion import read_embedding, with_embeddings
-    from memattn_jax.checkpoints.tokenizer import Tokenizer
-    from memattn_jax.diffusion.loading import check_parts
-    from memattn_jax.models.configs import CLIPTextConfig
+    from memattn_jax.diffusion.loading import matching_tokenizer, open_checked
 
-    checkpoint = open_checkpoint(locate(model, source), source)
-    check_parts(checkpoint)
-    text = checkpoint.parts["text_encoder"]
-    assert isinstance(text.config, CLIPTextConfig)
-    own = checkpoint.pad, checkpoint.length
-    tokenizer = Tokenizer(checkpoint.tokenizer, text.config.max_position_embeddings, *own)
+    checkpoint = open_checked(model, source)
+    tokenizer = matching_tokenizer(checkpoint)
     embeddings = [read_embedding(path, token) for path, token in source.embeddings]
-    parts = {**checkpoint.parts, "text_encoder": with_embeddings(text, tokenizer, embeddings)}
+    parts = {
+        **checkpoint.parts,
+        "text_encoder": with_embeddings(checkpoint.parts["text_encoder"], tokenizer, embeddings),
+    }
     return replace(checkpoint, parts=parts), tokenizer
 
 

@@ -51,8 +51,8 @@ def warn_of_variants(checkpoint: Checkpoint, asked: str | None) -> None:
         warnings.warn(f"{checkpoint.where}: no {asked or 'plain'} weights, taking those of {shown}", stacklevel=2)
 
 
-def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> dict[str, Any]:
-    """The fields of a `Model`, from a checkpoint; arguments and errors as `StableDiffusion.from_pretrained`."""
+def open_checked(model: str | Path, source: Source) -> Checkpoint:
+    """Opens a checkpoint whose configs are checked; arguments and errors as `StableDiffusion.from_pretrained`."""
     checkpoint = open_checkpoint(locate(model, source), source)
     check_parts(checkpoint)
     check_types(checkpoint.scheduler_config, f"{checkpoint.where}: scheduler_config.json")
@@ -61,21 +61,32 @@ def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> di
     if checkpoint.entropy_site is not None:
         check_name("cross-attention layer", checkpoint.entropy_site, cross_attention_sites(unet))
     warn_of_variants(checkpoint, source.variant)
+    return checkpoint
+
+
+def matching_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """A checkpoint's tokenizer, without embeddings; raises InputError if it has more tokens than the text encoder."""
     text = checkpoint.parts["text_encoder"].config
     assert isinstance(text, CLIPTextConfig)
+    tokenizer = Tokenizer(checkpoint.tokenizer, text.max_position_embeddings, checkpoint.pad, checkpoint.length)
+    have, most = tokenizer.size, text.vocab_size
+    if have > most:
+        hint = "" if checkpoint.tokenizer else "; add --config FOLDER with the model's tokenizer"
+        raise InputError(f"{checkpoint.where}: parts of different models: {have} tokens, but {most} are expected{hint}")
+    return tokenizer
+
+
+def load(model: str | Path, dtype: str, mesh: Mesh | None, source: Source) -> dict[str, Any]:
+    """The fields of a `Model`, from a checkpoint; arguments and errors as `StableDiffusion.from_pretrained`."""
+    checkpoint = open_checked(model, source)
     parts = dict(checkpoint.parts)
     with ThreadPoolExecutor(1) as aside:  # half of its time is an import
-        own = checkpoint.pad, checkpoint.length
-        reading = aside.submit(Tokenizer, checkpoint.tokenizer, text.max_position_embeddings, *own)
+        reading = aside.submit(matching_tokenizer, checkpoint)
         if source.embeddings:
             embeddings = [read_embedding(path, token) for path, token in source.embeddings]
             parts["text_encoder"] = with_embeddings(parts["text_encoder"], reading.result(), embeddings)
         networks = build(parts, dtype, mesh)
         tokenizer = reading.result()
-    have, most = tokenizer.size, networks["text_encoder"].config.vocab_size
-    if have > most:
-        hint = "" if checkpoint.tokenizer else "; add --config FOLDER with the model's tokenizer"
-        raise InputError(f"{checkpoint.where}: parts of different models: {have} tokens, but {most} are expected{hint}")
     return {
         **networks,
         "tokenizer": tokenizer,
