@@ -145,6 +145,13 @@ def test_an_embedding_leaves_the_token_table_its_type(tmp_path):
     np.testing.assert_array_equal(sd.text_encoder.text_model.embeddings.token_embedding.embedding[-2:], vectors)
 
 
+def test_an_embedding_has_no_place_in_a_single_file(tmp_path, capsys):
+    save_file({"<new>": np.ones((1, 128), np.float32)}, tmp_path / "new.safetensors")
+    given = ("--embedding", tmp_path / "new.safetensors")
+    assert run(demo.MODEL, tmp_path / "out.safetensors", "--to", "single-file", *given) == 2
+    assert "use --to diffusers" in capsys.readouterr().err
+
+
 def test_destinations_are_kept(converted, tmp_path, capsys):
     """Nothing is replaced unasked, and a conversion that fails leaves what was there."""
     target = tmp_path / "model.safetensors"

@@ -1,7 +1,7 @@
 """Convert a checkpoint to another container, or export its detectors: `memattn convert`.
 
 `memattn convert SRC DST --to diffusers|single-file|orbax` writes a checkpoint, bit for bit unless --dtype asks for
-other numbers; LoRAs and embeddings that are given are merged into it.
+other numbers; LoRAs and embeddings that are given are merged into it, embeddings into folders alone.
 
 --export detector, without SRC and DST, writes one file, by default detector.zip: the first-step detectors from token
 ids to scores, compiled to StableHLO, with their weights, tokenizer and thresholds. It runs in Python with JAX and
@@ -106,6 +106,8 @@ class Options(CheckpointOptions):
             raise InputError("--model is for exporting detectors; the model to convert is SRC")
         if others := self.changed(*EXPORTING):
             raise InputError(f"{flag(others[0])} is for exporting detectors, without SRC and DST")
+        if self.to == "single-file" and self.embedding:
+            raise InputError("--embedding: an embedding's token has no place in a single file; use --to diffusers")
         replace(self, model=self.src).check_checkpoint()
         check_destination(self.dst, self.to, self.overwrite)
         check_inputs(self.src or "", Source(**self.source), self.dst)
