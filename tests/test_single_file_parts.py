@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -55,6 +56,22 @@ def test_comfyui_marks_v_prediction_with_an_empty_tensor(single_file, tmp_path):
     assert opened.scheduler_config["prediction_type"] == "v_prediction"
     assert opened.parts["unet"].config.sample_size == 64  # Stable Diffusion 2 alone has 96
     assert open_checkpoint(single_file).scheduler_config["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}])
+def test_the_schedule_is_written_where_others_look_for_it(settings, tmp_path):
+    """The configs of another folder, and a file without metadata, leave it as it was."""
+    folder = Path(shutil.copytree(demo.MODEL, tmp_path / "folder"))
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    convert(folder, Source(), tmp_path / "model.safetensors", "single-file", None)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {"v_pred", "ztsnr"} & stored.keys() == ({"v_pred", "ztsnr"} if settings else set())
+    save_file(stored, tmp_path / "stripped.safetensors")
+    for file in ("model", "stripped"):
+        opened = open_checkpoint(tmp_path / f"{file}.safetensors", Source(config=demo.MODEL))
+        assert opened.scheduler_config.get("prediction_type", "epsilon") == settings.get("prediction_type", "epsilon")
+        assert opened.scheduler_config.get("rescale_betas_zero_snr", False) == bool(settings)
 
 
 def test_comfyui_marks_a_schedule_without_signal_with_an_empty_tensor(single_file, tmp_path):

@@ -37,7 +37,22 @@ def write_single_file(path: Path, checkpoint: Checkpoint, tensors: dict[str, Ten
     else:
         parts[family.CLIP] = tensors["text_encoder"]
     together = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+    together |= markers(checkpoint, openclip=openclip)
     write_safetensors(path, together, metadata(checkpoint, openclip=openclip))
+
+
+def markers(checkpoint: Checkpoint, *, openclip: bool) -> Tensors:
+    """Empty tensors for what a Stable Diffusion file is not expected to have: see `family.VELOCITY`.
+
+    Stable Diffusion 2 predicts v without one.
+    """
+    settings = checkpoint.scheduler_config
+    found = {
+        family.VELOCITY: settings.get("prediction_type") == "v_prediction" and not openclip,
+        family.RESCALED: bool(settings.get("rescale_betas_zero_snr")),
+    }
+    empty = np.zeros(0, np.float32)
+    return {name: Written(empty.shape, empty.dtype, lambda: empty) for name, there in found.items() if there}
 
 
 def as_convolution(name: str, tensor: Written) -> Written:
