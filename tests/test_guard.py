@@ -91,6 +91,9 @@ def test_guard_refusals(sd):
 def test_a_fitted_threshold_judges_no_other_size(calibrated, sd, model, tmp_path):
     """Scores are norms over all pixels; a threshold of one's own is for whichever size is sampled."""
     fitted = Guard.from_calibration(load_calibration(calibrated / "calibration.json"))
+    calibration = load_calibration(calibrated / "calibration.json")
+    others = dataclasses.replace(calibration, settings={**calibration.settings, "options": {"noises": [8]}})
+    assert Guard.from_calibration(others).options == {"noises": (8,)}
     own = sd.unet.config.sample_size
     size = {"height": 2 * own * sd.vae.config.scale}
     with pytest.raises(InputError, match=f"the model's own, but these are {2 * own} × {own}"):

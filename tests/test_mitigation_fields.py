@@ -19,6 +19,7 @@ from memattn_jax.commands.evaluating_mitigations import evaluate_mitigations, ma
 from memattn_jax.commands.mitigating import make_mitigation
 from memattn_jax.mitigations import AttentionMask, compose, pruned_weights
 from memattn_jax.mitigations.clip_embedding import ClipEmbedding
+from memattn_jax.mitigations.noise_optimization import NoiseOptimization
 from memattn_jax.mitigations.paraphrase_guidance import ParaphraseGuidance
 from memattn_jax.mitigations.prompt_files import read_texts
 from memattn_jax.mitigations.pruned_weights import PrunedWeights
@@ -184,3 +185,30 @@ def test_embeddings_may_be_given_to_a_mitigation_of_embeddings(matrices):
     np.testing.assert_allclose(given, expected, atol=1e-5 * np.abs(expected).max())
     with pytest.raises(InputError, match="reads prompts"):
         matrices.sample(["a"], embeddings=embeddings, steps=2, mitigation=ClipEmbedding("a"))
+
+
+def test_a_share_of_nothing_prunes_nothing():
+    ones = np.ones((3, 2), np.float32)
+    assert not pruned_weights.used_weights(ones, ones[:, :2].T * 4, ones[:, :2].T, 0.0).any()
+    assert pruned_weights.used_weights(ones, ones[:, :2].T * 4, ones[:, :2].T, 0.4).any()
+
+
+def test_a_padding_token_that_the_model_lacks_is_refused(matrices):
+    with pytest.raises(InputError, match="pad is 4940800; this model's tokens are 0 to"):
+        matrices.sample(["a hill"], steps=3, mitigation=ClipEmbedding("a", pad=4940800))
+
+
+def test_the_empty_prompt_keeps_its_noise_finite(matrices):
+    """Its prediction equals the unconditional one, where a norm has no derivative."""
+    run = matrices.sample([""], steps=3, mitigation=NoiseOptimization(threshold=0.0))
+    assert np.isfinite(run.latents).all()
+
+
+def test_a_mitigation_learns_from_runs_with_the_negative_prompt():
+    seen = {}
+    options = generate.Options(prompt=("a",), negative_prompt="ugly", mitigation="attention_mask")
+    made = SimpleNamespace(fit=lambda model, **settings: seen.update(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "mitigation", lambda options: made)
+        generate.fitted(options, None)
+    assert seen["negative_prompts"] == "ugly"

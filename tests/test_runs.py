@@ -285,3 +285,10 @@ def test_a_refusal_is_short():
         assert len(text) <= LIMIT
         assert text.isprintable()
         assert "--overwrite" in text
+
+
+def test_overwriting_removes_nothing_of_others(tmp_path):
+    (tmp_path / "20240101.parquet").write_text("a log of each day")
+    with pytest.raises(InputError, match=r"holds 20240101.parquet but no manifest.json"):
+        fill(tmp_path, 3, overwrite=True)
+    assert (tmp_path / "20240101.parquet").exists()

@@ -22,7 +22,7 @@ fi
 python=${PYTHON:-python}
 command=("$python" -m memattn_jax.detect "${share[@]}")
 if [[ -n $MODEL ]]; then
-  folder=${MODEL_FOLDER:-$HOME/.cache/memattn_jax/models/${MODEL##*/}}
+  folder=${MODEL_FOLDER:-$HOME/.cache/memattn_jax/models/${MODEL//[^A-Za-z0-9._-]/_}}
   run "$python" "$here/model.py" take "$MODEL" "$folder"
   command+=(--model "$folder")
 fi

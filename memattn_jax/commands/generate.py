@@ -67,7 +67,8 @@ def mitigation(options: Options) -> "Mitigation | None":
 def fitted(options: Options, sd: "StableDiffusion") -> "Mitigation | None":
     """The same, ready for this model."""
     made = mitigation(options)
-    return None if made is None else made.fit(sd, **{name: getattr(options, name) for name in RUN})
+    settings = {"negative_prompts": options.negative_prompt} | {name: getattr(options, name) for name in RUN}
+    return None if made is None else made.fit(sd, **settings)
 
 
 def given_calibration(options: Options) -> "Calibration | None":

@@ -4,6 +4,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -266,7 +267,8 @@ def score_log(
         write_calibration(fitted, store, overwrite=options.overwrite)
     if options.overwrite:
         for name in LAST & set(store.names()):  # of the run that is replaced
-            store.remove(name)
+            with suppress(FileNotFoundError):  # another process was quicker
+                store.remove(name)
     progress = Progress("prompt", log.total)
     ground = Ground(rule, None if calibration is None else calibration.attention, sd.tokenizer, scorer.read_site)
     padded = rows_multiple(log.batch, sd.mesh)

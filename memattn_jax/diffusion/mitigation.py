@@ -111,7 +111,7 @@ class Mitigation:
 
         Args:
           model: a `StableDiffusion`.
-          **settings: of the runs to come: steps, scheduler, guidance_scale, height and width.
+          **settings: of the runs to come: steps, scheduler, guidance_scale, height, width and negative_prompts.
         """
         return self
 

@@ -17,7 +17,7 @@ from jax import Array
 
 from memattn_jax.checkpoints.tokenizer import Tokens
 from memattn_jax.diffusion.mitigation import Mitigation, Start
-from memattn_jax.errors import check_name
+from memattn_jax.errors import InputError, check_name
 from memattn_jax.mitigations.checks import check_share
 from memattn_jax.pytree import pytree, static
 
@@ -52,9 +52,15 @@ class ClipEmbedding(Mitigation):
         return not same and getattr(type(self), method) is not getattr(Mitigation, method)
 
     def tokens(self, tokens: Tokens, seeds: Sequence[int], vocabulary: int) -> Tokens:
-        """See `Mitigation.tokens`."""
+        """See `Mitigation.tokens`.
+
+        Raises:
+          InputError: no such padding token.
+        """
         if self.variant == "c":
             return tokens
+        if not 0 <= int(self.pad) < vocabulary:
+            raise InputError(f"clip_embedding: pad is {int(self.pad)}; this model's tokens are 0 to {vocabulary - 1}")
         padding = np.arange(tokens.input_ids.shape[1]) >= tokens.lengths[:, None]
         return tokens._replace(input_ids=np.where(padding, int(self.pad), tokens.input_ids))
 

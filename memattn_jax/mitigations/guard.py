@@ -1,7 +1,9 @@
 """Guarded generation: a detector scores each row's first step, and only rows over its threshold are mitigated."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,7 @@ class Guard:
         `StableDiffusion`.
       mitigation: for rows over the threshold.
       steps: of the schedule whose first timestep the threshold was fitted at.
+      options: of a detector that is given by name, as the threshold was fitted with.
       own_size: whether the threshold was fitted at the model's own size of images, so that no other is judged by it.
 
     Raises:
@@ -47,6 +50,7 @@ class Guard:
     mitigation: Mitigation = field(default_factory=AttentionMask)
     steps: int = 50
     own_size: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.detector, FirstStepDetector):
@@ -80,10 +84,12 @@ class Guard:
                 f"calibration has {len(clean)}; calibrate on more, or with a larger --fpr"
             )
         settings = calibration.settings
-        return cls(threshold, detector, settings["site"], mitigation or AttentionMask(), settings["steps"], True)
+        mitigation = mitigation or AttentionMask()
+        options = {name: tuple(x) if isinstance(x, list) else x for name, x in settings.get("options", {}).items()}
+        return cls(threshold, detector, settings["site"], mitigation, settings["steps"], True, options)
 
     def check_size(self, model: Model, latents: tuple[int, ...]) -> None:
-        """Raises InputError where latents [h, w, channels] have another size than the threshold: scores grow with it."""
+        """Raises InputError where latents [h, w, channels] are not of the threshold's size: scores grow with it."""
         if self.own_size and latents != model.latent_shape():
             height, width = model.latent_shape()[:2]
             raise InputError(
@@ -104,7 +110,7 @@ class Guard:
           InputError: see `check_size`.
         """
         self.check_size(model, noise.shape[1:])
-        (detector,) = named_detectors(self.detector, site=self.site).values()
+        (detector,) = named_detectors(self.detector, site=self.site, **self.options).values()
         detector = as_arrays(as_pytree(detector.bind(model, self.steps)))
         inputs = Inputs(
             model.unet,

@@ -13,16 +13,22 @@ a round started from; here, as in the algorithm, it is taken at x.
 import jax.numpy as jnp
 from jax import Array
 
-from memattn_jax.detectors.noise_norm import norm
+from memattn_jax.detectors.noise_norm import PIXELS, norm
 from memattn_jax.diffusion.mitigation import Mitigation, Start
 from memattn_jax.mitigations.descent import along, descend
 from memattn_jax.pytree import pytree
 
 
+def length(x: Array) -> Array:
+    """Norms of rows of [batch, h, w, channels], whose derivative at zeros is 0 instead of NaN."""
+    zero = (x == 0).all(axis=PIXELS)
+    return jnp.where(zero, 0.0, norm(jnp.where(along(zero, x), 1.0, x)))
+
+
 def unit(x: Array) -> Array:
     """Rows of [batch, h, w, channels] divided by their norm; a row of zeros stays."""
-    length = norm(x)
-    return x / along(jnp.where(length > 0, length, 1.0), x)
+    own = length(x)
+    return x / along(jnp.where(own > 0, own, 1.0), x)
 
 
 @pytree
@@ -48,7 +54,7 @@ class NoiseOptimization(Mitigation):
             return start.predict(x, start.context) - start.predict(x, start.negative)
 
         def losses(x: Array) -> Array:
-            return norm(pull(x + unit(pull(x)))) + self.weight * norm(x)
+            return length(pull(x + unit(pull(x)))) + self.weight * norm(x)
 
         return descend(
             start.noise,

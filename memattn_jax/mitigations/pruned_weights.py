@@ -128,8 +128,10 @@ def used_weights(weights: np.ndarray, own: np.ndarray, empty: np.ndarray, share:
       empty: with the empty prompt, likewise.
       share: of each output's weights.
     """
-    most = max(1, round(share * len(weights)))
     pruned = np.zeros(weights.shape, bool)
+    if share == 0:
+        return pruned
+    most = max(1, round(share * len(weights)))
     for of_own, of_empty in zip(np.sqrt(own), np.sqrt(empty), strict=True):
         scores = weights * of_own[:, None]
         least = np.partition(scores, -most, axis=0)[-most]

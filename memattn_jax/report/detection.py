@@ -138,7 +138,7 @@ def format_row(row: dict[str, Any], detectors: Iterable[str]) -> str:
     if row["p"] is not None:
         parts.append(f"p {row['p']:.4f}")
     parts.append(printable(row["prompt"], LABEL))
-    if row["verdict"] == MEMORIZED and row.get("blamed") is not None:
+    if row["verdict"] == MEMORIZED and isinstance(row.get("blamed"), list):
         parts.append(f"[{stands_out(row)}]")
     if row["verdict"] == UNKNOWN:
         parts.append(f"[{UNKNOWN}]")

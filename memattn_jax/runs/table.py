@@ -108,13 +108,13 @@ class ShardedTable:
           InputError: the folder holds rows with another identity (the message says where it differs), or other shards.
         """
         self.about, self.overwrite = about, overwrite
-        if overwrite:
+        if (stored := self.store.read(MANIFEST)) is not None:
+            if not overwrite:
+                self._check(stored)
             return
-        stored = self.store.read(MANIFEST)
-        if stored is not None:
-            self._check(stored)
-        elif shards := [name for name in self.store.names() if numbered(name, "parquet") is not None]:
-            raise InputError(f"{self.store}: holds {shards[0]} but no {MANIFEST}; choose another --out")
+        kinds = ("parquet", self.row_files) if overwrite else ("parquet",)
+        if others := [name for name in self.store.names() if any(numbered(name, kind) is not None for kind in kinds)]:
+            raise InputError(f"{self.store}: holds {others[0]} but no {MANIFEST}; choose another --out")
 
     def begin(self) -> None:
         """On the first call, removes what is to be overwritten and writes the manifest."""

@@ -237,7 +237,7 @@ def test_a_worker_takes_the_model_first(environment, tmp_path):
     settings = {"PYTHON": python, "MODEL": "gs://bucket/models/sd14", "COORDINATOR": "host:8476"}
     assert run("worker.sh", *DETECT, environment=environment | settings).returncode == 0
     took, detected = (tmp_path / "ran").read_text().splitlines()
-    folder = f"{tmp_path}/.cache/memattn_jax/models/sd14"
+    folder = f"{tmp_path}/.cache/memattn_jax/models/gs___bucket_models_sd14"
     assert took == f"{TPU}/model.py take gs://bucket/models/sd14 {folder}"
     assert detected.startswith(
         f"-m memattn_jax.detect --distributed --coordinator host:8476 --model {folder} --prompts"
