@@ -159,6 +159,8 @@ def test_a_messy_log(model, tmp_path):
     assert any(r"\x1b[2J\u202ecat\x07" in line for line in printed)
     assert "report.html with 9 prompts" in printed
     assert "9 prompts were scored" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert command("detect", *own, "--keep", "id,length", "--out", tmp_path / "out")[0] == 0
+    assert not (tmp_path / "out" / "report.html").exists()  # what it says may be of other rows now
     for options, message in (
         (("--keep", "id"), "keep"),
         (("--keep", "user"), "no column 'user'; "),

@@ -12,6 +12,7 @@ options "$@"
 ((${#rest[@]})) || wrong "--prompts and --out are needed; see --help"
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
+  [[ -z $MODEL || $MODEL == *://* || -d $MODEL ]] || wrong "MODEL=$MODEL: no such folder; a model of the hub is --model"
   gpus=${GPUS:-8}
   job=(--job-name="$NAME" --nodes="${NODES:-1}" --ntasks-per-node="$gpus" --gpus-per-task=1)
   job+=(--cpus-per-task="${CPUS:-8}" --time="${TIME:-04:00:00}" --requeue --signal=TERM@120 --open-mode=append)

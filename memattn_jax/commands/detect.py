@@ -8,6 +8,7 @@ model scores two prompts of its own.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NoReturn
 
 from memattn_jax import demo
@@ -70,6 +71,9 @@ def main(options: Options) -> None:
 
             about = {"model": options.model_name} | done.table.identity["settings"]
             print(write_detection_page(done.table, detectors, Judged(done.rule, level, settle), about))
+        else:
+            with suppress(FileNotFoundError):  # of an earlier run, with other rows or verdicts
+                store.remove("report.html")
 
 
 def cli(*, alone: bool = False) -> NoReturn:

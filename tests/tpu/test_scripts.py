@@ -188,6 +188,12 @@ def test_slurm_submits_itself(environment):
     assert flags["--partition"] == "gpu"
 
 
+def test_slurm_takes_no_model_of_the_hub(environment):
+    done = run("slurm.sh", *DETECT, environment=environment | {"MODEL": "owner/name"})
+    assert (done.returncode, fake_commands.calls(environment)) == (2, [])
+    assert "a model of the hub is --model" in done.stderr
+
+
 def python_that(folder: Path, body: str) -> str:
     """A stand-in for the environment's Python, which says what it was called with."""
     path = folder / "python"
