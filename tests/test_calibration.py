@@ -238,7 +238,9 @@ def test_the_built_in_model_has_thresholds(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_refused_leaves_the_calibration_that_is_there(calibrated, model, prompt_files, tmp_path):
+def test_a_run_that_is_refused_leaves_the_calibration_that_is_there(
+    calibrated, model, prompt_files, tmp_path, monkeypatch
+):
     shutil.copytree(calibrated, tmp_path / "out")
     before = (tmp_path / "out" / "calibration.json").read_bytes()
     (tmp_path / "other.txt").write_text("".join(f"{prompt} again\n" for prompt in CLEAN))
@@ -251,6 +253,11 @@ def test_a_run_that_is_refused_leaves_the_calibration_that_is_there(calibrated, 
     assert status == 0
     assert (tmp_path / "out" / "calibration.json").read_bytes() != before
     assert not (tmp_path / "out" / "report.html").exists()
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"command": "detect"', '"command": "generate"'))
+    monkeypatch.setattr(detect, "score_log", None)  # refused before anything is calibrated
+    status, _, errors = command("detect", *arguments, "--out", tmp_path / "out", *FAST)
+    assert (status, "holds results of `generate`" in errors[-1]) == (2, True)
 
 
 @pytest.mark.slow

@@ -159,6 +159,15 @@ def test_a_model_without_a_size_is_refused(tmp_path, monkeypatch):
         evaluate_mitigations(options, ["a"], ["b"])
 
 
+def test_a_layer_that_the_model_lacks_is_refused_before_anything_is_measured(sd, tmp_path, monkeypatch):
+    monkeypatch.setattr("memattn_jax.pipeline.StableDiffusion.from_pretrained", lambda *_, **__: sd)
+    monkeypatch.setattr("memattn_jax.commands.mitigation_study.measure", None)
+    chosen = "embedding_noise,attention_mask:sites=down_blocks.9.attn2"
+    options = evaluate.Options(out=tmp_path, mitigations=chosen, memorized="a", clean="b")
+    with pytest.raises(InputError, match=r"unknown cross-attention layer of attention_mask 'down_blocks\.9\.attn2'"):
+        evaluate_mitigations(options, ["a"], ["b"])
+
+
 def spoilt(part):
     return jax.tree.map(lambda weight: weight * jnp.nan, part)
 

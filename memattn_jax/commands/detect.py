@@ -55,12 +55,17 @@ def main(options: Options) -> None:
         raise InputError(f"--out {store}: holds {CALIBRATION} already; choose another folder or add --overwrite")
     from memattn_jax.pipeline import StableDiffusion
     from memattn_jax.report.findings import summarize
+    from memattn_jax.runs.refusal import check_early
+    from memattn_jax.runs.table import MANIFEST
 
     mesh = make_mesh(options.mesh)
     check_schedule(options, given)
     sd = StableDiffusion.from_pretrained(
         demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
     )
+    if clean is not None and scored is not None and not options.overwrite:  # before hours of calibration
+        known = {"command": "detect", "keep": list(options.kept), "model": sd.fingerprint()}
+        check_early(str(store), store.read(MANIFEST), known)
     done = score_log(sd, options, scored, given, store, part, clean)
     if done is not None:
         kind = None if done.calibration is None else done.calibration.kind

@@ -9,7 +9,7 @@ from PIL import Image
 from memattn_jax import demo
 from memattn_jax.commands.mitigating import describe, make_mitigation
 from memattn_jax.commands.naming import Named, named_mitigations
-from memattn_jax.errors import InputError
+from memattn_jax.errors import InputError, check_name
 from memattn_jax.prompts import stream_prompts
 from memattn_jax.registries import PRESETS
 from memattn_jax.text import counted, printable
@@ -133,6 +133,9 @@ def evaluate_mitigations(options: "Options", memorized: list[str], clean: list[s
     sd = StableDiffusion.from_pretrained(demo.locate(options.model), options.model_dtype, mesh, **options.source)
     if None in sd.latent_shape():
         raise InputError("the model's config has no sample_size, which evaluate needs")
+    for name, mitigation in made.items():
+        for site in getattr(mitigation, "sites", None) or ():
+            check_name(f"cross-attention layer of {name.partition(':')[0]}", site, sd.sites)
     references = None
     if images is not None:
         size = [side * sd.vae.config.scale for side in sd.latent_shape()[:2]]

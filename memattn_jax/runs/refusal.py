@@ -45,6 +45,26 @@ def refusal(folder: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     return text
 
 
+def check_early(folder: str, manifest: bytes | None, known: dict[str, Any]) -> None:
+    """Refuses a folder by what is known of the results before anything is computed.
+
+    Args:
+      folder: the output folder.
+      manifest: what it holds; None, or no manifest of this package, is left to `ShardedTable.claim`.
+      known: entries of the identity of the results to write.
+
+    Raises:
+      InputError: see `refusal`.
+    """
+    try:
+        old = json.loads(manifest or b"")["identity"]
+        new = old | known
+    except (ValueError, KeyError, TypeError):
+        return
+    if new != old:
+        raise InputError(refusal(folder, old, new))
+
+
 def require_same(folder: str, row: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Refuses to go on with a row that was made from something else.
 

@@ -52,13 +52,24 @@ class Checkpoints:
             raise OSError(f"the checkpoint of step {step} was not written ({reason}); {kept}") from None
 
     def restore(self, like: Any) -> Any:
-        """The newest state, with the structure and shardings of `like`; `like` itself if there is none."""
+        """The newest state, with the structure and shardings of `like`; `like` itself if there is none.
+
+        Raises:
+          InputError: its files cannot be read.
+        """
         step = self.manager.latest_step()
         if step is None:
             return like
         leaves, structure = jax.tree.flatten(like)
         template = {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
-        stored = self.manager.restore(step, args=self.ocp.args.StandardRestore(template))
+        try:
+            stored = self.manager.restore(step, args=self.ocp.args.StandardRestore(template))
+        except (OSError, ValueError, KeyError) as error:
+            where, reason = self.manager.directory / str(step), str(error).splitlines()[0]
+            raise InputError(
+                f"{where}: cannot be read ({printable(reason, 100)}); remove it, and the same command goes on from the "
+                "checkpoint before it, where there is one"
+            ) from None
         return jax.tree.unflatten(structure, [stored[name] for name in sorted(stored)])
 
 

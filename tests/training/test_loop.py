@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax.numpy as jnp
@@ -88,6 +89,19 @@ def test_a_step_is_saved_before_what_may_fail_after_it(run, tmp_path):
     with pytest.raises(MemoryError):
         run(callbacks=loop.Callbacks(step=sample))
     assert loop.last_checkpoint(tmp_path / "out") == 4
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, tmp_path):
+    run()
+    (newest,) = (path for path in (tmp_path / "out/checkpoints").iterdir() if path.name == "10")
+    for path in newest.rglob("*"):
+        if path.is_file() and "/d/" in path.as_posix():
+            path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"checkpoints/10: cannot be read \\(.*remove it"):
+        run()
+    shutil.rmtree(newest)
+    state, finished = run()
+    assert (finished, float(state.params["w"])) == (True, sum(range(11)))
 
 
 def test_checkpoints_without_their_settings_are_refused(run, tmp_path):
