@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from verb_runs import command
 
 from memattn_jax import InputError
 from memattn_jax.commands import detect, options
@@ -40,3 +41,16 @@ def test_ray_that_is_not_installed_is_missed_before_a_model_is_loaded(monkeypatc
     monkeypatch.setattr(options, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^ray is not installed: .*memattn-jax\[ray\]"):
         detect.Options(prompt=("a",), engine="ray").check()
+
+
+def test_a_mesh_is_of_the_actors_devices(model, tmp_path, monkeypatch):
+    """The machine that gives the command may have none of them."""
+
+    def init(*arguments, **settings):
+        raise ConnectionError
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    monkeypatch.setattr(options, "find_spec", lambda name: name)
+    arguments = ("--model", model, "--engine", "ray", "--ray-address", "auto", "--mesh", "data=64")
+    status, _, errors = command("detect", "a", *arguments, "--detectors", "noise_norm", "--out", tmp_path / "out")
+    assert (status, "--ray-address auto: no Ray cluster" in errors[-1]) == (2, True)

@@ -58,7 +58,7 @@ def main(options: Options) -> None:
     from memattn_jax.runs.refusal import check_early
     from memattn_jax.runs.table import MANIFEST
 
-    mesh = make_mesh(options.mesh)
+    mesh = make_mesh(None if options.engine == "ray" else options.mesh)  # Ray's actors have the devices
     check_schedule(options, given)
     sd = StableDiffusion.from_pretrained(
         demo.locate(options.model), dtype=options.model_dtype, mesh=mesh, **options.source
