@@ -187,11 +187,13 @@ def train(
                 )
             log.write(json.dumps(line) + "\n")
             log.flush()
-            stopped = stopping()
-            if stopped or step == steps or step % checkpoint_every == 0:
-                checkpoints.save(step, state)  # before anything that may fail
+            due = step == steps or step % checkpoint_every == 0
+            if due:  # before anything that may fail
+                checkpoints.save(step, state)
             callbacks.step(step, line, state)
-            if stopped:
+            if stopping():
+                if not due:
+                    checkpoints.save(step, state)
                 break
         if stopping() == signal.SIGINT:
             raise KeyboardInterrupt
