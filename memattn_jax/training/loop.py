@@ -65,10 +65,9 @@ class Checkpoints:
         try:
             stored = self.manager.restore(step, args=self.ocp.args.StandardRestore(template))
         except (OSError, ValueError, KeyError) as error:
-            where, reason = self.manager.directory / str(step), str(error).splitlines()[0]
             raise InputError(
-                f"{where}: cannot be read ({printable(reason, 100)}); remove it, and the same command goes on from the "
-                "checkpoint before it, where there is one"
+                f"{self.manager.directory / str(step)}: cannot be read ({printable(str(error), 100)}); remove it, and "
+                "the same command goes on from the checkpoint before it, where there is one"
             ) from None
         return jax.tree.unflatten(structure, [stored[name] for name in sorted(stored)])
 
