@@ -204,6 +204,8 @@ def agree(options: Options, images: list[Path]) -> tuple[str, dict[str, Any]]:
     found = [Agreeing(prompt, *one) for prompt, ones in zip(groups, agreed, strict=True) for one in ones]
     if not found:
         raise InputError(f"no prompt has two images that can be used, of {counted(count, 'image')}")
+    if lost := sum(not ones for ones in agreed):
+        print(f"{counted(lost, 'prompt')} left out, without two images that differ and can be read")
     write_csv(options.out / "agreement.csv", map(agreement_row, found))
     draw_agreement(options.out / "agreement.png", found)
     leading = found[0].found.measure.model
